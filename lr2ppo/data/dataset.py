@@ -1,0 +1,188 @@
+"""The one dataset and the one batch type of all stages."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from lr2ppo.config import DataConfig
+from lr2ppo.data.annotations import Clip, Need, raise_faults, read_clips
+from lr2ppo.data.features import FeatureStore
+from lr2ppo.errors import UserError
+
+Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """What a batch wants of one clip; drawn by a sampler, so that workers draw nothing.
+
+    `labels [L]` are the distinct label positions to read; `filled [N]`, `pairs [P, 2]` index into `labels`;
+    `first_is_better [P]` says how annotated pairs are ordered; `seed` draws the frames where their order is random.
+    """
+
+    clip: int
+    labels: Positions
+    filled: Positions | None = None
+    pairs: Positions | None = None
+    first_is_better: NDArray[np.bool_] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ClipItem:
+    """One clip as read: see `ClipBatch` for the fields."""
+
+    clip: int
+    text: list[Tensor]
+    frames: Tensor
+    grades: Tensor
+    filled: Tensor
+    pairs: Tensor
+    first_is_better: Tensor
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """Padded clips; masks are False on padding.
+
+    clips [B] long (positions in the dataset); text [B, L, T, text width]; text_mask [B, L, T]; label_mask [B, L];
+    frames [B, F, image width]; frame_mask [B, F]; grades [B, L] float, 0 where there are none;
+    filled [B, N] long, the fixed-length list of stage 1; pairs [B, P, 2] long, label positions as shown;
+    pair_mask [B, P]; first_is_better [B, P] bool, of annotated pairs.
+    """
+
+    clips: Tensor
+    text: Tensor
+    text_mask: Tensor
+    label_mask: Tensor
+    frames: Tensor
+    frame_mask: Tensor
+    grades: Tensor
+    filled: Tensor
+    pairs: Tensor
+    pair_mask: Tensor
+    first_is_better: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+
+class ClipDataset(Dataset[ClipItem]):
+    """Clips with their features, read as a `ClipRequest` says."""
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        store: FeatureStore,
+        *,
+        frames: int,
+        frame_order: Literal["even", "random"] = "even",
+        exact_frames: bool = False,
+    ) -> None:
+        """`frames` is the most taken of a clip; with `exact_frames`, shorter clips repeat theirs to reach it."""
+        self.clips = clips
+        self.store = store
+        self.frames = frames
+        self.frame_order = frame_order
+        self.exact_frames = exact_frames
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, request: ClipRequest) -> ClipItem:
+        clip = self.clips[request.clip]
+        text, lengths = self.store.text(clip.id, request.labels.tolist())
+        grades = np.zeros(len(request.labels)) if clip.grades is None else clip.grades[request.labels]
+        frames = self.store.frames(clip.id)
+        chosen = frames[self.choose_frames(len(frames), request.seed)]
+        return ClipItem(
+            clip=request.clip,
+            text=[torch.from_numpy(row[:length]) for row, length in zip(text, lengths, strict=True)],
+            frames=torch.from_numpy(chosen.reshape(-1, chosen.shape[-1])),
+            grades=torch.from_numpy(grades.astype(np.float32)),
+            filled=_optional(request.filled, (0,), torch.long),
+            pairs=_optional(request.pairs, (0, 2), torch.long),
+            first_is_better=_optional(request.first_is_better, (0,), torch.bool),
+        )
+
+    def choose_frames(self, available: int, seed: int) -> Positions:
+        """Which of a clip's frames are taken: evenly spaced in time order, or in random order."""
+        wanted = self.frames if self.exact_frames else min(self.frames, available)
+        if self.frame_order == "even":
+            return np.linspace(0, available - 1, wanted).round().astype(np.int64)
+        order = np.random.default_rng(seed).permutation(available)
+        return np.resize(order, wanted)
+
+
+def collate(items: Sequence[ClipItem]) -> ClipBatch:
+    """Pad clips to one batch."""
+    labels = max(len(item.text) for item in items)
+    tokens = max((len(row) for item in items for row in item.text), default=0)
+    width = items[0].text[0].shape[-1]
+    text = torch.zeros(len(items), labels, tokens, width)
+    text_mask = torch.zeros(len(items), labels, tokens, dtype=torch.bool)
+    for position, item in enumerate(items):
+        for label, row in enumerate(item.text):
+            text[position, label, : len(row)] = row
+            text_mask[position, label, : len(row)] = True
+    return ClipBatch(
+        clips=torch.tensor([item.clip for item in items]),
+        text=text,
+        text_mask=text_mask,
+        label_mask=_mask([len(item.text) for item in items]),
+        frames=pad_sequence([item.frames for item in items], batch_first=True),
+        frame_mask=_mask([len(item.frames) for item in items]),
+        grades=pad_sequence([item.grades for item in items], batch_first=True),
+        filled=pad_sequence([item.filled for item in items], batch_first=True),
+        pairs=pad_sequence([item.pairs for item in items], batch_first=True),
+        pair_mask=_mask([len(item.pairs) for item in items]),
+        first_is_better=pad_sequence([item.first_is_better for item in items], batch_first=True),
+    )
+
+
+def open_store(data: DataConfig) -> FeatureStore:
+    """The feature files of `data.features`, which may be patterns, as one store."""
+    paths: list[Path] = []
+    for name in data.features:
+        paths += sorted(data.root.glob(name)) if any(c in name for c in "*?[") else [data.root / name]
+    if not paths:
+        raise UserError(f"data.features: nothing in {data.root} matches {', '.join(data.features)}")
+    return FeatureStore(paths)
+
+
+def open_dataset(data: DataConfig, file: str, need: Need, store: FeatureStore, exact_frames: bool) -> ClipDataset:
+    """One annotation file with its features, checked against each other.
+
+    Raises `UserError` naming the clips that lack features or whose features do not fit.
+    """
+    path = data.root / file
+    clips = read_clips(path, need)
+    faults = []
+    for clip in clips:
+        if clip.id not in store:
+            faults.append(f"clip {clip.id}: has no features")
+        elif (found := store.label_count(clip.id)) != len(clip.labels):
+            faults.append(f"clip {clip.id}: found features of {found} labels, wanted {len(clip.labels)}")
+        elif (widths := store.widths(clip.id)) != (store.text_width, store.image_width):
+            faults.append(f"clip {clip.id}: found feature widths {widths}, others have {store.text_width, store.image_width}")
+    raise_faults(path, faults, f"extract its features again into {', '.join(data.features)}")
+    return ClipDataset(clips, store, frames=data.frames, frame_order=data.frame_order, exact_frames=exact_frames)
+
+
+def _mask(lengths: Sequence[int]) -> Tensor:
+    return torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
+
+
+def _optional(array: NDArray[np.generic] | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.zeros(shape, dtype=dtype) if array is None else torch.from_numpy(np.ascontiguousarray(array)).to(dtype)

@@ -1,0 +1,139 @@
+"""What each stage reads of its clips, in an order that follows from the seed and the epoch alone."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import DataLoader, Sampler
+
+from lr2ppo.data.annotations import Clip
+from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, Positions, collate
+
+Draw = Callable[[np.random.Generator], list[ClipRequest]]
+
+
+class EpochSampler(Sampler[list[ClipRequest]]):
+    """Batches of one process: each global batch of `world_size * batch_size` requests is dealt out over processes."""
+
+    def __init__(self, draw: Draw, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        """`draw` makes an epoch's requests in order, as many in each epoch."""
+        self.draw, self.batch_size, self.seed = draw, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self._requests = len(draw(np.random.default_rng(0)))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self._requests // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[list[ClipRequest]]:
+        requests = self.draw(np.random.default_rng([self.seed, self.epoch]))
+        # Every process needs as many requests in every batch, so that gradients weigh the same: wrap a few around.
+        requests += requests[: -len(requests) % self.world_size]
+        step = self.batch_size * self.world_size
+        for start in range(0, len(requests), step):
+            share = min(step, len(requests) - start) // self.world_size
+            first = start + self.rank * share
+            yield requests[first : first + share]
+
+
+def graded_lists(clips: Sequence[Clip], max_labels: int) -> Draw:
+    """Stage 1: every clip once, shuffled, with a list of `max_labels` graded labels."""
+
+    def draw(rng: np.random.Generator) -> list[ClipRequest]:
+        requests = []
+        for clip in rng.permutation(len(clips)).tolist():
+            grades = clips[clip].grades
+            if grades is None:
+                raise ValueError(f"clip {clips[clip].id} has no grades")
+            filled = fill_list(grades, max_labels)
+            labels, positions = np.unique(filled, return_inverse=True)
+            requests.append(ClipRequest(clip, labels, filled=positions, seed=int(rng.integers(2**31))))
+        return requests
+
+    return draw
+
+
+def fill_list(grades: Positions, length: int) -> Positions:
+    """Label positions `[length]`: a longer list is cut; a shorter one repeats its relevant labels in turn."""
+    positions = np.arange(len(grades))
+    relevant = np.flatnonzero(grades > 0)
+    filler = np.resize(relevant if len(relevant) else positions, max(0, length - len(grades)))
+    return np.concatenate([positions[:length], filler])
+
+
+def annotated_pairs(clips: Sequence[Clip], pairs_per_clip: int) -> Draw:
+    """Stage 2: every annotated pair once, shuffled, up to `pairs_per_clip` of a clip together, shown in random order."""
+
+    def draw(rng: np.random.Generator) -> list[ClipRequest]:
+        requests = []
+        for clip, annotated in enumerate(clips):
+            pairs = rng.permutation(annotated.pairs)
+            for start in range(0, len(pairs), pairs_per_clip):
+                requests.append(_annotated_request(clip, pairs[start : start + pairs_per_clip], rng))
+        return [requests[i] for i in rng.permutation(len(requests))]
+
+    return draw
+
+
+def random_pairs(clips: Sequence[Clip], pairs_per_clip: int, visits: int) -> Draw:
+    """Stage 3: every clip of at least two labels `visits` times, shuffled, each time with new random label pairs."""
+    eligible = [clip for clip, item in enumerate(clips) if len(item.labels) > 1]
+
+    def draw(rng: np.random.Generator) -> list[ClipRequest]:
+        requests = []
+        for clip in rng.permutation(np.repeat(eligible, visits)).tolist():
+            count = len(clips[clip].labels)
+            first = rng.integers(count, size=pairs_per_clip)
+            second = (first + rng.integers(1, count, size=pairs_per_clip)) % count
+            labels, positions = np.unique(np.stack([first, second], axis=1), return_inverse=True)
+            pairs = positions.reshape(-1, 2)
+            requests.append(ClipRequest(clip, labels, pairs=pairs, seed=int(rng.integers(2**31))))
+        return requests
+
+    return draw
+
+
+def whole_clips(clips: Sequence[Clip]) -> list[ClipRequest]:
+    """Evaluation: every clip once with all its labels."""
+    return [ClipRequest(clip, np.arange(len(item.labels)), seed=clip) for clip, item in enumerate(clips)]
+
+
+def graded_pairs(clips: Sequence[Clip], pairs_per_clip: int, seed: int) -> list[ClipRequest]:
+    """Stage 2's validation: a fixed set of pairs of labels of different grades, up to `pairs_per_clip` a clip."""
+    rng = np.random.default_rng(seed)
+    requests = []
+    for clip, item in enumerate(clips):
+        if item.grades is None:
+            raise ValueError(f"clip {item.id} has no grades")
+        pairs = np.argwhere(item.grades[:, None] > item.grades[None, :])
+        if len(pairs):
+            chosen = rng.permutation(pairs)[:pairs_per_clip]
+            requests.append(_annotated_request(clip, chosen, rng))
+    return requests
+
+
+def evaluation_loader(
+    dataset: ClipDataset, requests: Sequence[ClipRequest], *, batch_size: int, rank: int, world_size: int, workers: int = 0
+) -> "DataLoader[ClipBatch]":
+    """Batches of this process's share of the requests: each is read exactly once over all processes."""
+    share = requests[rank::world_size]
+    batches = [list(share[start : start + batch_size]) for start in range(0, len(share), batch_size)]
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+
+
+def training_loader(dataset: ClipDataset, sampler: EpochSampler, workers: int) -> "DataLoader[ClipBatch]":
+    return DataLoader(
+        dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0
+    )
+
+
+def _annotated_request(clip: int, pairs: Positions, rng: np.random.Generator) -> ClipRequest:
+    """A request for (better, worse) pairs, each shown in an order drawn at random."""
+    first_is_better = rng.random(len(pairs)) < 0.5
+    shown = np.where(first_is_better[:, None], pairs, pairs[:, ::-1])
+    labels, positions = np.unique(shown, return_inverse=True)
+    return ClipRequest(
+        clip, labels, pairs=positions.reshape(-1, 2), first_is_better=first_is_better, seed=int(rng.integers(2**31))
+    )

@@ -1,0 +1,74 @@
+"""The image encoder: a timm vision transformer over single frames."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+
+from lr2ppo.errors import UserError
+
+FrameTokens = Literal["class", "patches"]
+# Patch tokens are averaged to a grid of this many rows and columns a frame.
+PATCH_GRID = 4
+
+
+class ImageEncoder(nn.Module):
+    """A ViT and its own preprocessing; a frame is its class token, or its patch tokens pooled to a small grid."""
+
+    def __init__(self, model: VisionTransformer, frame_tokens: FrameTokens = "class") -> None:
+        super().__init__()
+        self.model = model.eval()
+        self.frame_tokens = frame_tokens
+        self.transform = create_transform(**resolve_model_data_config(model), is_training=False)
+
+    @classmethod
+    def load(cls, path: Path | str, frame_tokens: FrameTokens = "class") -> Self:
+        """Read a timm ViT folder (config.json and weights); raises `UserError` where it cannot be used."""
+        folder = Path(path)
+        try:
+            architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
+        except (OSError, json.JSONDecodeError, KeyError, TypeError):
+            raise UserError(f"{folder}: found no config.json naming an architecture, wanted a timm ViT folder") from None
+        try:
+            model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+        except (OSError, RuntimeError, ValueError, TypeError) as error:
+            raise UserError(f"{folder}: cannot be loaded as timm's {architecture}: {error}") from None
+        if not isinstance(model, VisionTransformer):
+            raise UserError(f"{folder}: found {architecture}, wanted a vision transformer")
+        return cls(model, frame_tokens)
+
+    @property
+    def width(self) -> int:
+        return int(self.model.embed_dim)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return 1 if self.frame_tokens == "class" else PATCH_GRID**2
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """All tokens after the last norm, class token first: `[B, 3, H, W] -> [B, 1 + patches, D]`."""
+        tokens: Tensor = self.model.forward_features(pixels)
+        return tokens
+
+    def frame_features(self, tokens: Tensor) -> Tensor:
+        """What a frame is made of, from all its tokens: `[B, 1 + patches, D] -> [B, tokens_per_frame, D]`."""
+        if self.frame_tokens == "class":
+            return tokens[:, :1]
+        patches = tokens[:, self.model.num_prefix_tokens :]
+        rows, columns = self.model.patch_embed.grid_size
+        grid = patches.transpose(1, 2).unflatten(2, (rows, columns))
+        return F.adaptive_avg_pool2d(grid, PATCH_GRID).flatten(2).transpose(1, 2)
+
+    @torch.inference_mode()
+    def forward(self, images: Sequence[Image.Image]) -> Tensor:
+        """Features of images: `[images, tokens_per_frame, D]`."""
+        pixels = torch.stack([self.transform(image.convert("RGB")) for image in images])
+        return self.frame_features(self.encode_pixels(pixels.to(next(self.model.parameters()).device)))

@@ -1,0 +1,273 @@
+"""Train tiny encoders from a folder's own pictures and texts, for work without pretrained weights.
+
+Three losses of equal weight: which pictures' captions name a label (contrast between the label's token and each
+picture's best patch), masked words, and whether a label stands in the text beside it.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from timm.models import VisionTransformer
+from tokenizers import ByteLevelBPETokenizer
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import RobertaConfig, RobertaForMaskedLM, RobertaTokenizerFast
+
+from lr2ppo.data import annotations
+from lr2ppo.data.annotations import Clip, read_clips
+from lr2ppo.encoders.image import ImageEncoder
+from lr2ppo.encoders.text import TextEncoder
+from lr2ppo.engine.processes import choose_device
+from lr2ppo.errors import UserError, reports_user_errors
+
+CAPTIONS = "pretrain_data.json"
+TRAINING_FILES = (annotations.SOURCE_TRAIN, annotations.TARGET_TRAIN)
+SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+BASE_VIT = "vit_tiny_patch16_224"
+MASKED_SHARE = 0.15
+MATCHED_LOSS_LIMIT = 0.3
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Pictures with captions, other texts, and the words to be recognised: `named [pictures, words]`."""
+
+    pictures: Sequence[Path]
+    captions: Sequence[str]
+    texts: Sequence[str]
+    words: Sequence[str]
+    named: NDArray[np.bool_]
+
+
+def read_captions(data: Path, limit: int, rng: np.random.Generator) -> Captions:
+    """Captioned pictures of `pretrain_data.json` or, without it, the training clips' frames and descriptions."""
+    clips = [clip for name in TRAINING_FILES if (data / name).is_file() for clip in read_clips(data / name)]
+    if not clips:
+        raise UserError(f"{data}: found none of {', '.join(TRAINING_FILES)}; pretraining needs their labels and texts")
+    captioned: Sequence[Clip] = clips
+    if (data / CAPTIONS).is_file():
+        captioned = read_clips(data / CAPTIONS, need="images")
+    words = sorted({label for clip in clips for label in clip.labels})
+    shown = [(data / image, clip.description) for clip in captioned for image in clip.images if clip.description]
+    shown = [shown[i] for i in rng.permutation(len(shown))[:limit]]
+    captions = [caption for _, caption in shown]
+    named = contains_words(captions, words)
+    if not named.any():
+        raise UserError(f"{data}: no description names any label, so that the tiny encoders have nothing to learn from")
+    keep = np.flatnonzero(named.any(1))
+    return Captions(
+        pictures=[shown[i][0] for i in keep],
+        captions=[captions[i] for i in keep],
+        texts=sorted({clip.description for clip in clips if clip.description}),
+        words=words,
+        named=named[keep],
+    )
+
+
+def contains_words(texts: Sequence[str], words: Sequence[str]) -> NDArray[np.bool_]:
+    """Which words stand in which texts, as whole words: `[texts, words]`."""
+    patterns = [re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE) for word in words]
+    return np.array([[pattern.search(text) is not None for pattern in patterns] for text in texts], dtype=bool)
+
+
+def build_tokenizer(texts: Sequence[str], vocabulary: int) -> RobertaTokenizerFast:
+    """A byte-level BPE tokenizer trained on the texts, with RoBERTa's special tokens."""
+    bpe = ByteLevelBPETokenizer(add_prefix_space=True)
+    bpe.train_from_iterator(texts, vocab_size=vocabulary, min_frequency=2, special_tokens=SPECIAL_TOKENS, show_progress=False)
+    return RobertaTokenizerFast(tokenizer_object=bpe._tokenizer, add_prefix_space=True)
+
+
+def build_text_model(vocabulary: int, width: int, layers: int, heads: int, max_tokens: int) -> RobertaForMaskedLM:
+    """A tiny RoBERTa that starts off the plateau on which it would match no text with another."""
+    config = RobertaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        max_position_embeddings=max_tokens + 2,
+        type_vocab_size=1,
+        initializer_range=1 / math.sqrt(width),
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    model = RobertaForMaskedLM(config)
+    with torch.no_grad():
+        for layer in model.roberta.encoder.layer:
+            # Keys that start as queries let equal words attend to each other from the first step.
+            layer.attention.self.key.weight.copy_(layer.attention.self.query.weight)
+    return model
+
+
+def build_image_model(width: int, layers: int, heads: int, size: int, patch: int) -> tuple[VisionTransformer, dict[str, int]]:
+    """A tiny timm ViT and the arguments that build it again."""
+    shape = {"img_size": size, "patch_size": patch, "embed_dim": width, "depth": layers, "num_heads": heads}
+    model = timm.create_model(BASE_VIT, num_classes=0, **shape)
+    model.pretrained_cfg |= {"input_size": (3, size, size), "crop_pct": 1.0, "num_classes": 0}
+    return model, shape
+
+
+class Pretraining(nn.Module):
+    """The two encoders and the small heads of the three losses, which are thrown away afterwards."""
+
+    def __init__(self, text: RobertaForMaskedLM, encoder: TextEncoder, image: ImageEncoder, captions: Captions) -> None:
+        super().__init__()
+        self.text, self.image = text, image
+        self.encoder, self.captions = encoder, captions
+        self.texts = [*captions.captions, *captions.texts]
+        self.text_names = np.concatenate([captions.named, contains_words(captions.texts, captions.words)])
+        self.is_in_text = nn.Linear(text.config.hidden_size, 1)
+        self.temperature = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, pixels: Tensor, pictures: NDArray[np.int64], rng: np.random.Generator) -> dict[str, Tensor]:
+        """The three losses of a batch of pictures `[B, 3, H, W]` with numbers `pictures [B]`."""
+        named = self.captions.named
+        # Half of the texts are the pictures' own captions, half are others: a label looks the same beside any text.
+        others = rng.integers(len(self.texts), size=len(pictures))
+        texts = np.where(rng.random(len(pictures)) < 0.5, pictures, others)
+        words = np.array([_draw_word(self.text_names[text], rng) for text in texts])
+        tokens = self.encoder.tokenize([(self.captions.words[w], self.texts[t]) for w, t in zip(words, texts, strict=True)])
+        device = pixels.device
+        ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
+        masked_ids, is_masked = self._mask_words(ids, mask)
+        hidden = self.text.roberta(input_ids=masked_ids, attention_mask=mask).last_hidden_state
+        # The label's first token follows <s>.
+        label = hidden[:, 1]
+
+        patches = F.normalize(self.image.encode_pixels(pixels)[:, self.image.model.num_prefix_tokens :], dim=-1)
+        similarity = torch.einsum("td,bpd->tbp", F.normalize(label, dim=-1), patches).amax(-1)
+        names = torch.from_numpy(named[pictures][:, words].T).to(device)
+        in_text = torch.from_numpy(self.text_names[texts, words]).to(device).float()
+        return {
+            "contrast": _contrast(similarity * self.temperature.exp(), names),
+            "words": F.cross_entropy(self.text.lm_head(hidden[is_masked]), ids[is_masked]),
+            "in_text": F.binary_cross_entropy_with_logits(self.is_in_text(label).squeeze(-1), in_text),
+        }
+
+    def _mask_words(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask a share of the description's tokens, but no token of the label: it is to be looked up there."""
+        tokenizer = self.encoder.tokenizer
+        separator = ids == tokenizer.sep_token_id  # type: ignore[attr-defined]
+        description = (separator.cumsum(1) >= 2) & ~separator & mask.bool()
+        of_label = (separator.cumsum(1) == 0) & (ids != tokenizer.cls_token_id)  # type: ignore[attr-defined]
+        label_ids = ids.masked_fill(~of_label, -1)
+        repeats_label = (ids.unsqueeze(2) == label_ids.unsqueeze(1)).any(2)
+        chosen = description & ~repeats_label & (torch.rand(ids.shape, device=ids.device) < MASKED_SHARE)
+        return ids.masked_fill(chosen, tokenizer.mask_token_id), chosen  # type: ignore[attr-defined]
+
+
+def _draw_word(named: NDArray[np.bool_], rng: np.random.Generator) -> int:
+    """A word of the text or one that is not in it, with equal chances."""
+    wanted = named if rng.random() < 0.5 and named.any() else ~named
+    return int(rng.choice(np.flatnonzero(wanted))) if wanted.any() else int(rng.integers(len(named)))
+
+
+def _contrast(logits: Tensor, names: Tensor) -> Tensor:
+    """Cross-entropy of texts against pictures and back, all true matches `[texts, pictures]` sharing the target."""
+    loss = logits.new_zeros(())
+    for rows, matches in ((logits, names), (logits.T, names.T)):
+        some = matches.any(1)
+        target = matches[some].float()
+        loss = loss - (rows[some].log_softmax(-1) * target / target.sum(1, keepdim=True)).sum(1).mean() / 2
+    return loss
+
+
+def load_pictures(paths: Sequence[Path], image: ImageEncoder) -> Tensor:
+    """All pictures as the encoder wants them, in half precision: `[pictures, 3, H, W]`."""
+    pictures = []
+    for path in tqdm(paths, desc="reading pictures", unit="picture", disable=None):
+        try:
+            with Image.open(path) as picture:
+                pictures.append(image.transform(picture.convert("RGB")).half())
+        except OSError as error:
+            raise UserError(f"{path}: is not a readable image: {error}") from None
+    return torch.stack(pictures)
+
+
+def train(model: Pretraining, pixels: Tensor, steps: int, batch: int, learning_rate: float, seed: int) -> dict[str, float]:
+    """AdamW with a cosine schedule; returns each loss, averaged over the last tenth of the steps."""
+    rng = np.random.default_rng(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    device = model.temperature.device
+    last: dict[str, list[float]] = {}
+    progress = tqdm(range(steps), desc="pretraining encoders", unit="step", disable=None)
+    for step in progress:
+        pictures = rng.choice(len(pixels), size=min(batch, len(pixels)), replace=False)
+        losses = model(pixels[pictures].to(device).float(), pictures, rng)
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        progress.set_postfix({name: f"{loss.item():.3f}" for name, loss in losses.items()})
+        if step >= steps - max(1, steps // 10):
+            for name, loss in losses.items():
+                last.setdefault(name, []).append(loss.item())
+    return {name: float(np.mean(values)) for name, values in last.items()}
+
+
+@reports_user_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python -m lr2ppo.encoders.pretrain --data data/mini --out pretrained_models/mini",
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder in LRMovieNet's layout")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the encoders: OUT/roberta and OUT/vit")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--patch-size", type=int, default=8)
+    parser.add_argument("--vocabulary", type=int, default=1000, help="most tokens of the BPE vocabulary")
+    parser.add_argument("--max-tokens", type=int, default=196, help="longest text in tokens")
+    parser.add_argument("--pictures", type=int, default=10000, help="most pictures used; all are held in memory")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    captions = read_captions(args.data, args.pictures, np.random.default_rng(args.seed))
+    tokenizer = build_tokenizer([*captions.captions, *captions.texts, *captions.words], args.vocabulary)
+    text = build_text_model(len(tokenizer), args.width, args.layers, args.heads, args.max_tokens)
+    vit, shape = build_image_model(args.width, args.layers, args.heads, args.image_size, args.patch_size)
+    image = ImageEncoder(vit)
+    model = Pretraining(text, TextEncoder(text.roberta, tokenizer, args.max_tokens), image, captions)
+    model = model.to(choose_device(args.device)).train()
+    losses = train(model, load_pictures(captions.pictures, image), args.steps, args.batch, args.learning_rate, args.seed)
+    if losses["in_text"] > MATCHED_LOSS_LIMIT:
+        raise UserError(
+            f"pretraining did not learn to tell whether a label stands in a text (loss {losses['in_text']:.2f}, wanted "
+            f"at most {MATCHED_LOSS_LIMIT}); try another --seed or more --steps"
+        )
+    save(args.out, text, tokenizer, vit, shape)
+    print(f"wrote {args.out}/roberta and {args.out}/vit; final losses: " + str(losses))
+
+
+def save(
+    out: Path, text: RobertaForMaskedLM, tokenizer: RobertaTokenizerFast, vit: VisionTransformer, shape: dict[str, int]
+) -> None:
+    """Write a Hugging Face RoBERTa folder with its tokenizer, and a timm ViT folder with its config."""
+    text.cpu().eval().save_pretrained(out / "roberta")
+    tokenizer.save_pretrained(out / "roberta")
+    timm.models.save_for_hf(vit.cpu().eval(), str(out / "vit"), model_args=shape, safe_serialization=True)
+
+
+if __name__ == "__main__":
+    main()

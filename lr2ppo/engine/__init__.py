@@ -1,0 +1,1 @@
+"""What the stages share: processes and devices, optimizers, weights on disk, run folders and their logs."""

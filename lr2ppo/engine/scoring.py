@@ -1,0 +1,136 @@
+"""Score every clip of a dataset once, over all processes, and measure the orders that follow."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lr2ppo.data.annotations import Clip
+from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest
+from lr2ppo.data.samplers import evaluation_loader, whole_clips
+from lr2ppo.engine.processes import Processes
+from lr2ppo.metrics import CUTOFFS, ndcg, pair_accuracy
+from lr2ppo.models import PartialOrderModel, RelevanceRanker
+
+Scores = NDArray[np.float64]
+# Orders judged at once; bounds the memory of judging every pair of a long list.
+JUDGED_AT_ONCE = 4096
+
+
+@torch.inference_mode()
+def score_clips(
+    model: RelevanceRanker | PartialOrderModel, dataset: ClipDataset, processes: Processes, batch_size: int, workers: int = 0
+) -> list[Scores]:
+    """Every label's score, a `[labels]` array a clip: a ranker's own, or the share of pairs an order model lets it win."""
+    requests = whole_clips(dataset.clips)
+    loader = evaluation_loader(
+        dataset, requests, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size, workers=workers
+    )
+    training = model.training
+    model.eval()
+    mine: dict[int, Scores] = {}
+    for batch in loader:
+        batch = batch.to(processes.device)
+        scores = rank_labels(model, batch) if isinstance(model, RelevanceRanker) else win_shares(model, batch)
+        for clip, row, mask in zip(batch.clips.tolist(), scores, batch.label_mask, strict=True):
+            mine[clip] = row[mask].double().cpu().numpy()
+    model.train(training)
+    everyone = {clip: scores for share in processes.gather(mine) for clip, scores in share.items()}
+    return [everyone[clip] for clip in range(len(dataset))]
+
+
+def rank_labels(model: RelevanceRanker, batch: ClipBatch) -> Tensor:
+    """A ranker's scores of a batch: [B, L]."""
+    scores: Tensor = model(batch.text, batch.frames, text_mask=batch.text_mask, frame_mask=batch.frame_mask)
+    return scores
+
+
+def win_shares(model: PartialOrderModel, batch: ClipBatch) -> Tensor:
+    """For each label the share of pairs with another label of its clip, shown both ways, that it wins: [B, L]."""
+    vectors = model.encoder(batch.text, batch.frames, text_mask=batch.text_mask, frame_mask=batch.frame_mask)
+    labels = batch.label_mask.shape[1]
+    first, second = torch.triu_indices(labels, labels, offset=1, device=vectors.device)
+    forward, backward = torch.stack([first, second], 1), torch.stack([second, first], 1)
+    first_wins = torch.zeros(len(batch), len(first), device=vectors.device)
+    for shown in (forward, backward):
+        margins = []
+        for part in torch.arange(len(first), device=vectors.device).split(JUDGED_AT_ONCE):
+            orders = torch.stack([torch.cat([shown[part], proposed[part]], 1) for proposed in (forward, backward)])
+            rewards = model.judge(vectors, orders.flatten(0, 1).expand(len(batch), -1, -1)).unflatten(1, (2, -1))
+            margins.append(rewards[:, 0] - rewards[:, 1])
+        first_wins += 0.25 * (1 + torch.cat(margins, 1).sign())
+    both = batch.label_mask[:, first] & batch.label_mask[:, second]
+    wins = torch.zeros_like(batch.grades)
+    wins.index_add_(1, first, first_wins * both)
+    wins.index_add_(1, second, (1 - first_wins) * both)
+    return wins / (batch.label_mask.sum(1, keepdim=True) - 1).clamp(min=1)
+
+
+def ranking_metrics(clips: Sequence[Clip], scores: Sequence[Scores]) -> dict[str, Scores]:
+    """Each clip's NDCG at every cut-off and its pair accuracy: name -> [clips]."""
+    padded, grades, mask = pad_lists(scores, [graded(clip) for clip in clips])
+    metrics = {name: ndcg(padded, grades, mask, k).numpy() for name, k in CUTOFFS.items()}
+    metrics["pair_accuracy"] = pair_accuracy(padded, grades, mask).numpy()
+    return metrics
+
+
+def validation_ndcg(
+    model: RelevanceRanker, dataset: ClipDataset, processes: Processes, batch_size: int
+) -> dict[str, float]:
+    """Mean NDCG at every cut-off over a validation set."""
+    metrics = ranking_metrics(dataset.clips, score_clips(model, dataset, processes, batch_size))
+    return {name: float(metrics[name].mean()) for name in CUTOFFS}
+
+
+def pad_lists(scores: Sequence[Scores], grades: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Lists of different lengths as `[clips, labels]` tensors of scores and grades, and their mask."""
+    rows = [torch.from_numpy(np.asarray(row)) for row in scores]
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
+    targets = pad_sequence([torch.from_numpy(np.asarray(row)) for row in grades], batch_first=True)
+    return pad_sequence(rows, batch_first=True), targets, mask
+
+
+def graded(clip: Clip) -> NDArray[np.int64]:
+    if clip.grades is None:
+        raise ValueError(f"clip {clip.id} has no grades")
+    return clip.grades
+
+
+@torch.inference_mode()
+def judged_pair_accuracy(
+    model: PartialOrderModel, dataset: ClipDataset, requests: Sequence[ClipRequest], processes: Processes, batch_size: int
+) -> float:
+    """Share of annotated pairs whose better order the reward model rewards more."""
+    loader = evaluation_loader(
+        dataset, requests, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size
+    )
+    training = model.training
+    model.eval()
+    right = pairs = 0
+    for batch in loader:
+        chosen, rejected = preference_rewards(model, batch.to(processes.device))
+        right += int((chosen > rejected).sum())
+        pairs += len(chosen)
+    model.train(training)
+    counts = processes.gather((right, pairs))
+    return sum(r for r, _ in counts) / sum(p for _, p in counts)
+
+
+def preference_rewards(model: torch.nn.Module, batch: ClipBatch) -> tuple[Tensor, Tensor]:
+    """Rewards of a batch's annotated pairs with the better and with the worse label proposed first: [pairs] each."""
+    shown, swapped = batch.pairs, batch.pairs.flip(-1)
+    better_first = torch.where(batch.first_is_better.unsqueeze(-1), shown, swapped)
+    chosen = torch.cat([shown, better_first], dim=-1)
+    rejected = torch.cat([shown, better_first.flip(-1)], dim=-1)
+    rewards = model(
+        batch.text,
+        batch.frames,
+        torch.cat([chosen, rejected], dim=1),
+        text_mask=batch.text_mask,
+        frame_mask=batch.frame_mask,
+    )
+    chosen_rewards, rejected_rewards = rewards.chunk(2, dim=1)
+    return chosen_rewards[batch.pair_mask], rejected_rewards[batch.pair_mask]

@@ -1,0 +1,34 @@
+"""The one exception for mistakes a user can mend, and how it reaches the screen."""
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import ParamSpec
+
+Arguments = ParamSpec("Arguments")
+
+
+class UserError(Exception):
+    """A mistake the user can mend: says where it is, what was found, what was wanted and what to do."""
+
+
+def reports_user_errors(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """Make a command end with one message and exit code 2 on a `UserError`, without a traceback."""
+
+    @functools.wraps(command)
+    def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except UserError as error:
+            # All processes of a job meet the same mistake; the launcher ends the others while they wait.
+            if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+                time.sleep(3)
+            print(f"\nerror: {error}", file=sys.stderr, flush=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr, flush=True)
+            sys.exit(130)
+
+    return guarded

@@ -1,0 +1,99 @@
+"""How good an order of labels is: NDCG, pair accuracy and their confidence intervals."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+CUTOFFS: dict[str, int | None] = {
+    "ndcg@1": 1,
+    "ndcg@3": 3,
+    "ndcg@5": 5,
+    "ndcg@10": 10,
+    "ndcg@20": 20,
+    "ndcg": None,
+}
+
+
+def ndcg(scores: Tensor, grades: Tensor, mask: Tensor | None = None, k: int | None = None) -> Tensor:
+    """Normalised discounted cumulative gain of each list, cut after `k` ranks (None: whole lists).
+
+    Shapes: scores, grades, mask: [batch, labels]; mask is False on padding. Returns [batch] float64.
+    Gain 2^grade - 1, discount 1 / log2(rank + 1); 1 where no label has a gain; ties keep the given order.
+    """
+    gains, mask = _gains(grades, mask)
+    ranked = gains.gather(-1, _ranking(scores, mask))
+    ideal = gains.sort(dim=-1, descending=True).values
+    return _normalise(_dcg(ranked, k), _dcg(ideal, k))
+
+
+def chance_ndcg(grades: Tensor, mask: Tensor | None = None, k: int | None = None) -> Tensor:
+    """The exact expectation of `ndcg` under a uniformly random order; same shapes."""
+    gains, mask = _gains(grades, mask)
+    labels = mask.sum(-1)
+    mean_gain = gains.sum(-1) / labels.clamp(min=1)
+    ranks = torch.arange(gains.shape[-1], device=gains.device)
+    reached = ranks < (labels if k is None else labels.clamp(max=k)).unsqueeze(-1)
+    expected = mean_gain * (_discounts(gains) * reached).sum(-1)
+    return _normalise(expected, _dcg(gains.sort(dim=-1, descending=True).values, k))
+
+
+def pair_accuracy(scores: Tensor, grades: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Share of a list's label pairs of different grades that the scores order rightly; a tie counts half.
+
+    Shapes: scores, grades, mask: [batch, labels]. Returns [batch] float64, NaN for a list without such a pair.
+    """
+    mask = torch.ones_like(grades, dtype=torch.bool) if mask is None else mask
+    better = (grades.unsqueeze(-1) > grades.unsqueeze(-2)) & mask.unsqueeze(-1) & mask.unsqueeze(-2)
+    difference = scores.double().unsqueeze(-1) - scores.double().unsqueeze(-2)
+    right = (difference > 0).double() + 0.5 * (difference == 0).double()
+    return (right * better).sum((-1, -2)) / better.sum((-1, -2))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap_mean(values: NDArray[np.float64], samples: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:
+    """Mean over clips with a percentile bootstrap interval; NaN values are left out.
+
+    Shapes: values: [clips]. For a paired comparison give the clips' differences.
+    """
+    values = values[~np.isnan(values)]
+    if len(values) == 0:
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    drawn = np.random.default_rng(seed).integers(len(values), size=(samples, len(values)))
+    low, high = np.quantile(values[drawn].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(values.mean()), float(low), float(high))
+
+
+def _gains(grades: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    mask = torch.ones_like(grades, dtype=torch.bool) if mask is None else mask
+    return (2.0 ** grades.double() - 1.0) * mask, mask
+
+
+def _ranking(scores: Tensor, mask: Tensor) -> Tensor:
+    """Positions by descending score, padding last even behind scores of minus infinity: [batch, labels] long."""
+    by_score = scores.double().argsort(dim=-1, descending=True, stable=True)
+    valid_first = mask.gather(-1, by_score).long().argsort(dim=-1, descending=True, stable=True)
+    return by_score.gather(-1, valid_first)
+
+
+def _discounts(gains: Tensor) -> Tensor:
+    ranks = torch.arange(1, gains.shape[-1] + 1, dtype=torch.float64, device=gains.device)
+    return 1.0 / torch.log2(ranks + 1.0)
+
+
+def _dcg(gains: Tensor, k: int | None) -> Tensor:
+    return (gains * _discounts(gains))[..., :k].sum(-1)
+
+
+def _normalise(dcg: Tensor, ideal_dcg: Tensor) -> Tensor:
+    return torch.where(ideal_dcg > 0, dcg / ideal_dcg.clamp(min=1e-12), torch.ones_like(ideal_dcg))

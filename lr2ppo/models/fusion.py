@@ -1,0 +1,78 @@
+"""The fusion block: one sequence queries another, then a feed-forward net; and the two-layer net used around it."""
+
+import math
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between them: `[..., inputs] -> [..., outputs]`."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(inputs, hidden)
+        self.fc2 = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return output
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries `x [B, Q, D]` over a context `y [B, K, D]`; `mask [B, K]` is False on padding.
+
+    `published` keeps what the published weights were trained with: logits are not scaled before the softmax, and the
+    attended values are divided by sqrt(D), the full width. `scaled` is ordinary attention.
+    """
+
+    def __init__(self, width: int, heads: int, attention: Literal["published", "scaled"]) -> None:
+        super().__init__()
+        self.heads = heads
+        self.published = attention == "published"
+        self.queries = nn.Linear(width, width)
+        self.keys = nn.Linear(width, width)
+        self.values = nn.Linear(width, width)
+        self.projection = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        attended = F.scaled_dot_product_attention(
+            self._split(self.queries(x)),
+            self._split(self.keys(y)),
+            self._split(self.values(y)),
+            attn_mask=None if mask is None else mask[:, None, None, :],
+            scale=1.0 if self.published else None,
+        )
+        attended = attended.transpose(1, 2).flatten(2)
+        if self.published:
+            attended = attended / math.sqrt(x.shape[-1])
+        projected: Tensor = self.projection(attended)
+        return projected
+
+    def _split(self, x: Tensor) -> Tensor:
+        """`[B, N, D] -> [B, heads, N, D / heads]`."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class FusionBlock(nn.Module):
+    """`x` gathers from `y`, then a feed-forward net, each added to what was there; a last LayerNorm closes the block."""
+
+    def __init__(self, width: int, heads: int, attention: Literal["published", "scaled"], dropout: float) -> None:
+        super().__init__()
+        self.norm_x = nn.LayerNorm(width)
+        self.norm_y = nn.LayerNorm(width)
+        self.attention = CrossAttention(width, heads, attention)
+        self.norm_ffn = nn.LayerNorm(width)
+        self.ffn = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.norm_out = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Shapes: x: [B, Q, D]; y: [B, K, D]; mask: [B, K] bool, False on padding. Returns [B, Q, D]."""
+        x = x + self.dropout(self.attention(self.norm_x(x), self.norm_y(y), mask))
+        x = x + self.dropout(self.ffn(self.norm_ffn(x)))
+        fused: Tensor = self.norm_out(x)
+        return fused

@@ -1,0 +1,84 @@
+"""Every loss, as pure functions of tensors."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def smooth_l1_loss(scores: Tensor, grades: Tensor, mask: Tensor | None = None, beta: float = 0.3) -> Tensor:
+    """Stage 1: mean smooth-L1 distance between scores and grades.
+
+    Shapes: scores, grades: [batch, labels] float; mask: [batch, labels] bool, False on padding.
+    """
+    loss = F.smooth_l1_loss(scores, grades.to(scores.dtype), beta=beta, reduction="none")
+    return loss.mean() if mask is None else loss[mask].mean()
+
+
+def preference_hinge_loss(chosen: Tensor, rejected: Tensor, margin: float = 1.0) -> Tensor:
+    """Stage 2: the reward of the order people prefer is to exceed the other's by `margin`.
+
+    Shapes: chosen, rejected: [pairs] float, rewards of the same pair with the better or the worse label first.
+    """
+    return F.relu(margin - (chosen - rejected)).mean()
+
+
+@dataclass(frozen=True)
+class PPOLosses:
+    """The losses of a stage 3 update (scalars) and what they were made of (one value a pair)."""
+
+    policy_loss: Tensor
+    value_loss: Tensor
+    rank_loss: Tensor
+    kl_penalty: Tensor
+    entropy: Tensor
+    advantage: Tensor
+    penalised_reward: Tensor
+    reversed_order: Tensor
+
+
+def ppo_losses(
+    *,
+    scores: Tensor,
+    old_scores: Tensor,
+    proposed: Tensor,
+    reward: Tensor,
+    value: Tensor,
+    old_value: Tensor,
+    weighting: Literal["batch", "pair"] = "batch",
+    margin: float = 0.01,
+    reverse_below: float = -0.1,
+    kl_weight: float = 0.001,
+    entropy_weight: float = 0.001,
+    value_clip: float = 0.5,
+) -> PPOLosses:
+    """Stage 3: the actor's and the critic's loss over label pairs (paper section 3.4).
+
+    Shapes: scores, old_scores: [pairs, 2] float, the pair's scores now and at the rollout; proposed: [pairs, 2] long,
+    positions 0 and 1 in the order the rollout proposed; reward, value, old_value: [pairs] float.
+    `weighting="batch"` is the published objective: the mean hinge over violated pairs, times each pair's |advantage|;
+    `"pair"` weighs each pair's own hinge by its own |advantage| and averages over violated pairs.
+    """
+    old_log_policy, log_policy = old_scores.log_softmax(-1), scores.log_softmax(-1)
+    kl = (old_log_policy.exp() * (old_log_policy - log_policy)).sum(-1)
+    entropy = -(log_policy.exp() * log_policy).sum(-1)
+    penalised_reward = reward - kl_weight * kl
+    advantage = penalised_reward - old_value
+
+    reversed_order = advantage.detach() < reverse_below
+    preferred = torch.where(reversed_order.unsqueeze(-1), proposed.flip(-1), proposed)
+    ordered_scores = scores.gather(-1, preferred)
+    hinge = F.relu(margin - (ordered_scores[:, 0] - ordered_scores[:, 1]))
+    violated = (hinge > 0).sum().clamp(min=1)
+    rank_loss = hinge.sum() / violated
+    if weighting == "batch":
+        policy_loss = (rank_loss * advantage.abs() - entropy_weight * entropy).mean()
+    else:
+        policy_loss = (hinge * advantage.abs()).sum() / violated - entropy_weight * entropy.mean()
+
+    returns = penalised_reward.detach()
+    clipped_value = old_value + (value - old_value).clamp(-value_clip, value_clip)
+    value_loss = torch.maximum((clipped_value - returns) ** 2, (value - returns) ** 2).mean()
+    return PPOLosses(policy_loss, value_loss, rank_loss, kl, entropy, advantage, penalised_reward, reversed_order)

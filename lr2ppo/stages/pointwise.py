@@ -1,0 +1,73 @@
+"""Stage 1: a pointwise ranker learns relevance grades of the source domain."""
+
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lr2ppo.config import PointwiseConfig
+from lr2ppo.data.dataset import ClipBatch, open_dataset, open_store
+from lr2ppo.data.samplers import EpochSampler, graded_lists, training_loader
+from lr2ppo.engine.command import complete_model_config, run_stage
+from lr2ppo.engine.optimizer import build_optimizer
+from lr2ppo.engine.processes import Processes
+from lr2ppo.engine.runs import Run, check_name
+from lr2ppo.engine.scoring import validation_ndcg
+from lr2ppo.models import RelevanceRanker
+from lr2ppo.objectives import smooth_l1_loss
+
+
+def train(config: PointwiseConfig, processes: Processes, fresh: bool) -> None:
+    check_name(config, processes, fresh)
+    store = open_store(config.data)
+    exact = config.model.head == "flatten"
+    clips = open_dataset(config.data, config.data.train, "grades", store, exact)
+    validation = open_dataset(config.data, config.data.validation, "grades", store, exact)
+    config = config.model_copy(update={"model": complete_model_config(config.model, store, config.data.frames)})
+    run = Run(config, processes)
+
+    settings = config.train
+    sampler = EpochSampler(
+        graded_lists(clips.clips, settings.max_labels),
+        batch_size=settings.clips_per_batch,
+        seed=config.seed,
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+    loader = training_loader(clips, sampler, config.data.workers)
+    steps = settings.epochs * len(sampler)
+    ranker = RelevanceRanker(config.model)
+    parallel = processes.parallel(ranker)
+    optimizer, schedule = build_optimizer(ranker, settings, steps)
+    run.say(f"stage 1: {len(clips)} source clips, {steps} steps; validation on {len(validation)} clips")
+
+    step = 0
+    recent: list[float] = []
+    with run.progress(steps) as progress:
+        for epoch in range(settings.epochs):
+            sampler.set_epoch(epoch)
+            for batch in loader:
+                loss = list_loss(parallel, batch.to(processes.device), config.loss.beta)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                step += 1
+                recent.append(loss.item())
+                progress.update()
+                progress.set_postfix(loss=f"{recent[-1]:.4f}", best=run.best_text)
+                if step % settings.evaluate_every == 0 or step == steps:
+                    averages = processes.mean({"loss": sum(recent) / len(recent)})
+                    averages["learning_rate"] = schedule.get_last_lr()[0]
+                    quality = validation_ndcg(ranker, validation, processes, settings.clips_per_batch)
+                    run.record(step, steps, averages, quality, "ndcg", ranker)
+                    recent.clear()
+    run.finish(step, {"": ranker})
+
+
+def list_loss(ranker: nn.Module, batch: ClipBatch, beta: float) -> Tensor:
+    """Smooth-L1 over each clip's fixed-length list; a label that fills it several times is encoded once."""
+    scores = ranker(batch.text, batch.frames, text_mask=batch.text_mask, frame_mask=batch.frame_mask)
+    return smooth_l1_loss(scores.gather(1, batch.filled), batch.grades.gather(1, batch.filled), beta=beta)
+
+
+if __name__ == "__main__":
+    run_stage("pointwise", train)

@@ -1,0 +1,94 @@
+"""Stage 2: a reward model learns from annotated pairs of the target domain which label order people prefer."""
+
+import torch
+from tqdm import tqdm
+
+from lr2ppo.config import ModelConfig, RewardConfig
+from lr2ppo.data.dataset import open_dataset, open_store
+from lr2ppo.data.samplers import EpochSampler, annotated_pairs, graded_pairs, training_loader
+from lr2ppo.engine.command import complete_model_config, run_stage
+from lr2ppo.engine.optimizer import build_optimizer
+from lr2ppo.engine.processes import Processes
+from lr2ppo.engine.runs import Run, check_name, find_earlier
+from lr2ppo.engine.scoring import judged_pair_accuracy, preference_rewards
+from lr2ppo.engine.weights import load_kind
+from lr2ppo.errors import UserError
+from lr2ppo.models import PartialOrderModel, RelevanceRanker
+from lr2ppo.objectives import preference_hinge_loss
+
+
+def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
+    check_name(config, processes, fresh)
+    start = None if config.ranker == "none" else find_earlier(config.ranker, "pointwise", config.preset, config.logs)
+    store = open_store(config.data)
+    exact = config.model.head == "flatten"
+    clips = open_dataset(config.data, config.data.train, "pairs", store, exact)
+    validation = open_dataset(config.data, config.data.validation, "grades", store, exact)
+    validation_pairs = graded_pairs(validation.clips, config.train.validation_pairs, config.seed)
+    config = config.model_copy(update={"model": complete_model_config(config.model, store, config.data.frames)})
+    reward_model = PartialOrderModel(config.model)
+    if start is not None:
+        config = config.model_copy(update={"ranker": str(start)})
+        start_from_ranker(reward_model, load_kind(start / "best", RelevanceRanker), str(start))
+    run = Run(config, processes)
+
+    settings = config.train
+    sampler = EpochSampler(
+        annotated_pairs(clips.clips, settings.pairs_per_clip),
+        batch_size=settings.clips_per_batch,
+        seed=config.seed,
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+    loader = training_loader(clips, sampler, config.data.workers)
+    steps = settings.epochs * len(sampler)
+    parallel = processes.parallel(reward_model)
+    optimizer, schedule = build_optimizer(reward_model, settings, steps)
+    pairs = sum(len(clip.pairs) for clip in clips.clips)
+    run.say(f"stage 2: {pairs} annotated pairs of {len(clips)} target clips, {steps} steps; trunk from {start or 'scratch'}")
+
+    step = 0
+    losses: list[float] = []
+    accuracies: list[float] = []
+    with run.progress(steps) as progress:
+        for epoch in range(settings.epochs):
+            sampler.set_epoch(epoch)
+            for batch in loader:
+                chosen, rejected = preference_rewards(parallel, batch.to(processes.device))
+                loss = preference_hinge_loss(chosen, rejected, config.loss.margin)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                step += 1
+                losses.append(loss.item())
+                accuracies.append((chosen > rejected).float().mean().item())
+                progress.update()
+                progress.set_postfix(loss=f"{losses[-1]:.4f}", best=run.best_text)
+                if step % settings.evaluate_every == 0 or step == steps:
+                    averages = processes.mean(
+                        {"loss": sum(losses) / len(losses), "accuracy": sum(accuracies) / len(accuracies)}
+                    )
+                    averages["learning_rate"] = schedule.get_last_lr()[0]
+                    accuracy = judged_pair_accuracy(
+                        reward_model, validation, validation_pairs, processes, settings.clips_per_batch
+                    )
+                    run.record(step, steps, averages, {"pair_accuracy": accuracy}, "pair_accuracy", reward_model)
+                    losses.clear()
+                    accuracies.clear()
+    run.finish(step, {"": reward_model})
+
+
+def start_from_ranker(reward_model: PartialOrderModel, ranker: RelevanceRanker, source: str) -> None:
+    """Take over the ranker's trunk; raises `UserError` where its shape is another."""
+    wanted, found = reward_model.encoder.config, ranker.encoder.config
+    differing = [key for key in ModelConfig.model_fields if key != "dropout" and getattr(wanted, key) != getattr(found, key)]
+    if differing:
+        keys = ", ".join(f"model.{key} {getattr(found, key)!r} (here {getattr(wanted, key)!r})" for key in differing)
+        raise UserError(f"ranker: {source} has another shape: {keys}; make them equal, or give ranker=none")
+    with torch.no_grad():
+        reward_model.encoder.load_state_dict(ranker.encoder.state_dict())
+
+
+if __name__ == "__main__":
+    run_stage("reward", train)
