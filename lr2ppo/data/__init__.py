@@ -4,4 +4,13 @@ from lr2ppo.data.annotations import Clip, read_clips, write_clips
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest
 from lr2ppo.data.features import FeatureStore, FeatureWriter
 
-__all__ = ["Clip", "ClipBatch", "ClipDataset", "ClipRequest", "FeatureStore", "FeatureWriter", "read_clips", "write_clips"]
+__all__ = [
+    "Clip",
+    "ClipBatch",
+    "ClipDataset",
+    "ClipRequest",
+    "FeatureStore",
+    "FeatureWriter",
+    "read_clips",
+    "write_clips",
+]

@@ -128,7 +128,7 @@ def _parse_clip(entry: Any, need: Need) -> Clip:
 
 
 def _parse_grades(tags: Sequence[dict[str, Any]], required: bool) -> NDArray[np.int64] | None:
-    targets = [tag.get("target") for tag in tags]
+    targets: list[Any] = [tag.get("target") for tag in tags]
     if not required and all(target is None for target in targets):
         return None
     grades = []

@@ -175,7 +175,9 @@ def open_dataset(data: DataConfig, file: str, need: Need, store: FeatureStore, e
         elif (found := store.label_count(clip.id)) != len(clip.labels):
             faults.append(f"clip {clip.id}: found features of {found} labels, wanted {len(clip.labels)}")
         elif (widths := store.widths(clip.id)) != (store.text_width, store.image_width):
-            faults.append(f"clip {clip.id}: found feature widths {widths}, others have {store.text_width, store.image_width}")
+            faults.append(
+                f"clip {clip.id}: found feature widths {widths}, others have {store.text_width, store.image_width}"
+            )
     raise_faults(path, faults, f"extract its features again into {', '.join(data.features)}")
     return ClipDataset(clips, store, frames=data.frames, frame_order=data.frame_order, exact_frames=exact_frames)
 

@@ -69,7 +69,8 @@ class FeatureStore:
     def frames(self, clip_id: str) -> Array:
         """Features of all of a clip's frames `[frames, tokens_per_frame, D]`."""
         rows = self._group(clip_id)["img_emb"][()].astype(np.float32, copy=False)
-        return rows.reshape(-1, self.tokens_per_frame, rows.shape[-1])
+        frames: Array = rows.reshape(-1, self.tokens_per_frame, rows.shape[-1])
+        return frames
 
     def _files(self) -> list[h5py.File]:
         process = os.getpid()

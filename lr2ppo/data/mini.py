@@ -5,6 +5,7 @@ fills; target clips by whether the description says that the clip is about it an
 """
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +26,16 @@ NOUNS = (
     "flag flower guitar hammer hat house kite knife ladder lamp leaf moon mirror piano pillow rope ship star table "
     "tower wheel"
 ).split()
-SCENES = {"sand": (214, 190, 140), "grass": (96, 150, 80), "sea": (70, 110, 160), "night": (28, 28, 48), "snow": (232, 236, 240)}
+SCENES = {
+    "sand": (214, 190, 140),
+    "grass": (96, 150, 80),
+    "sea": (70, 110, 160),
+    "night": (28, 28, 48),
+    "snow": (232, 236, 240),
+}
 COLOURS = (
-    (205, 40, 40), (245, 140, 20), (240, 225, 40), (20, 220, 90), (40, 230, 230), (30, 50, 215), (150, 40, 190), (250, 120, 200),
+    (205, 40, 40), (245, 140, 20), (240, 225, 40), (20, 220, 90), (40, 230, 230), (30, 50, 215),
+    (150, 40, 190), (250, 120, 200),
 )  # fmt: skip
 SHAPES = ("disc", "square", "triangle", "diamond", "ring", "cross", "horizontal bar", "vertical bar")
 
@@ -130,7 +138,9 @@ def draw_clip(world: World, domain: str, name: str, root: Path, rng: Generator) 
         )
         words = rng.permutation(words)
         first, second, *others = [NOUNS[candidates[word]] for word in words]
-        description = f"this story is about the {first} and the {second} in the {scene} . there is also {' and '.join(others)}"
+        description = (
+            f"this story is about the {first} and the {second} in the {scene} . there is also {' and '.join(others)}"
+        )
     mentioned = np.isin(np.arange(LABELS), words)
     grade = source_grades if domain == "source" else target_grades
     return Clip(
@@ -155,7 +165,7 @@ def draw_captioned_frame(world: World, name: str, root: Path, rng: Generator) ->
 
 
 def annotate_pairs(clip: Clip, rng: Generator) -> Clip:
-    """Draw the annotated 10 %: 20 random label pairs, of which those of different grades are kept as (better, worse)."""
+    """Draw the annotated 10 %: 20 random label pairs, those of different grades kept as (better, worse)."""
     if clip.grades is None:
         raise ValueError(f"clip {clip.id} has no grades")
     every_pair = np.array([(a, b) for a in range(LABELS) for b in range(a)])
@@ -215,7 +225,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.out.exists() and any(arguments.out.iterdir()):
         raise UserError(f"{arguments.out}: is not empty; give a new folder, or remove this one first")
-    write_mini(arguments.out, arguments.seed, {split: getattr(arguments, split) for split in SIZES})
+    # Drawn under another name first, so that a folder of the right name is a whole one.
+    partial = arguments.out.with_name(f".{arguments.out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    write_mini(partial, arguments.seed, {split: getattr(arguments, split) for split in SIZES})
+    partial.replace(arguments.out)
     counts = ", ".join(f"{getattr(arguments, split)} {split}" for split in SIZES)
     print(f"wrote {arguments.out}: {counts} clips")
 

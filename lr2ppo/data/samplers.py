@@ -1,6 +1,7 @@
 """What each stage reads of its clips, in an order that follows from the seed and the epoch alone."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
@@ -64,7 +65,7 @@ def fill_list(grades: Positions, length: int) -> Positions:
 
 
 def annotated_pairs(clips: Sequence[Clip], pairs_per_clip: int) -> Draw:
-    """Stage 2: every annotated pair once, shuffled, up to `pairs_per_clip` of a clip together, shown in random order."""
+    """Stage 2: each annotated pair once, shuffled, up to `pairs_per_clip` of a clip together; shown in random order."""
 
     def draw(rng: np.random.Generator) -> list[ClipRequest]:
         requests = []
@@ -115,18 +116,26 @@ def graded_pairs(clips: Sequence[Clip], pairs_per_clip: int, seed: int) -> list[
 
 
 def evaluation_loader(
-    dataset: ClipDataset, requests: Sequence[ClipRequest], *, batch_size: int, rank: int, world_size: int, workers: int = 0
-) -> "DataLoader[ClipBatch]":
+    dataset: ClipDataset,
+    requests: Sequence[ClipRequest],
+    *,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    workers: int = 0,
+) -> Iterable[ClipBatch]:
     """Batches of this process's share of the requests: each is read exactly once over all processes."""
     share = requests[rank::world_size]
     batches = [list(share[start : start + batch_size]) for start in range(0, len(share), batch_size)]
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+    loader: DataLoader[Any] = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+    return loader
 
 
-def training_loader(dataset: ClipDataset, sampler: EpochSampler, workers: int) -> "DataLoader[ClipBatch]":
-    return DataLoader(
+def training_loader(dataset: ClipDataset, sampler: EpochSampler, workers: int) -> Iterable[ClipBatch]:
+    loader: DataLoader[Any] = DataLoader(
         dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0
     )
+    return loader
 
 
 def _annotated_request(clip: int, pairs: Positions, rng: np.random.Generator) -> ClipRequest:

@@ -51,7 +51,9 @@ def check_frames(clips: Sequence[Clip], frames_root: Path) -> None:
     raise_faults(frames_root, faults, "check --frames-root")
 
 
-def extract(clips: Sequence[Clip], frames_root: Path, text: TextEncoder, image: ImageEncoder, out: FeatureWriter) -> int:
+def extract(
+    clips: Sequence[Clip], frames_root: Path, text: TextEncoder, image: ImageEncoder, out: FeatureWriter
+) -> int:
     """Write the features of every clip that `out` does not hold yet; returns how many were written."""
     missing = [clip for clip in clips if clip.id not in out]
     for clip in tqdm(missing, desc="extracting features", unit="clip", disable=None):

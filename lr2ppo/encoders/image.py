@@ -36,7 +36,9 @@ class ImageEncoder(nn.Module):
         try:
             architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
         except (OSError, json.JSONDecodeError, KeyError, TypeError):
-            raise UserError(f"{folder}: found no config.json naming an architecture, wanted a timm ViT folder") from None
+            raise UserError(
+                f"{folder}: found no config.json naming an architecture, wanted a timm ViT folder"
+            ) from None
         try:
             model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
         except (OSError, RuntimeError, ValueError, TypeError) as error:

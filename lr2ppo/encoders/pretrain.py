@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import RobertaConfig, RobertaForMaskedLM, RobertaTokenizerFast
 
+from lr2ppo.config import OptimizerConfig
 from lr2ppo.data import annotations
 from lr2ppo.data.annotations import Clip, read_clips
 from lr2ppo.encoders.image import ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
+from lr2ppo.engine.optimizer import build_optimizer
 from lr2ppo.engine.processes import choose_device
 from lr2ppo.errors import UserError, reports_user_errors
 
@@ -84,7 +86,9 @@ def contains_words(texts: Sequence[str], words: Sequence[str]) -> NDArray[np.boo
 def build_tokenizer(texts: Sequence[str], vocabulary: int) -> RobertaTokenizerFast:
     """A byte-level BPE tokenizer trained on the texts, with RoBERTa's special tokens."""
     bpe = ByteLevelBPETokenizer(add_prefix_space=True)
-    bpe.train_from_iterator(texts, vocab_size=vocabulary, min_frequency=2, special_tokens=SPECIAL_TOKENS, show_progress=False)
+    bpe.train_from_iterator(
+        texts, vocab_size=vocabulary, min_frequency=2, special_tokens=SPECIAL_TOKENS, show_progress=False
+    )
     return RobertaTokenizerFast(tokenizer_object=bpe._tokenizer, add_prefix_space=True)
 
 
@@ -110,7 +114,9 @@ def build_text_model(vocabulary: int, width: int, layers: int, heads: int, max_t
     return model
 
 
-def build_image_model(width: int, layers: int, heads: int, size: int, patch: int) -> tuple[VisionTransformer, dict[str, int]]:
+def build_image_model(
+    width: int, layers: int, heads: int, size: int, patch: int
+) -> tuple[VisionTransformer, dict[str, int]]:
     """A tiny timm ViT and the arguments that build it again."""
     shape = {"img_size": size, "patch_size": patch, "embed_dim": width, "depth": layers, "num_heads": heads}
     model = timm.create_model(BASE_VIT, num_classes=0, **shape)
@@ -137,7 +143,9 @@ class Pretraining(nn.Module):
         others = rng.integers(len(self.texts), size=len(pictures))
         texts = np.where(rng.random(len(pictures)) < 0.5, pictures, others)
         words = np.array([_draw_word(self.text_names[text], rng) for text in texts])
-        tokens = self.encoder.tokenize([(self.captions.words[w], self.texts[t]) for w, t in zip(words, texts, strict=True)])
+        tokens = self.encoder.tokenize(
+            [(self.captions.words[w], self.texts[t]) for w, t in zip(words, texts, strict=True)]
+        )
         device = pixels.device
         ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
         masked_ids, is_masked = self._mask_words(ids, mask)
@@ -145,7 +153,7 @@ class Pretraining(nn.Module):
         # The label's first token follows <s>.
         label = hidden[:, 1]
 
-        patches = F.normalize(self.image.encode_pixels(pixels)[:, self.image.model.num_prefix_tokens :], dim=-1)
+        patches = F.normalize(self.image.frame_features(self.image.encode_pixels(pixels)), dim=-1)
         similarity = torch.einsum("td,bpd->tbp", F.normalize(label, dim=-1), patches).amax(-1)
         names = torch.from_numpy(named[pictures][:, words].T).to(device)
         in_text = torch.from_numpy(self.text_names[texts, words]).to(device).float()
@@ -158,13 +166,13 @@ class Pretraining(nn.Module):
     def _mask_words(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Mask a share of the description's tokens, but no token of the label: it is to be looked up there."""
         tokenizer = self.encoder.tokenizer
-        separator = ids == tokenizer.sep_token_id  # type: ignore[attr-defined]
+        separator = ids == tokenizer.sep_token_id
         description = (separator.cumsum(1) >= 2) & ~separator & mask.bool()
-        of_label = (separator.cumsum(1) == 0) & (ids != tokenizer.cls_token_id)  # type: ignore[attr-defined]
+        of_label = (separator.cumsum(1) == 0) & (ids != tokenizer.cls_token_id)
         label_ids = ids.masked_fill(~of_label, -1)
         repeats_label = (ids.unsqueeze(2) == label_ids.unsqueeze(1)).any(2)
         chosen = description & ~repeats_label & (torch.rand(ids.shape, device=ids.device) < MASKED_SHARE)
-        return ids.masked_fill(chosen, tokenizer.mask_token_id), chosen  # type: ignore[attr-defined]
+        return ids.masked_fill(chosen, tokenizer.mask_token_id), chosen
 
 
 def _draw_word(named: NDArray[np.bool_], rng: np.random.Generator) -> int:
@@ -195,11 +203,14 @@ def load_pictures(paths: Sequence[Path], image: ImageEncoder) -> Tensor:
     return torch.stack(pictures)
 
 
-def train(model: Pretraining, pixels: Tensor, steps: int, batch: int, learning_rate: float, seed: int) -> dict[str, float]:
+def train(
+    model: Pretraining, pixels: Tensor, steps: int, batch: int, learning_rate: float, seed: int
+) -> dict[str, float]:
     """AdamW with a cosine schedule; returns each loss, averaged over the last tenth of the steps."""
     rng = np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    optimizer, schedule = build_optimizer(
+        model, OptimizerConfig(learning_rate=learning_rate, weight_decay=0.01, warmup=0.1), steps
+    )
     device = model.temperature.device
     last: dict[str, list[float]] = {}
     progress = tqdm(range(steps), desc="pretraining encoders", unit="step", disable=None)
@@ -228,9 +239,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder in LRMovieNet's layout")
     parser.add_argument("--out", type=Path, required=True, help="folder for the encoders: OUT/roberta and OUT/vit")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--heads", type=int, default=4)
@@ -247,10 +258,12 @@ def main() -> None:
     tokenizer = build_tokenizer([*captions.captions, *captions.texts, *captions.words], args.vocabulary)
     text = build_text_model(len(tokenizer), args.width, args.layers, args.heads, args.max_tokens)
     vit, shape = build_image_model(args.width, args.layers, args.heads, args.image_size, args.patch_size)
-    image = ImageEncoder(vit)
+    image = ImageEncoder(vit, "patches")
     model = Pretraining(text, TextEncoder(text.roberta, tokenizer, args.max_tokens), image, captions)
     model = model.to(choose_device(args.device)).train()
-    losses = train(model, load_pictures(captions.pictures, image), args.steps, args.batch, args.learning_rate, args.seed)
+    losses = train(
+        model, load_pictures(captions.pictures, image), args.steps, args.batch, args.learning_rate, args.seed
+    )
     if losses["in_text"] > MATCHED_LOSS_LIMIT:
         raise UserError(
             f"pretraining did not learn to tell whether a label stands in a text (loss {losses['in_text']:.2f}, wanted "

@@ -32,7 +32,9 @@ class TextEncoder(nn.Module):
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder}: found no config.json, wanted a Hugging Face RoBERTa folder")
         if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-            raise UserError(f"{folder}: found no tokenizer.json or vocab.json; copy the encoder's tokenizer files there")
+            raise UserError(
+                f"{folder}: found no tokenizer.json or vocab.json; copy the encoder's tokenizer files there"
+            )
         transformers_logging.disable_progress_bar()
         try:
             # The folder may hold a language-model head that is not wanted here; saying so on each load helps nobody.
@@ -52,7 +54,7 @@ class TextEncoder(nn.Module):
     def tokenize(self, texts: Sequence[tuple[str, str]]) -> Mapping[str, Tensor]:
         """`<s> label </s></s> description </s>`, cut to the longest text read and padded: [B, T] ids and mask."""
         labels, descriptions = [label for label, _ in texts], [description for _, description in texts]
-        encoded = self.tokenizer(  # type: ignore[operator]
+        encoded = self.tokenizer(
             labels, descriptions, truncation=True, max_length=self.max_tokens, padding=True, return_tensors="pt"
         )
         return cast(Mapping[str, Tensor], encoded)

@@ -2,15 +2,13 @@
 
 import argparse
 import os
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from lr2ppo.config import ModelConfig, StageConfig, dump_config, load_config
+from lr2ppo.config import ModelConfig, dump_config, load_config
 from lr2ppo.data.features import FeatureStore
 from lr2ppo.engine.processes import Processes, join_processes
 from lr2ppo.errors import UserError, reports_user_errors
@@ -47,14 +45,8 @@ def run_stage(stage: str, train: Callable[[Any, Processes, bool], None]) -> None
     config = read_stage_config(arguments, stage)
     if config is not None:
         with join_processes(config.device) as processes:
-            seed_everything(config.seed)
+            torch.manual_seed(config.seed)
             train(config, processes, arguments.fresh)
-
-
-def seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def complete_model_config(model: ModelConfig, store: FeatureStore, frames: int) -> ModelConfig:

@@ -12,7 +12,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, steps: int) -> tu
     decayed = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
     plain = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     warmup = max(1, round(config.warmup * steps))
 
     def scale(step: int) -> float:
@@ -21,3 +21,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, steps: int) -> tu
         return max(0.0, (steps - step) / max(1, steps - warmup))
 
     return optimizer, LambdaLR(optimizer, scale)
+
+
+def learning_rate(schedule: LambdaLR) -> float:
+    """The learning rate of the next step."""
+    return float(schedule.get_last_lr()[0])

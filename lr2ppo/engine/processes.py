@@ -52,7 +52,7 @@ class Processes:
 
 @contextmanager
 def join_processes(device: str) -> Iterator[Processes]:
-    """Join the run's process group, on the device asked for (`auto`: the GPU of this process's number, else the CPU)."""
+    """Join the run's process group on a device (`auto`: the GPU of this process's number, else the CPU)."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))

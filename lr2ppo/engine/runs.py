@@ -1,7 +1,6 @@
 """Run folders `logs/<stage>/<name>/`: making them, finding earlier ones, and what is written there."""
 
 import json
-import logging
 import platform
 import re
 import resource
@@ -58,12 +57,22 @@ class Run:
 
     def progress(self, steps: int) -> "tqdm[NoReturn]":
         """A progress bar over the run's steps, on the main process's terminal."""
-        return tqdm(total=steps, desc=str(self.folder.relative_to(self.folder.parents[1])), disable=None if self.is_main else True)
+        return tqdm(
+            total=steps,
+            desc=str(self.folder.relative_to(self.folder.parents[1])),
+            disable=None if self.is_main else True,
+        )
 
     def record(
-        self, step: int, steps: int, train: Mapping[str, float], validation: Mapping[str, float], select: str, model: Model
+        self,
+        step: int,
+        steps: int,
+        train: Mapping[str, float],
+        validation: Mapping[str, float],
+        select: str,
+        model: Model,
     ) -> None:
-        """Log an evaluation and say it in a line; the model is kept in `best/` where validation's `select` is the highest."""
+        """Log an evaluation and say it in a line; keep the model in `best/` where validation's `select` is highest."""
         scalars = {f"train/{name}": value for name, value in train.items()}
         scalars |= {f"validation/{name}": value for name, value in validation.items()}
         improved = self.best is None or validation[select] > self.best

@@ -22,9 +22,13 @@ JUDGED_AT_ONCE = 4096
 
 @torch.inference_mode()
 def score_clips(
-    model: RelevanceRanker | PartialOrderModel, dataset: ClipDataset, processes: Processes, batch_size: int, workers: int = 0
+    model: RelevanceRanker | PartialOrderModel,
+    dataset: ClipDataset,
+    processes: Processes,
+    batch_size: int,
+    workers: int = 0,
 ) -> list[Scores]:
-    """Every label's score, a `[labels]` array a clip: a ranker's own, or the share of pairs an order model lets it win."""
+    """Every label's score, `[labels]` a clip: a ranker's own, or the share of pairs that an order model lets it win."""
     requests = whole_clips(dataset.clips)
     loader = evaluation_loader(
         dataset, requests, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size, workers=workers
@@ -101,7 +105,11 @@ def graded(clip: Clip) -> NDArray[np.int64]:
 
 @torch.inference_mode()
 def judged_pair_accuracy(
-    model: PartialOrderModel, dataset: ClipDataset, requests: Sequence[ClipRequest], processes: Processes, batch_size: int
+    model: PartialOrderModel,
+    dataset: ClipDataset,
+    requests: Sequence[ClipRequest],
+    processes: Processes,
+    batch_size: int,
 ) -> float:
     """Share of annotated pairs whose better order the reward model rewards more."""
     loader = evaluation_loader(

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from lr2ppo.config import ModelConfig
 from lr2ppo.errors import UserError
@@ -53,7 +52,9 @@ def load_model(folder: Path, dropout: float | None = None) -> Model:
         model = KINDS[description["model"]](config)
         tensors = load_file(folder / "model.safetensors")
     except FileNotFoundError as error:
-        raise UserError(f"{folder}: found no {Path(error.filename or 'model.safetensors').name}; is it a run's best/?") from None
+        raise UserError(
+            f"{folder}: found no {Path(error.filename or 'model.safetensors').name}; is it a run's best/?"
+        ) from None
     except (ValidationError, json.JSONDecodeError, KeyError, TypeError, ValueError, SafetensorError, OSError) as error:
         raise UserError(f"{folder}: does not hold a model of ours: {error}") from None
     try:
@@ -67,7 +68,9 @@ def load_kind(folder: Path, kind: type[M], dropout: float | None = None) -> M:
     """`load_model`, refused where the folder holds the other kind of model."""
     model = load_model(folder, dropout)
     if not isinstance(model, kind):
-        raise UserError(f"{folder}: found a {type(model).__name__}, wanted a {kind.__name__}; name a run of the right stage")
+        raise UserError(
+            f"{folder}: found a {type(model).__name__}, wanted a {kind.__name__}; name a run of the right stage"
+        )
     return model
 
 

@@ -1,4 +1,4 @@
-"""The fusion block: one sequence queries another, then a feed-forward net; and the two-layer net used around it."""
+"""The fusion block: one sequence queries another, then a feed-forward net; and the small nets used around it."""
 
 import math
 from typing import Literal
@@ -17,6 +17,21 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return output
+
+
+class ResidualMLP(nn.Module):
+    """A linear map to the width, and an MLP of its normed output added to it: `[..., inputs] -> [..., width]`."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, width)
+        self.norm = nn.LayerNorm(width)
+        self.mlp = MLP(width, 4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        output: Tensor = x + self.mlp(self.norm(x))
         return output
 
 
@@ -52,11 +67,12 @@ class CrossAttention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """`[B, N, D] -> [B, heads, N, D / heads]`."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (self.heads, -1))
+        return heads.transpose(1, 2)
 
 
 class FusionBlock(nn.Module):
-    """`x` gathers from `y`, then a feed-forward net, each added to what was there; a last LayerNorm closes the block."""
+    """`x` gathers from `y`, then a feed-forward net, each added to what was there; a LayerNorm closes the block."""
 
     def __init__(self, width: int, heads: int, attention: Literal["published", "scaled"], dropout: float) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lr2ppo.config import ModelConfig
-from lr2ppo.models.fusion import MLP, FusionBlock
+from lr2ppo.models.fusion import MLP, FusionBlock, ResidualMLP
 
 
 class LabelEncoder(nn.Module):
@@ -23,13 +23,24 @@ class LabelEncoder(nn.Module):
         if config.width % config.heads:
             raise ValueError(f"model.width {config.width} is not a multiple of model.heads {config.heads}")
         self.config = config
-        width = config.width
-        self.text_proj = MLP(config.text_width or width, 4 * width, width)
-        self.image_proj = MLP(config.image_width or width, 4 * width, width)
-        self.fusion = FusionBlock(width, config.heads, config.attention, config.dropout)
-        self.head: FlattenHead | PooledHead = (
-            FlattenHead(width, config.text_tokens, config.frames) if config.head == "flatten" else PooledHead(width)
+        width, text_width, image_width = (
+            config.width,
+            config.text_width or config.width,
+            config.image_width or config.width,
         )
+        self.fusion = FusionBlock(width, config.heads, config.attention, config.dropout)
+        self.text_proj: MLP | ResidualMLP
+        self.image_proj: MLP | ResidualMLP
+        self.head: FlattenHead | PooledHead
+        if config.head == "flatten":
+            self.text_proj = MLP(text_width, 4 * width, width)
+            self.image_proj = MLP(image_width, 4 * width, width)
+            self.head = FlattenHead(width, config.text_tokens, config.frames)
+        else:
+            self.text_proj = ResidualMLP(text_width, width)
+            self.image_proj = ResidualMLP(image_width, width)
+            self.head = PooledHead(width)
+            self._start_aligned()
 
     def forward(
         self, text: Tensor, frames: Tensor, *, text_mask: Tensor | None = None, frame_mask: Tensor | None = None
@@ -47,6 +58,14 @@ class LabelEncoder(nn.Module):
         queries = self.text_proj(text).view(batch, labels * tokens, -1)
         fused = self.fusion(queries, projected_frames, frame_mask).view(batch, labels, tokens, -1)
         return cast(Tensor, self.head(fused, projected_frames, text_mask, frame_mask))
+
+    def _start_aligned(self) -> None:
+        """Start both projections equal, and keys equal to queries: what the encoders aligned is found at once."""
+        shapes = {name: tensor.shape for name, tensor in self.text_proj.state_dict().items()}
+        if shapes == {name: tensor.shape for name, tensor in self.image_proj.state_dict().items()}:
+            self.image_proj.load_state_dict(self.text_proj.state_dict())
+        attention = self.fusion.attention
+        attention.keys.load_state_dict(attention.queries.state_dict())
 
     def _frame_positions(self, frames: Tensor) -> Tensor:
         """Sines and cosines of a frame's place in time, the same for all tokens of a frame: [F, D]."""

@@ -1,13 +1,12 @@
 """Stage 1: a pointwise ranker learns relevance grades of the source domain."""
 
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lr2ppo.config import PointwiseConfig
 from lr2ppo.data.dataset import ClipBatch, open_dataset, open_store
 from lr2ppo.data.samplers import EpochSampler, graded_lists, training_loader
 from lr2ppo.engine.command import complete_model_config, run_stage
-from lr2ppo.engine.optimizer import build_optimizer
+from lr2ppo.engine.optimizer import build_optimizer, learning_rate
 from lr2ppo.engine.processes import Processes
 from lr2ppo.engine.runs import Run, check_name
 from lr2ppo.engine.scoring import validation_ndcg
@@ -56,7 +55,7 @@ def train(config: PointwiseConfig, processes: Processes, fresh: bool) -> None:
                 progress.set_postfix(loss=f"{recent[-1]:.4f}", best=run.best_text)
                 if step % settings.evaluate_every == 0 or step == steps:
                     averages = processes.mean({"loss": sum(recent) / len(recent)})
-                    averages["learning_rate"] = schedule.get_last_lr()[0]
+                    averages["learning_rate"] = learning_rate(schedule)
                     quality = validation_ndcg(ranker, validation, processes, settings.clips_per_batch)
                     run.record(step, steps, averages, quality, "ndcg", ranker)
                     recent.clear()

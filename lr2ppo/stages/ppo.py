@@ -11,7 +11,7 @@ from lr2ppo.config import PPOConfig, PPOLoss
 from lr2ppo.data.dataset import ClipBatch, open_dataset, open_store
 from lr2ppo.data.samplers import EpochSampler, random_pairs, training_loader
 from lr2ppo.engine.command import run_stage
-from lr2ppo.engine.optimizer import build_optimizer
+from lr2ppo.engine.optimizer import build_optimizer, learning_rate
 from lr2ppo.engine.processes import Processes
 from lr2ppo.engine.runs import Run, check_name, find_earlier
 from lr2ppo.engine.scoring import validation_ndcg
@@ -25,7 +25,7 @@ from lr2ppo.objectives import PPOLosses, ppo_losses
 class Rollout:
     """What the weights of the rollout did on a batch, over its pairs.
 
-    scores, proposed: [B, P, 2], the pair's scores and its positions 0 and 1 in the proposed order; reward, value: [B, P].
+    scores [B, P, 2]; proposed [B, P, 2], the positions 0 and 1 in the proposed order; reward, value [B, P].
     """
 
     batch: ClipBatch
@@ -61,8 +61,8 @@ def train(config: PPOConfig, processes: Processes, fresh: bool) -> None:
     updates = batches // settings.batches_per_rollout
     if updates == 0:
         raise UserError(
-            f"train.batches_per_rollout: found {settings.batches_per_rollout}, but the run has {batches} batches in all; "
-            "wanted fewer, or more train.epochs"
+            f"train.batches_per_rollout: found {settings.batches_per_rollout}, but the run has "
+            f"{batches} batches in all; wanted fewer, or more train.epochs"
         )
     run = Run(config, processes)
 
@@ -92,15 +92,17 @@ def train(config: PPOConfig, processes: Processes, fresh: bool) -> None:
                 progress.set_postfix(reward=f"{averages['reward']:.3f}", best=run.best_text)
                 if update % settings.evaluate_every == 0 or update == updates:
                     averages = processes.mean(averages)
-                    averages["actor_learning_rate"] = actor_schedule.get_last_lr()[0]
-                    averages["critic_learning_rate"] = critic_schedule.get_last_lr()[0]
+                    averages["actor_learning_rate"] = learning_rate(actor_schedule)
+                    averages["critic_learning_rate"] = learning_rate(critic_schedule)
                     quality = validation_ndcg(actor, validation, processes, settings.clips_per_batch)
                     run.record(update, updates, averages, quality, "ndcg", actor)
     run.finish(update, {"": actor, "critic": critic})
 
 
 @torch.no_grad()
-def roll_out(actor: RelevanceRanker, reward_model: PartialOrderModel, critic: PartialOrderModel, batch: ClipBatch) -> Rollout:
+def roll_out(
+    actor: RelevanceRanker, reward_model: PartialOrderModel, critic: PartialOrderModel, batch: ClipBatch
+) -> Rollout:
     """Propose each pair's order by descending score; reward it and value the pair as given."""
     actor.eval()
     critic.eval()

@@ -1,13 +1,12 @@
 """Stage 2: a reward model learns from annotated pairs of the target domain which label order people prefer."""
 
 import torch
-from tqdm import tqdm
 
 from lr2ppo.config import ModelConfig, RewardConfig
 from lr2ppo.data.dataset import open_dataset, open_store
 from lr2ppo.data.samplers import EpochSampler, annotated_pairs, graded_pairs, training_loader
 from lr2ppo.engine.command import complete_model_config, run_stage
-from lr2ppo.engine.optimizer import build_optimizer
+from lr2ppo.engine.optimizer import build_optimizer, learning_rate
 from lr2ppo.engine.processes import Processes
 from lr2ppo.engine.runs import Run, check_name, find_earlier
 from lr2ppo.engine.scoring import judged_pair_accuracy, preference_rewards
@@ -45,7 +44,9 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
     parallel = processes.parallel(reward_model)
     optimizer, schedule = build_optimizer(reward_model, settings, steps)
     pairs = sum(len(clip.pairs) for clip in clips.clips)
-    run.say(f"stage 2: {pairs} annotated pairs of {len(clips)} target clips, {steps} steps; trunk from {start or 'scratch'}")
+    run.say(
+        f"stage 2: {pairs} annotated pairs of {len(clips)} target clips, {steps} steps; trunk from {start or 'scratch'}"
+    )
 
     step = 0
     losses: list[float] = []
@@ -69,7 +70,7 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
                     averages = processes.mean(
                         {"loss": sum(losses) / len(losses), "accuracy": sum(accuracies) / len(accuracies)}
                     )
-                    averages["learning_rate"] = schedule.get_last_lr()[0]
+                    averages["learning_rate"] = learning_rate(schedule)
                     accuracy = judged_pair_accuracy(
                         reward_model, validation, validation_pairs, processes, settings.clips_per_batch
                     )
@@ -82,7 +83,9 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
 def start_from_ranker(reward_model: PartialOrderModel, ranker: RelevanceRanker, source: str) -> None:
     """Take over the ranker's trunk; raises `UserError` where its shape is another."""
     wanted, found = reward_model.encoder.config, ranker.encoder.config
-    differing = [key for key in ModelConfig.model_fields if key != "dropout" and getattr(wanted, key) != getattr(found, key)]
+    differing = [
+        key for key in ModelConfig.model_fields if key != "dropout" and getattr(wanted, key) != getattr(found, key)
+    ]
     if differing:
         keys = ", ".join(f"model.{key} {getattr(found, key)!r} (here {getattr(wanted, key)!r})" for key in differing)
         raise UserError(f"ranker: {source} has another shape: {keys}; make them equal, or give ranker=none")

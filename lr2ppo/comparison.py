@@ -1,0 +1,78 @@
+"""Runs side by side on the same clips: means, bootstrap intervals and paired differences, as a text table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lr2ppo.metrics import CUTOFFS, Estimate, bootstrap_mean
+
+METRICS = (*CUTOFFS, "pair_accuracy")
+TITLES = {"ndcg": "NDCG(all)", "pair_accuracy": "pair acc."} | {f"ndcg@{k}": f"NDCG@{k}" for k in (1, 3, 5, 10, 20)}
+CELL = 14
+
+ClipMetrics = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to order the clips: each metric's value for every clip, clips in the same order in all rows."""
+
+    name: str
+    metrics: ClipMetrics
+
+
+def compare(first: ClipMetrics, second: ClipMetrics, samples: int, seed: int) -> dict[str, Estimate]:
+    """The paired difference second - first of every metric, with its bootstrap interval over clips."""
+    return {name: bootstrap_mean(second[name] - first[name], samples, seed) for name in METRICS}
+
+
+def summarise(metrics: ClipMetrics, samples: int, seed: int) -> dict[str, Estimate]:
+    """The mean of every metric, with its bootstrap interval over clips."""
+    return {name: bootstrap_mean(metrics[name], samples, seed) for name in METRICS}
+
+
+def format_table(rows: Sequence[Row], samples: int, seed: int, reference: Sequence[Row] = ()) -> str:
+    """A text table of the rows, then of the paired difference of each row to the one before it.
+
+    `reference` is two rows without intervals, shown first and last: chance and perfect order.
+    """
+    shown = [name for name in METRICS if name != "ndcg@20" or _longer_than_20(rows)]
+    width = max(len(row.name) for row in [*rows, *reference]) + 2
+    width = max([width, *(len(_step(a, b)) + 2 for a, b in pairwise(rows))])
+    lines = [" " * width + "".join(f"{TITLES[name]:>{CELL}}" for name in shown)]
+    for row in reference[:1]:
+        lines.append(_means(row, shown, width))
+    for row in rows:
+        estimates = summarise(row.metrics, samples, seed)
+        lines.append(f"{row.name:<{width}}" + "".join(f"{estimates[name].mean:>{CELL}.3f}" for name in shown))
+        lines.append(" " * width + "".join(f"{_interval(estimates[name], ''):>{CELL}}" for name in shown))
+    for row in reference[1:]:
+        lines.append(_means(row, shown, width))
+    if len(rows) > 1:
+        lines += ["", "paired differences"]
+    for before, after in pairwise(rows):
+        estimates = compare(before.metrics, after.metrics, samples, seed)
+        lines.append(f"{_step(before, after):<{width}}" + "".join(f"{estimates[n].mean:>+{CELL}.3f}" for n in shown))
+        lines.append(" " * width + "".join(f"{_interval(estimates[name], '+'):>{CELL}}" for name in shown))
+    return "\n".join(lines)
+
+
+def _step(before: Row, after: Row) -> str:
+    return f"{after.name} - {before.name}"
+
+
+def _means(row: Row, shown: Sequence[str], width: int) -> str:
+    return f"{row.name:<{width}}" + "".join(f"{np.nanmean(row.metrics[name]):>{CELL}.3f}" for name in shown)
+
+
+def _interval(estimate: Estimate, sign: str) -> str:
+    low, high = (f"{bound:{sign}.3f}".replace("0.", ".") for bound in (estimate.low, estimate.high))
+    return f"[{low} {high}]"
+
+
+def _longer_than_20(rows: Sequence[Row]) -> bool:
+    """Whether any list reaches beyond rank 20, so that NDCG@20 differs from NDCG over the whole list."""
+    return any(not np.array_equal(row.metrics["ndcg@20"], row.metrics["ndcg"]) for row in rows)

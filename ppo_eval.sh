@@ -1,0 +1,14 @@
+#!/bin/sh
+# Evaluation of any stage's run: sh ppo_eval.sh RUN [split=val|test] [key=value ...]
+# Evaluated runs side by side: sh ppo_eval.sh --table RUN RUN ... [split=val|test]
+set -eu
+cd "$(dirname "$0")"
+. scripts/launch.sh
+if [ "${1:-}" = --table ]; then
+    shift
+    exec "$PYTHON" -m lr2ppo.stages.evaluate --config "configs/$PRESET/evaluate.yaml" --table "$@"
+fi
+named ppo_eval.sh "$@"
+name=$1
+shift
+launch evaluate "name=$name" "$@"
