@@ -1,0 +1,44 @@
+#!/bin/sh
+# Everything on the mini benchmark for one seed: data, encoders, features, the three stages and their evaluation.
+# sh scripts/mini.sh NAME SEED DATA [key=value ...]   (overrides go to the three training stages)
+# Data and encoders that are there are used again; runs called NAME are made anew.
+set -eu
+cd "$(dirname "$0")/.."
+PRESET=mini
+. scripts/launch.sh
+name=$1
+seed=$2
+data=$3
+shift 3
+encoders=pretrained_models/$(basename "$data")
+
+step() { printf '\n== %s\n' "$1"; }
+
+step "1/6 clips: $data"
+if [ -d "$data" ]; then
+    echo "already there"
+else
+    "$PYTHON" -m lr2ppo.data.mini "$data" --seed "$seed"
+fi
+
+step "2/6 encoders: $encoders"
+if [ -f "$encoders/vit/config.json" ]; then
+    echo "already there"
+else
+    "$PYTHON" -m lr2ppo.encoders.pretrain --data "$data" --out "$encoders" --seed "$seed"
+fi
+
+step "3/6 features: $data/clean_feat.h5"
+"$PYTHON" -m lr2ppo.encoders.extract --data "$data" \
+    --text "$encoders/roberta" --image "$encoders/vit" --frame-tokens patches
+
+step "4/6 stage 1, the pointwise ranker"
+launch pointwise --fresh "name=$name" "seed=$seed" "data.root=$data" "$@"
+step "5/6 stage 2, the reward model"
+launch reward --fresh "name=$name" "seed=$seed" "data.root=$data" "ranker=$name" "$@"
+step "6/6 stage 3, LR2PPO"
+launch ppo --fresh "name=$name" "seed=$seed" "data.root=$data" "ranker=$name" "reward=$name" "$@"
+
+for stage in pointwise reward ppo; do
+    launch evaluate "name=$stage/$name" >"logs/$stage/$name/evaluation.txt"
+done

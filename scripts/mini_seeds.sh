@@ -1,0 +1,24 @@
+#!/bin/sh
+# The mini benchmark over several seeds, each with its own world, clips, encoders and runs, and one table of all.
+# sh scripts/mini_seeds.sh [SEED ...]   (default 1 2 3)
+set -eu
+cd "$(dirname "$0")/.."
+sh scripts/setup.sh
+PRESET=mini
+. scripts/launch.sh
+[ $# -gt 0 ] || set -- 1 2 3
+
+for seed in "$@"; do
+    printf '\n==== seed %s\n' "$seed"
+    sh scripts/mini.sh "seed-$seed" "$seed" "data/mini-$seed"
+done
+
+# stage/seed-1,stage/seed-2,...: one row of the table
+row() {
+    stage=$1
+    shift
+    printf "$stage/seed-%s\n" "$@" | paste -sd, -
+}
+printf '\n== all seeds together\n'
+"$PYTHON" -m lr2ppo.stages.evaluate --config configs/mini/evaluate.yaml \
+    --table "$(row pointwise "$@")" "$(row ppo "$@")" "$(row reward "$@")"
