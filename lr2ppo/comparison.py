@@ -40,8 +40,7 @@ def format_table(rows: Sequence[Row], samples: int, seed: int, reference: Sequen
     `reference` is two rows without intervals, shown first and last: chance and perfect order.
     """
     shown = [name for name in METRICS if name != "ndcg@20" or _longer_than_20(rows)]
-    width = max(len(row.name) for row in [*rows, *reference]) + 2
-    width = max([width, *(len(_step(a, b)) + 2 for a, b in pairwise(rows))])
+    width = max(len(row.name) for row in [*rows, *reference]) + 4
     lines = [" " * width + "".join(f"{TITLES[name]:>{CELL}}" for name in shown)]
     for row in reference[:1]:
         lines.append(_means(row, shown, width))
@@ -55,13 +54,19 @@ def format_table(rows: Sequence[Row], samples: int, seed: int, reference: Sequen
         lines += ["", "paired differences"]
     for before, after in pairwise(rows):
         estimates = compare(before.metrics, after.metrics, samples, seed)
-        lines.append(f"{_step(before, after):<{width}}" + "".join(f"{estimates[n].mean:>+{CELL}.3f}" for n in shown))
-        lines.append(" " * width + "".join(f"{_interval(estimates[name], '+'):>{CELL}}" for name in shown))
+        lines.append(f"{after.name:<{width}}" + "".join(f"{estimates[name].mean:>+{CELL}.3f}" for name in shown))
+        minus = f" - {before.name}"
+        lines.append(f"{minus:<{width}}" + "".join(f"{_interval(estimates[name], '+'):>{CELL}}" for name in shown))
     return "\n".join(lines)
 
 
-def _step(before: Row, after: Row) -> str:
-    return f"{after.name} - {before.name}"
+def describe_gain(before: Row, after: Row, samples: int, seed: int) -> str:
+    """One sentence: by how much a row's NDCG over whole lists is above another's."""
+    gain = compare(before.metrics, after.metrics, samples, seed)["ndcg"]
+    return (
+        f"{after.name} is {abs(gain.mean):.3f} NDCG(all) {'above' if gain.mean >= 0 else 'below'} {before.name} "
+        f"(95 % interval {gain.low:+.3f} to {gain.high:+.3f})."
+    )
 
 
 def _means(row: Row, shown: Sequence[str], width: int) -> str:

@@ -37,6 +37,11 @@ def plot_results(runs: Sequence[Path], split: str) -> Figure:
             label=f"{STAGE_TITLES.get(stage, stage)} ({run.name})",
         )  # fmt: skip
         axes.bar_label(bars, fmt="{:.2f}", label_type="center", color="white", fontsize=8)
+    chance = [read_results(runs[0], split)["chance"][metric] for metric in BAR_METRICS]
+    axes.hlines(
+        chance, [p - 0.42 for p in range(5)], [p + 0.42 for p in range(5)], colors="#222222", linestyles="dotted"
+    )
+    axes.annotate("chance", (0.43, chance[0]), fontsize=8, va="center")
     axes.set_xticks(range(len(BAR_METRICS)), [TITLES[metric] for metric in BAR_METRICS])
     axes.set_ylim(0, 1)
     axes.set_ylabel(f"mean over {split} clips, 95 % interval")

@@ -6,6 +6,10 @@ set -eu
 cd "$(dirname "$0")/.."
 PRESET=mini
 . scripts/launch.sh
+if [ $# -lt 3 ]; then
+    echo "usage: sh scripts/mini.sh NAME SEED DATA [key=value ...]" >&2
+    exit 2
+fi
 name=$1
 seed=$2
 data=$3

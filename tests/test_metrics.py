@@ -38,11 +38,11 @@ def as_rows(scores: Sequence[float], grades: Sequence[int]) -> tuple[Tensor, Ten
     return torch.tensor([scores], dtype=torch.float64), torch.tensor([grades])
 
 
-def pad(lists: Sequence[List], score: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, grades and mask; the padding has the given score and the highest grade, so that reading it shows."""
+def pad(lists: Sequence[List], score: float, grade: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, grades and mask; the padding has a score and a grade, so that reading it shows."""
     width = max(len(grades) for _, grades in lists) + 2
     scores = torch.full((len(lists), width), score, dtype=torch.float64)
-    grades = torch.full((len(lists), width), 2)
+    grades = torch.full((len(lists), width), grade)
     mask = torch.zeros(len(lists), width, dtype=torch.bool)
     for row, (row_scores, row_grades) in enumerate(lists):
         scores[row, : len(row_scores)] = torch.tensor(row_scores, dtype=torch.float64)
@@ -172,10 +172,10 @@ def test_padding_does_not_change_the_chance_level_of_a_list(lists: list[List], k
 
 
 @MODERATE
-@given(st.lists(tied_lists(), min_size=1, max_size=4), st.sampled_from([0.0, math.inf, math.nan]))
-def test_pair_accuracy_counts_every_untied_pair_of_real_labels(lists: list[List], filler: float) -> None:
+@given(st.lists(tied_lists(), min_size=1, max_size=4), st.sampled_from([0.0, math.inf, math.nan]), st.integers(0, 2))
+def test_pair_accuracy_counts_every_untied_pair_of_real_labels(lists: list[List], filler: float, grade: int) -> None:
     expected = torch.tensor([loop_pair_accuracy(*item) for item in lists], dtype=torch.float64)
-    torch.testing.assert_close(pair_accuracy(*pad(lists, filler)), expected, equal_nan=True)
+    torch.testing.assert_close(pair_accuracy(*pad(lists, filler, grade)), expected, equal_nan=True)
 
 
 def test_pair_accuracy_is_nan_where_all_grades_are_equal() -> None:

@@ -22,6 +22,7 @@ from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import RobertaConfig, RobertaForMaskedLM, RobertaTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from lr2ppo.config import OptimizerConfig
 from lr2ppo.data import annotations
@@ -270,13 +271,15 @@ def main() -> None:
             f"at most {MATCHED_LOSS_LIMIT}); try another --seed or more --steps"
         )
     save(args.out, text, tokenizer, vit, shape)
-    print(f"wrote {args.out}/roberta and {args.out}/vit; final losses: " + str(losses))
+    shown = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+    print(f"wrote {args.out}/roberta and {args.out}/vit; final losses: {shown}")
 
 
 def save(
     out: Path, text: RobertaForMaskedLM, tokenizer: RobertaTokenizerFast, vit: VisionTransformer, shape: dict[str, int]
 ) -> None:
     """Write a Hugging Face RoBERTa folder with its tokenizer, and a timm ViT folder with its config."""
+    transformers_logging.disable_progress_bar()
     text.cpu().eval().save_pretrained(out / "roberta")
     tokenizer.save_pretrained(out / "roberta")
     timm.models.save_for_hf(vit.cpu().eval(), str(out / "vit"), model_args=shape, safe_serialization=True)

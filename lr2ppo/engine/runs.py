@@ -24,7 +24,7 @@ from lr2ppo.errors import UserError
 
 FINISHED = "finished.json"
 # What a line on the screen holds of an evaluation; `metrics.jsonl` and TensorBoard have it all.
-SHOWN = ("loss", "policy_loss", "reward", "kl", "reversed", "ndcg@1", "ndcg@5", "ndcg", "pair_accuracy")
+SHOWN = ("loss", "accuracy", "reward", "reversed", "ndcg@1", "ndcg@5", "ndcg", "pair_accuracy")
 COMMANDS = {"pointwise": "pointwise.sh", "reward": "reward_pair_dataloader.sh", "ppo": "ppo.sh"}
 
 

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lr2ppo.comparison import METRICS, ClipMetrics, Row, format_table, summarise
+from lr2ppo.comparison import METRICS, ClipMetrics, Row, describe_gain, format_table, summarise
 from lr2ppo.config import DataConfig, EvaluateConfig
 from lr2ppo.data.annotations import Clip
 from lr2ppo.data.dataset import open_dataset, open_store
@@ -43,6 +44,8 @@ def evaluate(config: EvaluateConfig) -> None:
         metrics = ranking_metrics(dataset.clips, scores)
         estimates = summarise(metrics, config.bootstrap_samples, config.seed)
         results: dict[str, Any] = {name: asdict(estimate) for name, estimate in estimates.items()}
+        references = reference_rows(dataset.clips)
+        results["chance"] = {name: float(np.nanmean(values)) for name, values in references[0].metrics.items()}
         results |= {"clips": len(dataset), "annotations": str(data.root / file)}
         update_json(folder / "results.json", config.split, results)
         update_json(folder / "cases.json", config.split, describe_cases(dataset.clips, scores))
@@ -50,7 +53,6 @@ def evaluate(config: EvaluateConfig) -> None:
     print(
         f"{folder}, {config.split} split, {len(dataset)} clips, labels ordered by {what}; 95 % intervals over clips\n"
     )
-    references = reference_rows(dataset.clips)
     print(format_table([Row(run_name(folder), metrics)], config.bootstrap_samples, config.seed, references))
     print(f"\nwritten: {folder / 'results.json'}, {folder / 'cases.json'}")
 
@@ -100,6 +102,9 @@ def show_table(runs: Sequence[str], config: EvaluateConfig) -> None:
     pooled = f" of {seeds} runs" if seeds > 1 else ""
     print(f"{config.split} split, {len(clips)} clips{pooled}; 95 % bootstrap intervals over clips\n")
     print(format_table(rows, config.bootstrap_samples, config.seed, reference_rows(clips)))
+    print()
+    for before, after in pairwise(rows):
+        print(describe_gain(before, after, config.bootstrap_samples, config.seed))
 
 
 def read_cases(folders: Sequence[Path], split: str) -> tuple[list[Clip], list[Scores]]:

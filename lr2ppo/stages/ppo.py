@@ -74,6 +74,7 @@ def train(config: PPOConfig, processes: Processes, fresh: bool) -> None:
     run.record(0, updates, {}, quality, "ndcg", actor)
 
     update = 0
+    seen: list[dict[str, float]] = []
     rollouts: list[Rollout] = []
     with run.progress(updates) as progress:
         for epoch in range(settings.epochs):
@@ -83,19 +84,20 @@ def train(config: PPOConfig, processes: Processes, fresh: bool) -> None:
                 if len(rollouts) < settings.batches_per_rollout:
                     continue
                 optimizers = (actor_optimizer, critic_optimizer)
-                averages = learn(parallel_actor, parallel_critic, optimizers, rollouts, config.loss, settings.passes)
+                seen += learn(parallel_actor, parallel_critic, optimizers, rollouts, config.loss, settings.passes)
                 actor_schedule.step()
                 critic_schedule.step()
                 rollouts.clear()
                 update += 1
                 progress.update()
-                progress.set_postfix(reward=f"{averages['reward']:.3f}", best=run.best_text)
+                progress.set_postfix(reward=f"{seen[-1]['reward']:.3f}", best=run.best_text)
                 if update % settings.evaluate_every == 0 or update == updates:
-                    averages = processes.mean(averages)
+                    averages = processes.mean({name: sum(s[name] for s in seen) / len(seen) for name in seen[0]})
                     averages["actor_learning_rate"] = learning_rate(actor_schedule)
                     averages["critic_learning_rate"] = learning_rate(critic_schedule)
                     quality = validation_ndcg(actor, validation, processes, settings.clips_per_batch)
                     run.record(update, updates, averages, quality, "ndcg", actor)
+                    seen.clear()
     run.finish(update, {"": actor, "critic": critic})
 
 
@@ -122,8 +124,8 @@ def learn(
     rollouts: Sequence[Rollout],
     loss: PPOLoss,
     passes: int,
-) -> dict[str, float]:
-    """One update: a step of actor and critic on each rollout, `passes` times over; returns what it saw on average."""
+) -> list[dict[str, float]]:
+    """One update: a step of actor and critic on each rollout, `passes` times over; returns what each step saw."""
     actor.train()
     critic.train()
     seen: list[dict[str, float]] = []
@@ -134,7 +136,7 @@ def learn(
             objective.backward()
             optimizer.step()
         seen.append(summarise(losses, rollout, value))
-    return {name: sum(each[name] for each in seen) / len(seen) for name in seen[0]}
+    return seen
 
 
 def rollout_losses(actor: nn.Module, critic: nn.Module, rollout: Rollout, loss: PPOLoss) -> tuple[PPOLosses, Tensor]:

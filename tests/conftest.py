@@ -1,0 +1,73 @@
+"""A tiny world with a known right answer, for the stages' tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lr2ppo.data import Clip, FeatureWriter, annotations, write_clips
+from lr2ppo.engine.processes import Processes
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TOKENS, FRAMES, WIDTH, LABELS = 4, 3, 16, 6
+
+
+@pytest.fixture(autouse=True)
+def _few_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def alone() -> Processes:
+    return Processes(rank=0, world_size=1, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder in which the source's grades follow one feature of a label and the target's follow its opposite."""
+    root = tmp_path_factory.mktemp("tiny")
+    rng = np.random.default_rng(0)
+    with FeatureWriter(root / "clean_feat.h5", {"tokens_per_frame": 1}) as store:
+        source = [_clip(f"source-{i}", rng, store, sign=1) for i in range(32)]
+        target = [_clip(f"target-{i}", rng, store, sign=-1) for i in range(32)]
+        validation = [_clip(f"validation-{i}", rng, store, sign=-1) for i in range(13)]
+        test = [_clip(f"test-{i}", rng, store, sign=-1) for i in range(17)]
+    write_clips(root / annotations.SOURCE_TRAIN, source)
+    write_clips(root / annotations.TARGET_TRAIN, [Clip(clip.id, clip.labels) for clip in target])
+    write_clips(root / annotations.TARGET_PAIRS, [_with_pairs(clip) for clip in target])
+    write_clips(root / annotations.VALIDATION, validation)
+    write_clips(root / annotations.TEST, test)
+    return root
+
+
+@pytest.fixture
+def tiny_overrides(tiny_world: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Overrides that put a stage of the mini preset on the tiny world, with further ones behind."""
+
+    def overrides(*more: str) -> list[str]:
+        return [f"data.root={tiny_world}", f"logs={tmp_path / 'logs'}", *more]
+
+    return overrides
+
+
+def _clip(name: str, rng: np.random.Generator, store: FeatureWriter, sign: int) -> Clip:
+    """A clip whose labels' grades are the thirds of `sign` times the first feature of all their tokens."""
+    relevance = rng.permutation(LABELS)
+    text = rng.normal(0, 0.1, size=(LABELS, TOKENS, WIDTH))
+    text[:, :, 0] += (relevance[:, None] - (LABELS - 1) / 2) * 0.8
+    lengths = rng.integers(2, TOKENS + 1, size=LABELS)
+    store.write(
+        name,
+        [row[:length].astype(np.float32) for row, length in zip(text, lengths, strict=True)],
+        rng.normal(size=(FRAMES, WIDTH)).astype(np.float32),
+    )
+    ranked = relevance if sign > 0 else LABELS - 1 - relevance
+    return Clip(name, tuple(f"label {i}" for i in range(LABELS)), grades=ranked // 2)
+
+
+def _with_pairs(clip: Clip) -> Clip:
+    assert clip.grades is not None
+    pairs = np.argwhere(clip.grades[:, None] > clip.grades[None, :])
+    return Clip(clip.id, clip.labels, clip.grades, pairs=pairs[::2])

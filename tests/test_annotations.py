@@ -1,0 +1,258 @@
+"""Annotation files: what is read, what may be missing, and what is said of faults."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lr2ppo.data.annotations import FAULTS_SHOWN, Clip, Need, raise_faults, read_clips, write_clips
+from lr2ppo.errors import UserError
+
+texts = st.text(max_size=12)
+
+
+@st.composite
+def clip_lists(draw: st.DrawFn) -> list[Clip]:
+    ids = draw(st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=5, unique=True))
+    clips = []
+    for clip_id in ids:
+        labels = draw(st.lists(texts, min_size=1, max_size=6))
+        count = len(labels)
+        grades = draw(st.none() | st.lists(st.integers(0, 2), min_size=count, max_size=count))
+        positions = st.tuples(st.integers(0, count - 1), st.integers(0, count - 1)).filter(lambda p: p[0] != p[1])
+        pairs = draw(st.lists(positions, max_size=4)) if count > 1 else []
+        clips.append(
+            Clip(
+                id=clip_id,
+                labels=tuple(labels),
+                grades=None if grades is None else np.array(grades, dtype=np.int64),
+                description=draw(texts),
+                filename=draw(texts),
+                images=tuple(draw(st.lists(texts, max_size=3))),
+                pairs=np.array(pairs, dtype=np.int64).reshape(-1, 2),
+            )
+        )
+    return clips
+
+
+def plain(clip: Clip) -> dict[str, Any]:
+    grades = None if clip.grades is None else clip.grades.tolist()
+    return vars(clip) | {"grades": grades, "pairs": clip.pairs.tolist()}
+
+
+def entry(clip_id: str = "clip", **keys: Any) -> dict[str, Any]:
+    """A whole clip of three graded labels, with some keys given otherwise."""
+    tags = [{"tag": "a", "target": 2}, {"tag": "b", "target": 0}, {"tag": "c", "target": 1}]
+    whole = {"id": clip_id, "tags": tags, "description": "d", "filename": "f", "image": ["i"], "index": [[0, 1]]}
+    return whole | keys
+
+
+def write_json(folder: Path, value: Any) -> Path:
+    path = folder / "clips.json"
+    path.write_text(json.dumps(value), encoding="utf-8")
+    return path
+
+
+def read_one(folder: Path, value: Any, need: Need = "labels") -> Clip:
+    (clip,) = read_clips(write_json(folder, [value]), need)
+    return clip
+
+
+def message_of(path: Path, need: Need = "labels") -> str:
+    with pytest.raises(UserError) as caught:
+        read_clips(path, need)
+    message = str(caught.value)
+    assert str(path) in message
+    return message
+
+
+@settings(deadline=None, max_examples=80)
+@given(clip_lists())
+def test_clips_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, clips: list[Clip]) -> None:
+    path = tmp_path_factory.getbasetemp() / "clips.json"
+    write_clips(path, clips)
+    found = read_clips(path)
+    assert [plain(clip) for clip in found] == [plain(clip) for clip in clips]
+    assert all(clip.pairs.dtype == np.int64 and clip.pairs.shape[1] == 2 for clip in found)
+    assert all(clip.grades is None or clip.grades.dtype == np.int64 for clip in found)
+
+
+def test_writing_makes_the_folder_and_keeps_readable_letters(tmp_path: Path) -> None:
+    path = tmp_path / "pairs" / "clips.json"
+    write_clips(path, [Clip("é", ("日本", "naïve"))])
+    content = path.read_text(encoding="utf-8")
+    assert "日本" in content
+    assert "target" not in content
+    assert "index" not in content
+
+
+@pytest.mark.parametrize(("target", "grade"), [(0, 0), (2, 2), ("1", 1), ("2.0", 2), (1.0, 1), (" 2 ", 2)])
+def test_a_grade_may_be_a_number_or_a_text(tmp_path: Path, target: Any, grade: int) -> None:
+    clip = read_one(tmp_path, entry(tags=[{"tag": "a", "target": target}], index=[]), "grades")
+    assert clip.grades is not None
+    assert clip.grades.tolist() == [grade]
+
+
+@pytest.mark.parametrize("value", ["missing", None])
+def test_description_filename_frames_and_pairs_may_be_missing(tmp_path: Path, value: str | None) -> None:
+    keys = ("description", "filename", "image", "index")
+    whole = entry()
+    given_keys = {key: item for key, item in whole.items() if key not in keys}
+    if value is None:
+        given_keys |= dict.fromkeys(keys)
+    clip = read_one(tmp_path, given_keys, "grades")
+    assert (clip.description, clip.filename, clip.images) == ("", "", ())
+    assert clip.pairs.shape == (0, 2)
+
+
+def test_labels_without_grades_are_enough_where_only_labels_are_needed(tmp_path: Path) -> None:
+    clip = read_one(tmp_path, entry(tags=[{"tag": "a"}, {"tag": "b", "target": None}]))
+    assert clip.labels == ("a", "b")
+    assert clip.grades is None
+
+
+def test_unknown_keys_are_kept_out_of_the_way(tmp_path: Path) -> None:
+    tags = [{"tag": "a", "target": 1, "weight": 0.3}, {"tag": "b", "target": 2}]
+    clip = read_one(tmp_path, entry(tags=tags, movie="tt01", source={"deep": [1]}))
+    assert clip.labels == ("a", "b")
+
+
+def test_equal_labels_of_one_clip_stay_apart(tmp_path: Path) -> None:
+    tags = [{"tag": "a", "target": 0}, {"tag": "a", "target": 2}]
+    clip = read_one(tmp_path, entry(tags=tags))
+    assert clip.labels == ("a", "a")
+    assert clip.grades is not None
+    assert clip.grades.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        pytest.param({"id": 5}, "id: found 5, wanted a text", id="id is a number"),
+        pytest.param({"id": ""}, "id: found '', wanted a text", id="id is empty"),
+        pytest.param({"id": None}, "id: found None, wanted a text", id="id is null"),
+        pytest.param({"tags": None}, "tags: wanted a list", id="no tags"),
+        pytest.param({"tags": "a b"}, "tags: wanted a list", id="tags are a text"),
+        pytest.param({"tags": ["a"]}, "tags: wanted a list", id="a tag is a text"),
+        pytest.param({"tags": [{"target": 1}]}, "tags: wanted a list", id="a tag without its label"),
+        pytest.param({"tags": [{"tag": 3, "target": 1}]}, "tags: wanted a list", id="a label is a number"),
+        pytest.param({"tags": []}, "tags: found no labels", id="empty tags"),
+        pytest.param({"image": "a.jpg"}, "image: wanted a list of paths", id="images are a text"),
+        pytest.param({"image": [1]}, "image: wanted a list of paths", id="an image is a number"),
+        pytest.param({"index": "0 1"}, "index: wanted a list", id="pairs are a text"),
+        pytest.param({"index": [[0, 3]]}, "found [0, 3], wanted two different positions below 3", id="pair beyond"),
+        pytest.param({"index": [[-1, 0]]}, "index: found [-1, 0]", id="pair below 0"),
+        pytest.param({"index": [[1, 1]]}, "index: found [1, 1]", id="pair of one label"),
+        pytest.param({"index": [[0, 1, 2]]}, "index: found [0, 1, 2]", id="pair of three"),
+        pytest.param({"index": [0, 1]}, "index: found 0", id="pair is a number"),
+        pytest.param({"index": [[0, True]]}, "index: found [0, True]", id="pair holds true"),
+        pytest.param({"index": [[0, 1.0]]}, "index: found [0, 1.0]", id="pair holds a share"),
+    ],
+)
+def test_a_fault_names_the_clip_and_what_was_wanted(tmp_path: Path, keys: dict[str, Any], told: str) -> None:
+    message = message_of(write_json(tmp_path, [entry("fine"), entry("bad") | keys]))
+    assert "1 fault found" in message
+    assert f"clip 1 ({keys.get('id', 'bad')}): " in message
+    assert told in message
+
+
+@pytest.mark.parametrize("target", [3, -1, 0.5, True, "high", "", [1], {}, float("nan"), float("inf"), None])
+def test_a_target_that_is_no_grade_is_refused_naming_its_label(tmp_path: Path, target: Any) -> None:
+    tags = [{"tag": "a", "target": 1}, {"tag": "b", "target": target}]
+    message = message_of(write_json(tmp_path, [entry("fine"), entry("bad", tags=tags)]))
+    assert f"clip 1 (bad): target of label 'b': found {target!r}, wanted 0, 1 or 2" in message
+
+
+@pytest.mark.parametrize("value", ["clip", 3, None, ["id", "tags"]])
+def test_an_entry_that_is_no_mapping_is_refused_by_its_place(tmp_path: Path, value: Any) -> None:
+    message = message_of(write_json(tmp_path, [entry(), value]))
+    assert f"clip 1 (not a mapping): found {type(value).__name__}, wanted a mapping" in message
+
+
+def test_a_clip_without_id_is_named_by_its_place(tmp_path: Path) -> None:
+    message = message_of(write_json(tmp_path, [{"tags": []}]))
+    assert "clip 0 (without id): id: found None" in message
+
+
+def test_a_second_clip_of_the_same_id_is_refused(tmp_path: Path) -> None:
+    message = message_of(write_json(tmp_path, [entry("one"), entry("two"), entry("one")]))
+    assert "clip 2 (one): a second clip of the same id" in message
+
+
+@pytest.mark.parametrize(
+    ("need", "keys", "told"),
+    [
+        ("grades", {"tags": [{"tag": "a"}], "index": []}, "target of label 'a': found None, wanted 0, 1 or 2"),
+        ("pairs", {"index": []}, "index: found no pairs"),
+        ("pairs", {"index": None}, "index: found no pairs"),
+        ("images", {"image": []}, "image: found no frames"),
+    ],
+)
+def test_what_a_stage_needs_is_missed_by_that_stage_alone(
+    tmp_path: Path, need: Need, keys: dict[str, Any], told: str
+) -> None:
+    path = write_json(tmp_path, [entry("bare", **keys)])
+    assert f"clip 0 (bare): {told}" in message_of(path, need)
+    assert read_clips(path)[0].id == "bare"
+
+
+def test_captioned_pictures_need_no_labels(tmp_path: Path) -> None:
+    clip = read_one(tmp_path, entry(tags=[], index=[]), "images")
+    assert clip.labels == ()
+    assert clip.images == ("i",)
+
+
+def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+    entries = [entry("a", tags=[]), entry("fine"), entry("b", index=[[0, 0]]), entry("c", image=3)]
+    message = message_of(write_json(tmp_path, entries))
+    assert "3 faults found" in message
+    assert [line.strip().split(":")[0] for line in message.splitlines()[1:]] == [
+        "clip 0 (a)",
+        "clip 2 (b)",
+        "clip 3 (c)",
+    ]
+
+
+@pytest.mark.parametrize("beyond", [0, 1, 25])
+def test_more_faults_than_a_screenful_are_counted(tmp_path: Path, beyond: int) -> None:
+    count = FAULTS_SHOWN + beyond
+    message = message_of(write_json(tmp_path, [entry(f"clip-{number}", tags=[]) for number in range(count)]))
+    assert f"{count} faults found" in message
+    assert message.count("found no labels") == FAULTS_SHOWN
+    assert (f"and {beyond} more" in message) == (beyond > 0)
+    assert "more" in message.splitlines()[-1] or beyond == 0
+
+
+def test_no_fault_is_no_error() -> None:
+    raise_faults("file", [], "do nothing")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"[{]", "is not JSON"),
+        (b"", "is not JSON"),
+        (b"\xff\xfe\x80", "cannot be read"),
+        (b"[]", "found an empty list, wanted a JSON list of clips"),
+        (b"{}", "found dict, wanted a JSON list of clips"),
+        (b"3", "found int, wanted a JSON list of clips"),
+    ],
+)
+def test_a_file_that_is_no_list_of_clips_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
+    path = tmp_path / "clips.json"
+    path.write_bytes(content)
+    assert told in message_of(path)
+
+
+def test_a_missing_file_is_refused_with_the_setting_to_check(tmp_path: Path) -> None:
+    message = message_of(tmp_path / "absent.json")
+    assert "no such annotation file" in message
+    assert "data.root" in message
+
+
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    assert "cannot be read" in message_of(tmp_path)

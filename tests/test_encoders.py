@@ -1,0 +1,136 @@
+"""Encoders: loading, shapes, and that padding and batching change nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lr2ppo.data import annotations, read_clips
+from lr2ppo.data.mini import SIZES, write_mini
+from lr2ppo.encoders import ImageEncoder, TextEncoder, pretrain
+from lr2ppo.encoders.extract import check_frames, find_clips
+from lr2ppo.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("mini")
+    write_mini(root, seed=5, sizes=dict.fromkeys(SIZES, 6) | {"pretraining": 40})
+    return root
+
+
+@pytest.fixture(scope="module")
+def encoders(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Untrained encoders, saved as pretraining saves them."""
+    torch.manual_seed(0)
+    out = tmp_path_factory.mktemp("encoders")
+    captions = pretrain.read_captions(mini, 100, np.random.default_rng(0))
+    tokenizer = pretrain.build_tokenizer([*captions.captions, *captions.texts, *captions.words], 500)
+    text = pretrain.build_text_model(len(tokenizer), width=32, layers=2, heads=4, max_tokens=40)
+    vit, shape = pretrain.build_image_model(width=32, layers=2, heads=4, size=64, patch=8)
+    pretrain.save(out, text, tokenizer, vit, shape)
+    return out
+
+
+def test_text_features_do_not_depend_on_the_texts_beside_them(encoders: Path) -> None:
+    encoder = TextEncoder.load(encoders / "roberta")
+    texts = [
+        ("boat", "a boat in the sea"),
+        ("car", ""),
+        ("a very long label of words", "and a longer description " * 3),
+    ]
+    together = encoder(texts)
+    for text, features in zip(texts, together, strict=True):
+        (alone,) = encoder([text])
+        assert features.shape == alone.shape
+        torch.testing.assert_close(features, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_text_is_the_pair_of_label_and_description_cut_to_the_most_tokens(encoders: Path) -> None:
+    encoder = TextEncoder.load(encoders / "roberta")
+    ids = encoder.tokenize([("boat", "the sea")])["input_ids"][0].tolist()
+    tokens = encoder.tokenizer.convert_ids_to_tokens(ids)
+    assert [tokens[0], tokens[-1]] == ["<s>", "</s>"]
+    middle = tokens.index("</s>")
+    assert tokens[middle : middle + 2] == ["</s>", "</s>"]
+    assert encoder.tokenizer.decode(ids[1:middle]).strip() == "boat"
+    assert encoder.tokenize([("boat", "the sea " * 100)])["input_ids"].shape[1] == 40
+
+
+def test_frame_tokens_are_the_class_token_or_a_grid_of_pooled_patches(encoders: Path) -> None:
+    pictures = [Image.fromarray(np.full((50, 80, 3), value, dtype=np.uint8)) for value in (0, 200)]
+    by_class = ImageEncoder.load(encoders / "vit")
+    by_patches = ImageEncoder.load(encoders / "vit", "patches")
+    tokens = by_class.encode_pixels(torch.stack([by_class.transform(picture) for picture in pictures]))
+    assert tokens.shape == (2, 65, 32)
+    torch.testing.assert_close(by_class(pictures), tokens[:, :1])
+    grid = tokens[:, 1:].unflatten(1, (4, 2, 4, 2)).mean((2, 4)).flatten(1, 2)
+    torch.testing.assert_close(by_patches(pictures), grid)
+
+
+def test_saved_encoders_give_what_they_gave_before(mini: Path, encoders: Path, tmp_path: Path) -> None:
+    first = TextEncoder.load(encoders / "roberta")
+    first.model.save_pretrained(tmp_path)
+    first.tokenizer.save_pretrained(tmp_path)
+    again = TextEncoder.load(tmp_path)
+    torch.testing.assert_close(first([("boat", "the sea")])[0], again([("boat", "the sea")])[0])
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json"])
+def test_a_roberta_folder_that_lacks_a_file_is_refused_by_name(encoders: Path, tmp_path: Path, missing: str) -> None:
+    for file in (encoders / "roberta").iterdir():
+        if file.name != missing:
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match=missing):
+        TextEncoder.load(tmp_path)
+
+
+def test_a_folder_that_is_no_vit_is_refused(encoders: Path, tmp_path: Path) -> None:
+    for folder in (tmp_path, encoders / "roberta"):
+        with pytest.raises(UserError, match=r"config\.json naming an architecture"):
+            ImageEncoder.load(folder)
+
+
+def test_words_are_found_whole() -> None:
+    found = pretrain.contains_words(["a red carpet", "The car, here"], ["car", "red carpet"])
+    assert found.tolist() == [[False, True], [True, False]]
+
+
+def test_masking_hides_description_words_but_never_the_label(mini: Path) -> None:
+    torch.manual_seed(0)
+    captions = pretrain.read_captions(mini, 100, np.random.default_rng(0))
+    tokenizer = pretrain.build_tokenizer([*captions.captions, *captions.texts, *captions.words], 500)
+    text = pretrain.build_text_model(len(tokenizer), width=32, layers=1, heads=2, max_tokens=40)
+    vit, _ = pretrain.build_image_model(width=32, layers=1, heads=2, size=64, patch=8)
+    encoder = TextEncoder(text.roberta, tokenizer, 40)
+    model = pretrain.Pretraining(text, encoder, ImageEncoder(vit, "patches"), captions)
+    tokens = encoder.tokenize([("boat", "a boat and a car in the sea with a boat")] * 200)
+    masked, chosen = model._mask_words(tokens["input_ids"], tokens["attention_mask"])
+    shown = tokens["input_ids"][chosen].unique().tolist()
+    words = {word.strip() for word in tokenizer.batch_decode([[token] for token in shown])}
+    assert "boat" not in words
+    assert {"and", "in", "the"} <= words
+    assert (masked[chosen] == tokenizer.mask_token_id).all()
+    maskable = 9 * 200
+    assert 0.12 < chosen.sum() / maskable < 0.18
+
+
+def test_pretraining_needs_a_label_that_some_text_names(tmp_path: Path, mini: Path) -> None:
+    for name in (annotations.SOURCE_TRAIN, annotations.TARGET_TRAIN):
+        clips = read_clips(mini / name)
+        plain = [type(clip)(clip.id, clip.labels, clip.grades, "nothing", images=clip.images) for clip in clips]
+        annotations.write_clips(tmp_path / name, plain)
+    with pytest.raises(UserError, match="no description names any label"):
+        pretrain.read_captions(tmp_path, 100, np.random.default_rng(0))
+
+
+def test_extraction_reads_every_clip_once_and_names_missing_frames(mini: Path, tmp_path: Path) -> None:
+    clips = find_clips(mini)
+    assert len(clips) == len({clip.id for clip in clips}) == 24
+    check_frames(clips, mini)
+    with pytest.raises(UserError, match=r"(?s)24 faults found.*no file frames/source-0000/0000\.jpg"):
+        check_frames(clips, tmp_path)
+    with pytest.raises(UserError, match="found none of the annotation files"):
+        find_clips(tmp_path)

@@ -1,0 +1,44 @@
+"""A copy of the project's scripts and code in a folder of its own, run as a user would."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.conftest import REPOSITORY
+
+
+@dataclass(frozen=True)
+class Workspace:
+    root: Path
+
+    @classmethod
+    def make(cls, root: Path) -> "Workspace":
+        for folder in ("lr2ppo", "configs", "scripts"):
+            shutil.copytree(REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        for script in REPOSITORY.glob("*.sh"):
+            shutil.copy(script, root)
+        return cls(root)
+
+    def run(self, *command: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+        """Run a command with this test's interpreter, on the mini preset."""
+        environment = os.environ | {"PYTHON": sys.executable, "NPROC": str(processes), "PRESET": "mini"}
+        environment |= {"CUDA_VISIBLE_DEVICES": ""}
+        environment.pop("OMP_NUM_THREADS", None)
+        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=300)
+
+    def ok(self, *command: str, processes: int = 1) -> str:
+        """Run a command that must succeed; returns what it printed."""
+        done = self.run(*command, processes=processes)
+        assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def refused(self, *command: str, processes: int = 1) -> str:
+        """Run a command that must end with exit code 2 and one message; returns the message."""
+        done = self.run(*command, processes=processes)
+        assert done.returncode == 2, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        assert done.stderr.count("error:") <= 1
+        return done.stderr
