@@ -222,7 +222,8 @@ def _apply_override(tree: dict[str, Any], override: str, schema: type[Section]) 
     if key not in known and not any(name.startswith(key + ".") for name in known):
         raise UserError(f"{override}: unknown key {key!r}{_nearest(key, known)}")
     try:
-        value = yaml.safe_load(text)
+        # What is to be a text stays one: a run may be called 7 or on.
+        value = text if _is_text(key, schema) else yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{override}: the value is not YAML: {error}") from None
     *sections, last = key.split(".")
@@ -250,6 +251,21 @@ def _nearest(key: str, known: Sequence[str]) -> str:
         last_parts = {name.rpartition(".")[2]: name for name in known}
         close = [last_parts[part] for part in difflib.get_close_matches(key.rpartition(".")[2], last_parts, n=1)]
     return f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(known)}"
+
+
+def _is_text(key: str, schema: type[BaseModel]) -> bool:
+    """Whether a key's value is a text, or a text that may be missing."""
+    name, _, rest = key.partition(".")
+    field = schema.model_fields.get(name)
+    if field is None:
+        return False
+    if rest:
+        return (
+            isinstance(field.annotation, type)
+            and issubclass(field.annotation, BaseModel)
+            and _is_text(rest, field.annotation)
+        )
+    return field.annotation in (str, str | None)
 
 
 def _known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:

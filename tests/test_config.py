@@ -105,7 +105,6 @@ def test_a_config_never_changes_once_read() -> None:
         ("data.root=/some/where", "data.root", Path("/some/where")),
         ("data.features=one.h5", "data.features", ("one.h5",)),
         ("data.features=[one.h5, 'two*.h5']", "data.features", ("one.h5", "two*.h5")),
-        ("name=null", "name", None),
         ("name=a=b", "name", "a=b"),
         ("model.text_width=null", "model.text_width", None),
         ("loss={beta: 0.5}", "loss.beta", 0.5),
@@ -279,3 +278,8 @@ def test_a_file_that_is_no_yaml_mapping_is_refused(tmp_path: Path, content: byte
 
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     assert "cannot be read" in message_of(tmp_path, "ppo")
+
+
+@pytest.mark.parametrize("name", ["7", "on", "2024-05-01"])
+def test_a_run_may_have_a_name_that_yaml_takes_for_something_else(name: str) -> None:
+    assert load_config(MINI / "pointwise.yaml", "pointwise", [f"name={name}"]).name == name
