@@ -14,6 +14,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
 FileNames = Annotated[
     tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v), Field(min_length=1)
 ]
@@ -112,7 +113,7 @@ class RunConfig(Section):
 
     preset: str
     name: str | None = None
-    seed: int
+    seed: Seed
     logs: Path
     device: str
     data: DataConfig
@@ -160,7 +161,7 @@ class EvaluateConfig(Section):
     clips_per_batch: Count
     workers: Annotated[int, Field(ge=0)]
     bootstrap_samples: Count
-    seed: int
+    seed: Seed
 
 
 TrainingConfig = PointwiseConfig | RewardConfig | PPOConfig
@@ -246,7 +247,8 @@ def _explain(fault: Mapping[str, Any], schema: type[Section]) -> str:
 
 def _nearest(key: str, known: Sequence[str]) -> str:
     """`; did you mean ...?`, looking first among whole keys, then among their last parts."""
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    sections = {name.rpartition(".")[0] for name in known} - {""}
+    close = difflib.get_close_matches(key, [*sections, *known], n=1, cutoff=0.75)
     if not close:
         last_parts = {name.rpartition(".")[2]: name for name in known}
         close = [last_parts[part] for part in difflib.get_close_matches(key.rpartition(".")[2], last_parts, n=1)]

@@ -283,3 +283,10 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["7", "on", "2024-05-01"])
 def test_a_run_may_have_a_name_that_yaml_takes_for_something_else(name: str) -> None:
     assert load_config(MINI / "pointwise.yaml", "pointwise", [f"name={name}"]).name == name
+
+
+def test_a_misspelt_section_is_told_by_its_own_name(tmp_path: Path) -> None:
+    text = (MINI / "pointwise.yaml").read_text(encoding="utf-8").replace("train:\n", "trian:\n")
+    (tmp_path / "pointwise.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"trian: unknown key; did you mean train\?"):
+        load_config(tmp_path / "pointwise.yaml", "pointwise")

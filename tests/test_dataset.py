@@ -524,3 +524,22 @@ def test_clips_that_do_not_fit_their_features_are_told_at_once(tmp_path: Path) -
     assert "clip movie/1: found features of 2 labels, wanted 3" in message
     assert "clip movie/2: has no features" in message
     assert "clip movie/3: found feature widths (3, 6), others have (3, 4)" in message
+
+
+def test_few_requests_reach_every_one_of_many_processes() -> None:
+    requests = [ClipRequest(0, np.array([0])), ClipRequest(1, np.array([0]))]
+    samplers = [EpochSampler(lambda _: list(requests), batch_size=2, seed=0, rank=r, world_size=5) for r in range(5)]
+    assert [len(batch) for sampler in samplers for batch in sampler] == [1] * 5
+
+
+def test_features_without_a_frame_are_told(tmp_path: Path) -> None:
+    with FeatureWriter(tmp_path / "clean_feat.h5", {}) as writer:
+        writer.write("clip", [np.ones((2, 3), np.float32)], np.ones((0, 5), np.float32))
+    write_clips(tmp_path / "clips.json", [Clip("clip", ("label",))])
+    store = FeatureStore([tmp_path / "clean_feat.h5"])
+    data = DataConfig(
+        root=tmp_path, features=("clean_feat.h5",), train="", validation="", test="", frames=4, frame_order="even",
+        workers=0,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="clip clip: has features of no frame"):
+        open_dataset(data, "clips.json", "labels", store, exact_frames=False)

@@ -268,3 +268,23 @@ def test_a_store_in_use_works_in_forked_workers_and_after_them(tmp_path: Path) -
     found = [frames for batch in loader for frames in batch]
     np.testing.assert_array_equal(np.stack(found), np.stack(expected))
     assert_text(store, "clip-3", [1], clips["clip-3"][0])
+
+
+def test_a_clip_whose_id_is_a_folder_of_anothers_loses_and_hides_nothing(tmp_path: Path) -> None:
+    text, frames = [np.ones((2, 3), np.float32)], np.ones((2, 5), np.float32)
+    with FeatureWriter(tmp_path / "f.h5", {}) as writer:
+        writer.write("tt01/shot1", text, frames)
+        assert "tt01" not in writer
+        writer.write("tt01", [2 * text[0]], frames)
+        assert "tt01/shot1" in writer
+    store = FeatureStore([tmp_path / "f.h5"])
+    assert store.text("tt01/shot1", [0])[0].max() == 1
+    assert store.text("tt01", [0])[0].max() == 2
+
+
+def test_shards_with_other_tokens_a_frame_are_refused(tmp_path: Path) -> None:
+    for number, tokens in enumerate((4, 1)):
+        with FeatureWriter(tmp_path / f"{number}.h5", {"tokens_per_frame": tokens}) as writer:
+            writer.write(f"clip-{number}", [np.ones((2, 3), np.float32)], np.ones((4, 5), np.float32))
+    with pytest.raises(UserError, match=r"found \[1, 4\] tokens a frame"):
+        FeatureStore([tmp_path / "0.h5", tmp_path / "1.h5"])

@@ -135,7 +135,7 @@ def _parse_grades(tags: Sequence[dict[str, Any]], required: bool) -> NDArray[np.
     for tag, target in zip(tags, targets, strict=True):
         try:
             grade = float(target)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             grade = float("nan")
         if isinstance(target, bool) or grade not in range(HIGHEST_GRADE + 1):
             raise ValueError(f"target of label {tag['tag']!r}: found {target!r}, wanted 0, 1 or 2")

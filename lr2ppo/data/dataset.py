@@ -174,6 +174,8 @@ def open_dataset(data: DataConfig, file: str, need: Need, store: FeatureStore, e
             faults.append(f"clip {clip.id}: has no features")
         elif (found := store.label_count(clip.id)) != len(clip.labels):
             faults.append(f"clip {clip.id}: found features of {found} labels, wanted {len(clip.labels)}")
+        elif store.frame_count(clip.id) == 0:
+            faults.append(f"clip {clip.id}: has features of no frame, wanted at least one")
         elif (widths := store.widths(clip.id)) != (store.text_width, store.image_width):
             faults.append(
                 f"clip {clip.id}: found feature widths {widths}, others have {store.text_width, store.image_width}"

@@ -35,7 +35,13 @@ class FeatureStore:
         example = self._any_group()
         self.text_width = int(example["text_emb"].shape[-1])
         self.image_width = int(example["img_emb"].shape[-1])
-        self.tokens_per_frame = int(example.file.attrs.get("tokens_per_frame", 1))
+        per_frame = {int(file.attrs.get("tokens_per_frame", 1)) for file in self._files()}
+        if len(per_frame) > 1:
+            raise UserError(
+                f"{', '.join(map(str, self.paths))}: found {sorted(per_frame)} tokens a frame, wanted the same in all "
+                "files of a store; extract them with the same --frame-tokens"
+            )
+        self.tokens_per_frame = per_frame.pop()
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_handles": {}}
@@ -45,6 +51,9 @@ class FeatureStore:
 
     def label_count(self, clip_id: str) -> int:
         return int(self._group(clip_id)["text_emb"].shape[0])
+
+    def frame_count(self, clip_id: str) -> int:
+        return int(self._group(clip_id)["img_emb"].shape[1]) // self.tokens_per_frame
 
     def widths(self, clip_id: str) -> tuple[int, int]:
         """The feature widths (text, image) of one clip."""
@@ -80,7 +89,7 @@ class FeatureStore:
 
     def _find(self, clip_id: str) -> int | None:
         if clip_id not in self._shard_of:
-            holders = (shard for shard, file in enumerate(self._files()) if clip_id in file)
+            holders = (shard for shard, file in enumerate(self._files()) if f"{clip_id}/img_emb" in file)
             shard = next(holders, None)
             if shard is None:
                 return None
@@ -129,17 +138,19 @@ class FeatureWriter:
         self._file.close()
 
     def __contains__(self, clip_id: str) -> bool:
-        return clip_id in self._file and "img_emb" in self._file[clip_id]
+        return f"{clip_id}/img_emb" in self._file
 
     def write(self, clip_id: str, text: Sequence[Array], frames: Array) -> None:
         """Write one clip: `text`, an array `[tokens, D]` a label; `frames [rows, D]`."""
-        if clip_id in self._file:
-            del self._file[clip_id]
         lengths = np.array([len(tokens) for tokens in text], dtype=np.int32)
         padded = np.zeros((len(text), lengths.max(), text[0].shape[-1]), dtype=np.float32)
         for row, tokens in zip(padded, text, strict=True):
             row[: len(tokens)] = tokens
-        group = self._file.create_group(clip_id)
+        # A group may hold other clips too: the id of one can be a folder in the id of another.
+        group = self._file.require_group(clip_id)
+        for part in ("text_len", "text_emb", "img_emb"):
+            if part in group:
+                del group[part]
         group["text_len"] = lengths
         group["text_emb"] = padded
         # Written last: a clip counts as done once it is there.

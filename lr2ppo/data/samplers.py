@@ -1,6 +1,7 @@
 """What each stage reads of its clips, in an order that follows from the seed and the epoch alone."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ class EpochSampler(Sampler[list[ClipRequest]]):
     def __iter__(self) -> Iterator[list[ClipRequest]]:
         requests = self.draw(np.random.default_rng([self.seed, self.epoch]))
         # Every process needs as many requests in every batch, so that gradients weigh the same: wrap a few around.
-        requests += requests[: -len(requests) % self.world_size]
+        requests += list(islice(cycle(requests), -len(requests) % self.world_size))
         step = self.batch_size * self.world_size
         for start in range(0, len(requests), step):
             share = min(step, len(requests) - start) // self.world_size
