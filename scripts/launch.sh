@@ -3,8 +3,6 @@
 # Environment: PRESET, the folder under configs/ (default mini); NPROC, the number of processes; PYTHON.
 
 : "${PRESET:=mini}"
-# Waiting threads soon sleep: spinning ones make a stage several times slower wherever another program uses a core.
-export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
 if [ -z "${PYTHON:-}" ]; then
     if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
 fi

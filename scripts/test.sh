@@ -3,6 +3,4 @@
 set -eu
 cd "$(dirname "$0")/.."
 sh scripts/setup.sh dev
-# As the stage scripts have it (scripts/launch.sh): the tests stay fast on a busy machine.
-export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
 exec .venv/bin/python -m pytest "$@"
