@@ -21,7 +21,7 @@ FILES: dict[str, tuple[str, Need, int]] = {
     "pairs": (annotations.TARGET_PAIRS, "pairs", 4),
     "validation": (annotations.VALIDATION, "grades", 2),
     "test": (annotations.TEST, "grades", 3),
-    "pretraining": (mini.PRETRAINING, "images", 5),
+    "pretraining": (annotations.CAPTIONS, "images", 5),
 }
 PIXELS = 64 * 64
 

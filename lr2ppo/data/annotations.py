@@ -16,6 +16,8 @@ TARGET_PAIRS = "first_second_data_pair/first_second_data_pair_10pct.json"
 TARGET_TRAIN = "first_second_stage_data.json"
 VALIDATION = "val_data.json"
 TEST = "test_data.json"
+# Ungraded pictures with captions, for pretraining tiny encoders; not part of LRMovieNet.
+CAPTIONS = "pretrain_data.json"
 
 HIGHEST_GRADE = 2
 FAULTS_SHOWN = 10
@@ -86,6 +88,13 @@ def write_clips(path: Path, clips: Iterable[Clip]) -> None:
         entries.append(entry)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(entries, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def graded(clip: Clip) -> NDArray[np.int64]:
+    """A clip's grades; raises ValueError where it has none."""
+    if clip.grades is None:
+        raise ValueError(f"clip {clip.id} has no grades")
+    return clip.grades
 
 
 def raise_faults(path: Path | str, faults: Sequence[str], advice: str) -> None:

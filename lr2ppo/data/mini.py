@@ -16,10 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from lr2ppo.data import annotations
-from lr2ppo.data.annotations import Clip, write_clips
+from lr2ppo.data.annotations import Clip, graded, write_clips
 from lr2ppo.errors import UserError, reports_user_errors
-
-PRETRAINING = "pretrain_data.json"
 
 NOUNS = (
     "anchor apple arrow basket bell boat book bottle bridge candle car chair clock cloud crown door drum feather fence "
@@ -159,18 +157,16 @@ def draw_captioned_frame(world: World, name: str, root: Path, rng: Generator) ->
     radii = np.array([rng.uniform(*RADII[rng.choice(3, p=RADIUS_SHARES)]) for _ in nouns])
     scene = str(rng.choice(list(SCENES)))
     picture, _ = draw_frame(world, nouns, radii, scene, rng)
-    image = _write_picture(root, f"frames/{PRETRAINING.split('_')[0]}/{name}.jpg", picture)
+    image = _write_picture(root, f"frames/pretrain/{name}.jpg", picture)
     things = " and ".join(f"a {NOUNS[noun]}" for noun in nouns)
     return Clip(id=name, labels=(), description=f"a picture of {things} on the {scene}", images=(image,))
 
 
 def annotate_pairs(clip: Clip, rng: Generator) -> Clip:
     """Draw the annotated 10 %: 20 random label pairs, those of different grades kept as (better, worse)."""
-    if clip.grades is None:
-        raise ValueError(f"clip {clip.id} has no grades")
     every_pair = np.array([(a, b) for a in range(LABELS) for b in range(a)])
     drawn = every_pair[rng.permutation(len(every_pair))[:PAIRS_DRAWN]]
-    grades = clip.grades[drawn]
+    grades = graded(clip)[drawn]
     ordered = np.where(grades[:, :1] > grades[:, 1:], drawn, drawn[:, ::-1])
     return replace(clip, pairs=ordered[grades[:, 0] != grades[:, 1]])
 
@@ -201,7 +197,7 @@ def write_mini(root: Path, seed: int, sizes: SplitSizes = SIZES) -> None:
     for number in range(sizes["pretraining"]):
         captioned.append(draw_captioned_frame(world, f"{number:05d}", root, rngs["pretraining"]))
         progress.update()
-    write_clips(root / PRETRAINING, captioned)
+    write_clips(root / annotations.CAPTIONS, captioned)
     progress.close()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
-from lr2ppo.data.annotations import Clip
+from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, Positions, collate
 
 Draw = Callable[[np.random.Generator], list[ClipRequest]]
@@ -46,10 +46,7 @@ def graded_lists(clips: Sequence[Clip], max_labels: int) -> Draw:
     def draw(rng: np.random.Generator) -> list[ClipRequest]:
         requests = []
         for clip in rng.permutation(len(clips)).tolist():
-            grades = clips[clip].grades
-            if grades is None:
-                raise ValueError(f"clip {clips[clip].id} has no grades")
-            filled = fill_list(grades, max_labels)
+            filled = fill_list(graded(clips[clip]), max_labels)
             labels, positions = np.unique(filled, return_inverse=True)
             requests.append(ClipRequest(clip, labels, filled=positions, seed=int(rng.integers(2**31))))
         return requests
@@ -107,9 +104,8 @@ def graded_pairs(clips: Sequence[Clip], pairs_per_clip: int, seed: int) -> list[
     rng = np.random.default_rng(seed)
     requests = []
     for clip, item in enumerate(clips):
-        if item.grades is None:
-            raise ValueError(f"clip {item.id} has no grades")
-        pairs = np.argwhere(item.grades[:, None] > item.grades[None, :])
+        grades = graded(item)
+        pairs = np.argwhere(grades[:, None] > grades[None, :])
         if len(pairs):
             chosen = rng.permutation(pairs)[:pairs_per_clip]
             requests.append(_annotated_request(clip, chosen, rng))

@@ -33,7 +33,6 @@ from lr2ppo.engine.optimizer import build_optimizer
 from lr2ppo.engine.processes import choose_device
 from lr2ppo.errors import UserError, reports_user_errors
 
-CAPTIONS = "pretrain_data.json"
 TRAINING_FILES = (annotations.SOURCE_TRAIN, annotations.TARGET_TRAIN)
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
@@ -59,8 +58,8 @@ def read_captions(data: Path, limit: int, rng: np.random.Generator) -> Captions:
     if not clips:
         raise UserError(f"{data}: found none of {', '.join(TRAINING_FILES)}; pretraining needs their labels and texts")
     captioned: Sequence[Clip] = clips
-    if (data / CAPTIONS).is_file():
-        captioned = read_clips(data / CAPTIONS, need="images")
+    if (data / annotations.CAPTIONS).is_file():
+        captioned = read_clips(data / annotations.CAPTIONS, need="images")
     words = sorted({label for clip in clips for label in clip.labels})
     shown = [(data / image, clip.description) for clip in captioned for image in clip.images if clip.description]
     shown = [shown[i] for i in rng.permutation(len(shown))[:limit]]

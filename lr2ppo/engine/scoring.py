@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lr2ppo.data.annotations import Clip
+from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest
 from lr2ppo.data.samplers import evaluation_loader, whole_clips
 from lr2ppo.engine.processes import Processes
@@ -95,12 +95,6 @@ def pad_lists(scores: Sequence[Scores], grades: Sequence[NDArray[np.int64]]) -> 
     mask = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
     targets = pad_sequence([torch.from_numpy(np.asarray(row)) for row in grades], batch_first=True)
     return pad_sequence(rows, batch_first=True), targets, mask
-
-
-def graded(clip: Clip) -> NDArray[np.int64]:
-    if clip.grades is None:
-        raise ValueError(f"clip {clip.id} has no grades")
-    return clip.grades
 
 
 @torch.inference_mode()

@@ -12,12 +12,12 @@ import torch
 
 from lr2ppo.comparison import METRICS, ClipMetrics, Row, describe_gain, format_table, summarise
 from lr2ppo.config import DataConfig, EvaluateConfig
-from lr2ppo.data.annotations import Clip
+from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import open_dataset, open_store
 from lr2ppo.engine.command import read_stage_config, stage_parser
 from lr2ppo.engine.processes import join_processes
 from lr2ppo.engine.runs import COMMANDS, find_run, read_run
-from lr2ppo.engine.scoring import Scores, graded, pad_lists, ranking_metrics, score_clips
+from lr2ppo.engine.scoring import Scores, pad_lists, ranking_metrics, score_clips
 from lr2ppo.engine.weights import load_model, write_json
 from lr2ppo.errors import UserError, reports_user_errors
 from lr2ppo.metrics import CUTOFFS, chance_ndcg
