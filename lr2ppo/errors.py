@@ -4,14 +4,25 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import ParamSpec
 
 Arguments = ParamSpec("Arguments")
+# A file may hold thousands of faults; a screenful tells what kind they are.
+FAULTS_SHOWN = 10
 
 
 class UserError(Exception):
     """A mistake the user can mend: says where it is, what was found, what was wanted and what to do."""
+
+
+def raise_faults(path: Path | str, faults: Sequence[str], advice: str) -> None:
+    """Raise one `UserError` for all faults found in a file; does nothing where there is none."""
+    if faults:
+        shown = "\n".join(f"  {fault}" for fault in faults[:FAULTS_SHOWN])
+        more = f"\n  and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
+        raise UserError(f"{path}: {len(faults)} fault{'s' * (len(faults) > 1)} found; {advice}:\n{shown}{more}")
 
 
 def reports_user_errors(command: Callable[Arguments, None]) -> Callable[Arguments, None]:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lr2ppo.data.annotations import FAULTS_SHOWN, Clip, Need, raise_faults, read_clips, write_clips
-from lr2ppo.errors import UserError
+from lr2ppo.data.annotations import Clip, Need, read_clips, write_clips
+from lr2ppo.errors import FAULTS_SHOWN, UserError, raise_faults
 
 texts = st.text(max_size=12)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lr2ppo.errors import UserError
+from lr2ppo.errors import UserError, raise_faults
 
 SOURCE_TRAIN = "first_stage_data.json"
 TARGET_PAIRS = "first_second_data_pair/first_second_data_pair_10pct.json"
@@ -20,7 +20,6 @@ TEST = "test_data.json"
 CAPTIONS = "pretrain_data.json"
 
 HIGHEST_GRADE = 2
-FAULTS_SHOWN = 10
 
 Need = Literal["labels", "grades", "pairs", "images"]
 
@@ -95,14 +94,6 @@ def graded(clip: Clip) -> NDArray[np.int64]:
     if clip.grades is None:
         raise ValueError(f"clip {clip.id} has no grades")
     return clip.grades
-
-
-def raise_faults(path: Path | str, faults: Sequence[str], advice: str) -> None:
-    """Raise one `UserError` for all faults found in a file; does nothing where there is none."""
-    if faults:
-        shown = "\n".join(f"  {fault}" for fault in faults[:FAULTS_SHOWN])
-        more = f"\n  and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
-        raise UserError(f"{path}: {len(faults)} fault{'s' * (len(faults) > 1)} found; {advice}:\n{shown}{more}")
 
 
 def _parse_clip(entry: Any, need: Need) -> Clip:

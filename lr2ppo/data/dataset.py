@@ -13,9 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from lr2ppo.config import DataConfig
-from lr2ppo.data.annotations import Clip, Need, raise_faults, read_clips
+from lr2ppo.data.annotations import Clip, Need, read_clips
 from lr2ppo.data.features import FeatureStore
-from lr2ppo.errors import UserError
+from lr2ppo.errors import UserError, raise_faults
 
 Positions = NDArray[np.int64]
 

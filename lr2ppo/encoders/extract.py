@@ -9,12 +9,12 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from lr2ppo.data import annotations
-from lr2ppo.data.annotations import Clip, raise_faults, read_clips
+from lr2ppo.data.annotations import Clip, read_clips
 from lr2ppo.data.features import FeatureWriter
 from lr2ppo.encoders.image import ImageEncoder
 from lr2ppo.encoders.text import TextEncoder, fingerprint
 from lr2ppo.engine.processes import choose_device
-from lr2ppo.errors import UserError, reports_user_errors
+from lr2ppo.errors import UserError, raise_faults, reports_user_errors
 
 ANNOTATION_FILES = (
     annotations.SOURCE_TRAIN,

@@ -19,8 +19,9 @@ from tqdm import tqdm
 from lr2ppo import __version__
 from lr2ppo.config import TrainingConfig, dump_config
 from lr2ppo.engine.processes import Processes
-from lr2ppo.engine.weights import Model, save_model, write_json
 from lr2ppo.errors import UserError
+from lr2ppo.files import write_json
+from lr2ppo.models.weights import Model, save_model
 
 FINISHED = "finished.json"
 # What a line on the screen holds of an evaluation; `metrics.jsonl` and TensorBoard have it all.

@@ -18,10 +18,11 @@ from lr2ppo.engine.command import read_stage_config, stage_parser
 from lr2ppo.engine.processes import join_processes
 from lr2ppo.engine.runs import COMMANDS, find_run, read_run
 from lr2ppo.engine.scoring import Scores, pad_lists, ranking_metrics, score_clips
-from lr2ppo.engine.weights import load_model, write_json
 from lr2ppo.errors import UserError, reports_user_errors
+from lr2ppo.files import write_json
 from lr2ppo.metrics import CUTOFFS, chance_ndcg
 from lr2ppo.models import RelevanceRanker
+from lr2ppo.models.weights import load_model
 
 TRAINING_STAGES = tuple(COMMANDS)
 

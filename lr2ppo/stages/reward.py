@@ -10,9 +10,9 @@ from lr2ppo.engine.optimizer import build_optimizer, learning_rate
 from lr2ppo.engine.processes import Processes
 from lr2ppo.engine.runs import Run, check_name, find_earlier
 from lr2ppo.engine.scoring import judged_pair_accuracy, preference_rewards
-from lr2ppo.engine.weights import load_kind
 from lr2ppo.errors import UserError
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
+from lr2ppo.models.weights import load_kind
 from lr2ppo.objectives import preference_hinge_loss
 
 

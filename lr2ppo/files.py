@@ -1,0 +1,101 @@
+"""Files that are complete before they take their name, and tensor files that are read without running any code."""
+
+import json
+import os
+import pickle
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lr2ppo.errors import UserError
+
+TENSOR_FILES = "a safetensors file or a state dict saved with torch.save"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that is complete before it takes its name."""
+    text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+    _write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors: safetensors where the name ends so, else a state dict as `torch.save` writes it."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if path.suffix == ".safetensors":
+        _write_whole(path, lambda partial: save_file(whole, partial))
+    else:
+        _write_whole(path, lambda partial: torch.save(whole, partial))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a file, safetensors or saved with `torch.save`, whichever its content is.
+
+    Raises `UserError` where the file is missing, is cut short, is no such file, or holds anything but tensors:
+    nothing but tensors is ever unpickled.
+    """
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: found {found}, wanted {TENSOR_FILES}")
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    # A safetensors file begins with the length of its JSON header, torch's with a zip archive's mark or a pickle's.
+    if start[8:] == b"{":
+        return _read_safetensors(path)
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        return _read_pickle(path)
+    raise UserError(f"{path}: is neither a safetensors file nor one saved with torch.save; is it the right file?")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: is not a whole safetensors file ({error}); copy it again") from None
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: holds more than tensors, code perhaps, and nothing of it was run; wanted a plain state dict"
+        ) from None
+    except Exception as error:
+        # torch tells a damaged archive in a dozen ways, which all mean the same to a user.
+        reason = (str(error) or type(error).__name__).partition(". ")[0]
+        raise UserError(f"{path}: is cut short or damaged ({reason}); copy it again") from None
+    if not isinstance(content, Mapping) or not content:
+        found = f"an empty {type(content).__name__}" if isinstance(content, Mapping) else type(content).__name__
+        raise UserError(f"{path}: found {found}, wanted a state dict: a mapping of names to tensors")
+    strays = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if strays:
+        raise UserError(
+            f"{path}: found {', '.join(strays[:5])}{' and more' * (len(strays) > 5)}, which are no tensors; "
+            "wanted a plain state dict (save model.state_dict() alone)"
+        )
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    os.close(handle)
+    partial = Path(name)
+    try:
+        write(partial)
+        partial.chmod(0o644)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,84 @@
+"""Weights on disk: a folder with `model.safetensors` and `config.json`, enough to build the model again."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from lr2ppo.config import ModelConfig
+from lr2ppo.errors import UserError, raise_faults
+from lr2ppo.files import read_tensors, write_json, write_tensors
+from lr2ppo.models.partial_order import PartialOrderModel
+from lr2ppo.models.ranker import RelevanceRanker
+
+Model = RelevanceRanker | PartialOrderModel
+KINDS: dict[str, type[RelevanceRanker] | type[PartialOrderModel]] = {
+    "RelevanceRanker": RelevanceRanker,
+    "PartialOrderModel": PartialOrderModel,
+}
+M = TypeVar("M", bound=RelevanceRanker | PartialOrderModel)
+
+
+def save_model(folder: Path, model: Model) -> None:
+    """Write the model's weights and config; each file is complete before it takes its name."""
+    description = {"model": type(model).__name__, "shape": model.encoder.config.model_dump(mode="json")}
+    write_tensors(folder / "model.safetensors", model.state_dict())
+    write_json(folder / "config.json", description)
+
+
+def load_model(folder: Path, dropout: float | None = None) -> Model:
+    """Build the model a folder holds, with another dropout where one is given.
+
+    Raises `UserError` where the folder is not one `save_model` wrote.
+    """
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: found no {name}; is it a run's best/?")
+    try:
+        description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = ModelConfig.model_validate(description["shape"])
+        kind = KINDS[description["model"]]
+    except (ValidationError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"{folder / 'config.json'}: does not describe a model of ours: {error}") from None
+    if dropout is not None:
+        config = config.model_copy(update={"dropout": dropout})
+    return build_model(kind, config, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+
+
+def load_kind(folder: Path, kind: type[M], dropout: float | None = None) -> M:
+    """`load_model`, refused where the folder holds the other kind of model."""
+    model = load_model(folder, dropout)
+    if not isinstance(model, kind):
+        raise UserError(
+            f"{folder}: found a {type(model).__name__}, wanted a {kind.__name__}; name a run of the right stage"
+        )
+    return model
+
+
+def build_model(kind: type[M], config: ModelConfig, tensors: Mapping[str, Tensor], source: Path) -> M:
+    """A model of the given tensors, none of which is drawn or copied first; raises `UserError` where they do not fit.
+
+    `source` is the file they came from, for the message, which names every tensor at fault.
+    """
+    with torch.device("meta"):
+        model = kind(config)
+    check_tensors({name: tensor.shape for name, tensor in model.state_dict().items()}, tensors, source)
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+    return model
+
+
+def check_tensors(wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor], source: Path) -> None:
+    """Raises `UserError` naming each tensor that is missing, superfluous, of another shape or not of floats."""
+    faults = [f"{name}: is missing" for name in wanted if name not in found]
+    for name, tensor in found.items():
+        if name not in wanted:
+            faults.append(f"{name}: no part of this model")
+        elif tensor.shape != wanted[name]:
+            faults.append(f"{name}: found shape {list(tensor.shape)}, wanted {list(wanted[name])}")
+        elif not tensor.is_floating_point():
+            faults.append(f"{name}: found {tensor.dtype}, wanted floats")
+    raise_faults(source, faults, "is it the right file, whole?")
