@@ -86,6 +86,12 @@ class RewardLoss(Section):
     margin: Positive
 
 
+class PPOOptimizer(OptimizerConfig):
+    """A schedule that advances once an update; laid out over the run's own updates where no number is given."""
+
+    schedule_updates: Count | None
+
+
 class PPOTraining(Section):
     epochs: Count
     clips_per_batch: Count
@@ -95,8 +101,8 @@ class PPOTraining(Section):
     passes: Count
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
     evaluate_every: Count
-    actor: OptimizerConfig
-    critic: OptimizerConfig
+    actor: PPOOptimizer
+    critic: PPOOptimizer
 
 
 class PPOLoss(Section):

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lr2ppo.errors import UserError
+from lr2ppo.errors import UserError, raise_faults
 
 TENSOR_FILES = "a safetensors file or a state dict saved with torch.save"
 
@@ -54,6 +54,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return _read_pickle(path)
     raise UserError(f"{path}: is neither a safetensors file nor one saved with torch.save; is it the right file?")
+
+
+def check_tensors(wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor], source: Path) -> None:
+    """Raises `UserError` naming each tensor that is missing, superfluous, of another shape or not of floats."""
+    faults = [f"{name}: is missing" for name in wanted if name not in found]
+    for name, tensor in found.items():
+        if name not in wanted:
+            faults.append(f"{name}: no part of this model")
+        elif tensor.shape != wanted[name]:
+            faults.append(f"{name}: found shape {list(tensor.shape)}, wanted {list(wanted[name])}")
+        elif not tensor.is_floating_point():
+            faults.append(f"{name}: found {tensor.dtype}, wanted floats")
+    raise_faults(source, faults, "is it the right file, whole?")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

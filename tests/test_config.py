@@ -1,5 +1,6 @@
 """Reading a run's configuration: YAML files, overrides, and what is said of mistakes."""
 
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,63 @@ def message_of(path: Path, stage: str, *overrides: str) -> str:
     return str(caught.value)
 
 
-def test_every_stage_has_a_mini_file() -> None:
-    assert {path.stem for path in STAGE_FILES} == set(STAGES)
+@pytest.mark.parametrize("preset", ["mini", "lrmovienet", "lrmovienet_pooled"])
+def test_every_preset_has_a_file_for_each_stage(preset: str) -> None:
+    paths = sorted((MINI.parent / preset).glob("*.yaml"))
+    assert {path.stem for path in paths} == set(STAGES)
+    assert all(load_config(path, path.stem).preset == preset for path in paths)
+
+
+# The published settings of each stage; sizes are those of one of its four processes.
+PUBLISHED = {
+    "pointwise": {
+        "seed": 7, "data.frames": 16, "data.train": "first_stage_data.json", "model.head": "flatten",
+        "model.attention": "published", "model.width": 768, "model.heads": 8, "model.dropout": 0.1,
+        "model.text_tokens": 196, "train.epochs": 15, "train.clips_per_batch": 2, "train.max_labels": 20,
+        "train.learning_rate": 2e-5, "train.weight_decay": 0.01, "train.warmup": 0.1, "train.evaluate_every": 150,
+        "loss.beta": 0.3,
+    },
+    "reward": {
+        "seed": 7, "data.frames": 16, "model.head": "flatten", "model.attention": "published", "model.width": 768,
+        "data.train": "first_second_data_pair/first_second_data_pair_10pct.json", "train.epochs": 15,
+        "train.learning_rate": 2e-5, "train.weight_decay": 0.01, "train.warmup": 0.1, "train.evaluate_every": 100,
+        "loss.margin": 1.0,
+    },
+    "ppo": {
+        "seed": 7, "data.frames": 16, "data.train": "first_second_stage_data.json", "train.epochs": 29,
+        "train.batches_per_rollout": 200, "train.passes": 1, "train.evaluate_every": 1,
+        "train.actor.learning_rate": 1e-3, "train.actor.weight_decay": 0.01, "train.critic.learning_rate": 1e-3,
+        "loss.weighting": "batch", "loss.margin": 0.01, "loss.reverse_below": -0.1, "loss.kl_weight": 0.001,
+        "loss.entropy_weight": 0.001, "loss.value_clip": 0.5,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", PUBLISHED)
+def test_the_lrmovienet_preset_has_the_published_settings(stage: str) -> None:
+    config = load_config(MINI.parent / "lrmovienet" / f"{stage}.yaml", stage)
+    for key, wanted in PUBLISHED[stage].items():
+        assert attrgetter(key)(config) == wanted, key
+
+
+def test_the_lrmovienet_presets_batches_hold_the_published_numbers_of_pairs() -> None:
+    reward, ppo = (
+        load_config(MINI.parent / "lrmovienet" / f"{stage}.yaml", stage).train for stage in ("reward", "ppo")
+    )
+    assert reward.clips_per_batch * reward.pairs_per_clip == 64
+    assert ppo.clips_per_batch * ppo.pairs_per_clip == 24
+    assert ppo.visits_per_epoch * ppo.pairs_per_clip == 80
+    batches = -(-3413 * ppo.visits_per_epoch // (4 * ppo.clips_per_batch)) * ppo.epochs
+    assert batches // ppo.batches_per_rollout == 412
+
+
+def test_the_pooled_preset_differs_by_its_model_alone() -> None:
+    for stage in STAGES:
+        published, pooled = (
+            load_config(MINI.parent / preset / f"{stage}.yaml", stage).model_dump(exclude={"preset", "model"})
+            for preset in ("lrmovienet", "lrmovienet_pooled")
+        )
+        assert pooled == published
 
 
 @stage_files

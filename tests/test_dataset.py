@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import h5py
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lr2ppo.config import DataConfig
+from lr2ppo.config import DataConfig, ModelConfig
 from lr2ppo.data.annotations import Clip, write_clips
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, collate, open_dataset, open_store
 from lr2ppo.data.features import FeatureStore, FeatureWriter
@@ -471,6 +472,10 @@ def test_training_does_not_touch_the_global_random_state(dataset: ClipDataset) -
     assert before[1] == after[1]
 
 
+def model_config(head: Literal["flatten", "pooled"]) -> ModelConfig:
+    return ModelConfig(head=head, attention="scaled", width=8, heads=2, dropout=0.0)
+
+
 def data_config(root: Path, features: str | tuple[str, ...] = "clean_feat.h5") -> DataConfig:
     return DataConfig(
         root=root,
@@ -502,7 +507,7 @@ def test_an_annotation_file_opens_with_its_features(tmp_path: Path) -> None:
     write_features(tmp_path / "clean_feat.h5", CLIPS)
     write_clips(tmp_path / "train.json", CLIPS)
     config = data_config(tmp_path)
-    dataset = open_dataset(config, config.train, "grades", open_store(config), exact_frames=True)
+    dataset = open_dataset(config, config.train, "grades", open_store(config), model_config("flatten"))
     assert len(dataset) == len(CLIPS)
     assert (dataset.frames, dataset.frame_order, dataset.exact_frames) == (4, "even", True)
     assert dataset[whole_clips(dataset.clips)[2]].text[3].tolist() == text_features(2, 3).tolist()
@@ -518,7 +523,7 @@ def test_clips_that_do_not_fit_their_features_are_told_at_once(tmp_path: Path) -
     write_clips(tmp_path / "train.json", [CLIPS[0], longer, *CLIPS[2:]])
     config = data_config(tmp_path)
     with pytest.raises(UserError) as caught:
-        open_dataset(config, config.train, "grades", open_store(config), exact_frames=False)
+        open_dataset(config, config.train, "grades", open_store(config), model_config("pooled"))
     message = str(caught.value)
     assert "3 faults found; extract its features again" in message
     assert "clip movie/1: found features of 2 labels, wanted 3" in message
@@ -542,4 +547,4 @@ def test_features_without_a_frame_are_told(tmp_path: Path) -> None:
         workers=0,
     )  # fmt: skip
     with pytest.raises(UserError, match="clip clip: has features of no frame"):
-        open_dataset(data, "clips.json", "labels", store, exact_frames=False)
+        open_dataset(data, "clips.json", "labels", store, model_config("pooled"))

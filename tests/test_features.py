@@ -74,8 +74,9 @@ def test_what_is_written_is_read_for_any_labels_in_any_order(
     assert (store.text_width, store.image_width, store.tokens_per_frame) == (TEXT_WIDTH, IMAGE_WIDTH, 1)
     for clip_id, (text, frames) in clips.items():
         assert clip_id in store
-        assert store.label_count(clip_id) == len(text)
-        assert store.widths(clip_id) == (TEXT_WIDTH, IMAGE_WIDTH)
+        shape = store.shape(clip_id)
+        assert (shape.labels, shape.tokens) == (len(text), max(len(tokens) for tokens in text))
+        assert (shape.frames, shape.text_width, shape.image_width) == (len(frames), TEXT_WIDTH, IMAGE_WIDTH)
         assert_text(store, clip_id, range(len(text)), text)
         some = data.draw(st.lists(st.sampled_from(range(len(text))), min_size=1, unique=True))
         assert_text(store, clip_id, some, text)
@@ -120,7 +121,7 @@ def test_the_published_layout_without_lengths_has_every_token(tmp_path: Path, ki
     with h5py.File(tmp_path / "clean_feat.h5", "w") as file:
         file["tt01/shot_0001/text_emb"], file["tt01/shot_0001/img_emb"] = text, frames
     store = FeatureStore([tmp_path / "clean_feat.h5"])
-    assert store.label_count("tt01/shot_0001") == 2
+    assert store.shape("tt01/shot_0001").labels == 2
     assert_text(store, "tt01/shot_0001", [1, 0], text.astype(np.float32).tolist())
     assert store.frames("tt01/shot_0001").dtype == np.float32
     np.testing.assert_array_equal(store.frames("tt01/shot_0001"), frames.astype(np.float32).reshape(6, 1, IMAGE_WIDTH))

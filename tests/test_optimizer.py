@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lr2ppo.config import ModelConfig, OptimizerConfig
+from lr2ppo.config import ModelConfig, OptimizerConfig, load_config
 from lr2ppo.engine.optimizer import build_optimizer, learning_rate
 from lr2ppo.models import PartialOrderModel
+from tests.conftest import REPOSITORY
 
 MODERATE = settings(deadline=None, max_examples=60)
 
@@ -29,6 +30,15 @@ def rates_of_a_run(steps: int, settings: OptimizerConfig) -> list[float]:
         schedule.step()
         rates.append(learning_rate(schedule))
     return rates
+
+
+def test_stage_3_of_lrmovienet_stays_inside_its_warm_up() -> None:
+    actor = load_config(REPOSITORY / "configs" / "lrmovienet" / "ppo.yaml", "ppo").train.actor
+    optimizer, schedule = build_optimizer(nn.Linear(2, 2), actor, actor.schedule_updates)
+    for update in range(1, 413):
+        assert learning_rate(schedule) == pytest.approx(1e-3 * update / 34_130)
+        optimizer.step()
+        schedule.step()
 
 
 def make_model() -> PartialOrderModel:

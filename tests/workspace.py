@@ -13,18 +13,19 @@ from tests.conftest import REPOSITORY
 @dataclass(frozen=True)
 class Workspace:
     root: Path
+    preset: str
 
     @classmethod
-    def make(cls, root: Path) -> "Workspace":
+    def make(cls, root: Path, preset: str = "mini") -> "Workspace":
         for folder in ("lr2ppo", "configs", "scripts"):
             shutil.copytree(REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
         for script in REPOSITORY.glob("*.sh"):
             shutil.copy(script, root)
-        return cls(root)
+        return cls(root, preset)
 
     def run(self, *command: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
-        """Run a command with this test's interpreter, on the mini preset."""
-        environment = os.environ | {"PYTHON": sys.executable, "NPROC": str(processes), "PRESET": "mini"}
+        """Run a command with this test's interpreter, on this workspace's preset."""
+        environment = os.environ | {"PYTHON": sys.executable, "NPROC": str(processes), "PRESET": self.preset}
         environment |= {"CUDA_VISIBLE_DEVICES": ""}
         environment.pop("OMP_NUM_THREADS", None)
         return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=300)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
@@ -12,10 +11,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from lr2ppo.config import DataConfig
+from lr2ppo.config import DataConfig, ModelConfig
 from lr2ppo.data.annotations import Clip, Need, read_clips
-from lr2ppo.data.features import FeatureStore
-from lr2ppo.errors import UserError, raise_faults
+from lr2ppo.data.check import structure_faults
+from lr2ppo.data.features import FeatureStore, find_feature_files
+from lr2ppo.errors import raise_faults
 
 Positions = NDArray[np.int64]
 
@@ -152,36 +152,21 @@ def collate(items: Sequence[ClipItem]) -> ClipBatch:
 
 
 def open_store(data: DataConfig) -> FeatureStore:
-    """The feature files of `data.features`, which may be patterns, as one store."""
-    paths: list[Path] = []
-    for name in data.features:
-        paths += sorted(data.root.glob(name)) if any(c in name for c in "*?[") else [data.root / name]
-    if not paths:
-        raise UserError(f"data.features: nothing in {data.root} matches {', '.join(data.features)}")
-    return FeatureStore(paths)
+    """The feature files of `data.features` as one store."""
+    return FeatureStore(find_feature_files(data.root, data.features))
 
 
-def open_dataset(data: DataConfig, file: str, need: Need, store: FeatureStore, exact_frames: bool) -> ClipDataset:
-    """One annotation file with its features, checked against each other.
+def open_dataset(data: DataConfig, file: str, need: Need, store: FeatureStore, model: ModelConfig) -> ClipDataset:
+    """One annotation file with its features, for a model.
 
-    Raises `UserError` naming the clips that lack features or whose features do not fit.
+    Raises `UserError` naming the clips that lack features or whose features do not fit their labels or the model.
     """
     path = data.root / file
     clips = read_clips(path, need)
-    faults = []
-    for clip in clips:
-        if clip.id not in store:
-            faults.append(f"clip {clip.id}: has no features")
-        elif (found := store.label_count(clip.id)) != len(clip.labels):
-            faults.append(f"clip {clip.id}: found features of {found} labels, wanted {len(clip.labels)}")
-        elif store.frame_count(clip.id) == 0:
-            faults.append(f"clip {clip.id}: has features of no frame, wanted at least one")
-        elif (widths := store.widths(clip.id)) != (store.text_width, store.image_width):
-            faults.append(
-                f"clip {clip.id}: found feature widths {widths}, others have {store.text_width, store.image_width}"
-            )
+    flatten = model.head == "flatten"
+    faults = structure_faults(clips, store, most_tokens=model.text_tokens if flatten else None)
     raise_faults(path, faults, f"extract its features again into {', '.join(data.features)}")
-    return ClipDataset(clips, store, frames=data.frames, frame_order=data.frame_order, exact_frames=exact_frames)
+    return ClipDataset(clips, store, frames=data.frames, frame_order=data.frame_order, exact_frames=flatten)
 
 
 def _mask(lengths: Sequence[int]) -> Tensor:

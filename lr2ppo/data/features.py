@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,6 +14,17 @@ from numpy.typing import NDArray
 from lr2ppo.errors import UserError
 
 Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """How many labels, text tokens a label and frames a clip's features have, and their widths."""
+
+    labels: int
+    tokens: int
+    frames: int
+    text_width: int
+    image_width: int
 
 
 class FeatureStore:
@@ -49,16 +61,19 @@ class FeatureStore:
     def __contains__(self, clip_id: str) -> bool:
         return self._find(clip_id) is not None
 
-    def label_count(self, clip_id: str) -> int:
-        return int(self._group(clip_id)["text_emb"].shape[0])
-
-    def frame_count(self, clip_id: str) -> int:
-        return int(self._group(clip_id)["img_emb"].shape[1]) // self.tokens_per_frame
-
-    def widths(self, clip_id: str) -> tuple[int, int]:
-        """The feature widths (text, image) of one clip."""
+    def shape(self, clip_id: str) -> "ClipShape":
+        """What is stored of one clip, found without reading its features; raises ValueError where that is malformed."""
         group = self._group(clip_id)
-        return int(group["text_emb"].shape[-1]), int(group["img_emb"].shape[-1])
+        text, image = (group[name].shape if name in group else None for name in ("text_emb", "img_emb"))
+        if text is None or image is None or len(text) != 3 or len(image) != 3 or image[0] != 1:
+            raise ValueError(
+                f"found text_emb {text} and img_emb {image}, wanted [labels, tokens, width] and [1, frames, width]"
+            )
+        if "text_len" in group and group["text_len"].shape != text[:1]:
+            raise ValueError(
+                f"found text_len {group['text_len'].shape}, wanted one number for each of {text[0]} labels"
+            )
+        return ClipShape(text[0], text[1], image[1] // self.tokens_per_frame, text[2], image[2])
 
     def text(self, clip_id: str, labels: Sequence[int]) -> tuple[Array, NDArray[np.int64]]:
         """Token features of some labels `[len(labels), T, D]`, zero behind each label's length, and the lengths."""
@@ -156,6 +171,16 @@ class FeatureWriter:
         # Written last: a clip counts as done once it is there.
         group["img_emb"] = frames[None].astype(np.float32, copy=False)
         self._file.flush()
+
+
+def find_feature_files(root: Path, names: Sequence[str]) -> list[Path]:
+    """The feature files of a folder, whose names may be patterns; raises `UserError` where nothing matches."""
+    paths: list[Path] = []
+    for name in names:
+        paths += sorted(root.glob(name)) if any(c in name for c in "*?[") else [root / name]
+    if not paths:
+        raise UserError(f"data.features: nothing in {root} matches {', '.join(names)}")
+    return paths
 
 
 def _open(path: Path) -> h5py.File:

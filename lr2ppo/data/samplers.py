@@ -1,5 +1,6 @@
 """What each stage reads of its clips, in an order that follows from the seed and the epoch alone."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import cycle, islice
 from typing import Any
@@ -124,15 +125,23 @@ def evaluation_loader(
     """Batches of this process's share of the requests: each is read exactly once over all processes."""
     share = requests[rank::world_size]
     batches = [list(share[start : start + batch_size]) for start in range(0, len(share), batch_size)]
-    loader: DataLoader[Any] = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+    loader: DataLoader[Any] = DataLoader(
+        dataset, batch_sampler=batches, collate_fn=collate, num_workers=_cores(workers)
+    )
     return loader
 
 
 def training_loader(dataset: ClipDataset, sampler: EpochSampler, workers: int) -> Iterable[ClipBatch]:
+    workers = _cores(workers)
     loader: DataLoader[Any] = DataLoader(
         dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0
     )
     return loader
+
+
+def _cores(workers: int) -> int:
+    """No more readers than the machine has cores."""
+    return min(workers, os.cpu_count() or 1)
 
 
 def _annotated_request(clip: int, pairs: Positions, rng: np.random.Generator) -> ClipRequest:

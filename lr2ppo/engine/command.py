@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from lr2ppo.config import ModelConfig, dump_config, load_config
-from lr2ppo.data.features import FeatureStore
+from lr2ppo.config import dump_config, load_config
 from lr2ppo.engine.processes import Processes, join_processes
 from lr2ppo.errors import UserError, reports_user_errors
 
@@ -47,14 +46,3 @@ def run_stage(stage: str, train: Callable[[Any, Processes, bool], None]) -> None
         with join_processes(config.device) as processes:
             torch.manual_seed(config.seed)
             train(config, processes, arguments.fresh)
-
-
-def complete_model_config(model: ModelConfig, store: FeatureStore, frames: int) -> ModelConfig:
-    """Fill in what the features decide: their widths, tokens a frame, and the flatten head's frame count."""
-    found = {
-        "text_width": store.text_width,
-        "image_width": store.image_width,
-        "tokens_per_frame": store.tokens_per_frame,
-        "frames": frames * store.tokens_per_frame,
-    }
-    return model.model_copy(update=found)

@@ -152,12 +152,19 @@ def find_run(reference: str, stages: tuple[str, ...], logs: Path) -> Path:
     """
     places = [logs / stage / reference for stage in reversed(stages)] + [logs / reference, Path(reference)]
     for place in places:
+        if is_converted(place):
+            return place
         if (place / "config.yaml").is_file():
             found = read_run(place)["stage"]
             if found not in stages:
                 raise UserError(f"{reference}: is a run of stage {found}, wanted one of {' or '.join(stages)}")
             return place
-    known = sorted(str(p.parent.relative_to(logs)) for stage in stages for p in logs.glob(f"{stage}/*/config.yaml"))
+    known = sorted(
+        str(folder.relative_to(logs))
+        for stage in stages
+        for folder in logs.glob(f"{stage}/*")
+        if (folder / "config.yaml").is_file() or is_converted(folder)
+    )
     there = f"there are: {', '.join(known)}" if known else f"make it with: sh {COMMANDS[stages[-1]]} {reference}"
     raise UserError(f"{reference}: found no such run under {logs}; {there}")
 
@@ -167,7 +174,7 @@ def find_earlier(reference: str, stage: str, preset: str, logs: Path) -> Path:
     command = f"PRESET={preset} sh {COMMANDS[stage]} NAME"
     if reference != "newest":
         folder = find_run(reference, (stage,), logs)
-        if not (folder / FINISHED).is_file():
+        if not (folder / FINISHED).is_file() and not is_converted(folder):
             raise UserError(f"{folder}: this {stage} run has not finished; wait for it, or make another: {command}")
         return folder
     finished = [
@@ -178,6 +185,11 @@ def find_earlier(reference: str, stage: str, preset: str, logs: Path) -> Path:
     if not finished:
         raise UserError(f"found no finished {stage} run of preset {preset} under {logs}; make one first: {command}")
     return max(finished)[1]
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether a folder holds the weights of a run alone, as a converted published checkpoint does."""
+    return (folder / "best" / "config.json").is_file() and not (folder / "config.yaml").exists()
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from lr2ppo.config import ModelConfig
-from lr2ppo.errors import UserError, raise_faults
-from lr2ppo.files import read_tensors, write_json, write_tensors
+from lr2ppo.errors import UserError
+from lr2ppo.files import check_tensors, read_tensors, write_json, write_tensors
 from lr2ppo.models.partial_order import PartialOrderModel
 from lr2ppo.models.ranker import RelevanceRanker
 
@@ -60,25 +60,19 @@ def load_kind(folder: Path, kind: type[M], dropout: float | None = None) -> M:
 
 
 def build_model(kind: type[M], config: ModelConfig, tensors: Mapping[str, Tensor], source: Path) -> M:
-    """A model of the given tensors, none of which is drawn or copied first; raises `UserError` where they do not fit.
+    """A model in eval mode made of the given tensors, none of which is drawn or copied first.
 
-    `source` is the file they came from, for the message, which names every tensor at fault.
+    Raises `UserError` naming `source`, the file they came from, and every tensor that does not fit.
     """
+    check_tensors(model_shapes(kind, config), tensors, source)
     with torch.device("meta"):
         model = kind(config)
-    check_tensors({name: tensor.shape for name, tensor in model.state_dict().items()}, tensors, source)
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+    model.eval()
     return model
 
 
-def check_tensors(wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor], source: Path) -> None:
-    """Raises `UserError` naming each tensor that is missing, superfluous, of another shape or not of floats."""
-    faults = [f"{name}: is missing" for name in wanted if name not in found]
-    for name, tensor in found.items():
-        if name not in wanted:
-            faults.append(f"{name}: no part of this model")
-        elif tensor.shape != wanted[name]:
-            faults.append(f"{name}: found shape {list(tensor.shape)}, wanted {list(wanted[name])}")
-        elif not tensor.is_floating_point():
-            faults.append(f"{name}: found {tensor.dtype}, wanted floats")
-    raise_faults(source, faults, "is it the right file, whole?")
+def model_shapes(kind: type[M], config: ModelConfig) -> dict[str, torch.Size]:
+    """The shape of each tensor of a model, found without making it."""
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in kind(config).state_dict().items()}

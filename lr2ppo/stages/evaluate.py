@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from lr2ppo.comparison import METRICS, ClipMetrics, Row, describe_gain, format_table, summarise
-from lr2ppo.config import DataConfig, EvaluateConfig
+from lr2ppo.config import DataConfig, EvaluateConfig, load_config
 from lr2ppo.data.annotations import Clip, graded
-from lr2ppo.data.dataset import open_dataset, open_store
+from lr2ppo.data.dataset import open_store
 from lr2ppo.engine.command import read_stage_config, stage_parser
+from lr2ppo.engine.inputs import check_fit, open_inputs
 from lr2ppo.engine.processes import join_processes
-from lr2ppo.engine.runs import COMMANDS, find_run, read_run
+from lr2ppo.engine.runs import COMMANDS, find_run, is_converted, read_run
 from lr2ppo.engine.scoring import Scores, pad_lists, ranking_metrics, score_clips
 from lr2ppo.errors import UserError, reports_user_errors
 from lr2ppo.files import write_json
@@ -27,17 +28,21 @@ from lr2ppo.models.weights import load_model
 TRAINING_STAGES = tuple(COMMANDS)
 
 
-def evaluate(config: EvaluateConfig) -> None:
-    """Score every clip of the split once; write `results.json` and `cases.json` into the run's folder."""
+def evaluate(config: EvaluateConfig, preset: Path) -> None:
+    """Score every clip of the split once; write `results.json` and `cases.json` into the run's folder.
+
+    `preset` is the folder of the YAML file, which tells the data of a run that is but a converted checkpoint.
+    """
     if config.name is None:
         raise UserError("name: is missing; run sh ppo_eval.sh RUN, or give name=RUN")
     folder = find_run(config.name, TRAINING_STAGES, config.logs)
-    data = run_data(folder, config.root)
+    data = run_data(folder, config.root, preset)
     model = load_model(folder / "best")
-    exact = model.encoder.config.head == "flatten"
+    store = open_store(data)
+    check_fit(model.encoder.config, store, data.frames, str(folder))
     file = data.test if config.split == "test" else data.validation
-    dataset = open_dataset(data, file, "grades", open_store(data), exact)
     with join_processes(config.device) as processes:
+        (dataset,) = open_inputs(data, {file: "grades"}, store, model.encoder.config, processes)
         model.to(processes.device)
         scores = score_clips(model, dataset, processes, config.clips_per_batch, config.workers)
         if not processes.is_main:
@@ -58,10 +63,13 @@ def evaluate(config: EvaluateConfig) -> None:
     print(f"\nwritten: {folder / 'results.json'}, {folder / 'cases.json'}")
 
 
-def run_data(folder: Path, root: Path | None) -> DataConfig:
-    """The data a run was made for, under another root where one is given."""
-    tree = read_run(folder)["data"]
-    return DataConfig.model_validate(tree if root is None else tree | {"root": root})
+def run_data(folder: Path, root: Path | None, preset: Path) -> DataConfig:
+    """The data a run was made for, or the preset's for a converted checkpoint; under another root if one is given."""
+    if is_converted(folder):
+        data: DataConfig = load_config(preset / "pointwise.yaml", "pointwise").data
+    else:
+        data = DataConfig.model_validate(read_run(folder)["data"])
+    return data if root is None else data.model_copy(update={"root": root})
 
 
 def describe_cases(clips: Sequence[Clip], scores: Sequence[Scores]) -> list[dict[str, Any]]:
@@ -156,7 +164,7 @@ def main() -> None:
     if arguments.table:
         show_table([item for item in table if "=" not in item], config)
     else:
-        evaluate(config)
+        evaluate(config, arguments.config.parent)
 
 
 if __name__ == "__main__":

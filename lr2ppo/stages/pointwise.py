@@ -3,9 +3,11 @@
 from torch import Tensor, nn
 
 from lr2ppo.config import PointwiseConfig
-from lr2ppo.data.dataset import ClipBatch, open_dataset, open_store
+from lr2ppo.data.annotations import Need
+from lr2ppo.data.dataset import ClipBatch, open_store
 from lr2ppo.data.samplers import EpochSampler, graded_lists, training_loader
-from lr2ppo.engine.command import complete_model_config, run_stage
+from lr2ppo.engine.command import run_stage
+from lr2ppo.engine.inputs import complete_model_config, open_inputs, overlap_note
 from lr2ppo.engine.optimizer import build_optimizer, learning_rate
 from lr2ppo.engine.processes import Processes
 from lr2ppo.engine.runs import Run, check_name
@@ -17,10 +19,9 @@ from lr2ppo.objectives import smooth_l1_loss
 def train(config: PointwiseConfig, processes: Processes, fresh: bool) -> None:
     check_name(config, processes, fresh)
     store = open_store(config.data)
-    exact = config.model.head == "flatten"
-    clips = open_dataset(config.data, config.data.train, "grades", store, exact)
-    validation = open_dataset(config.data, config.data.validation, "grades", store, exact)
     config = config.model_copy(update={"model": complete_model_config(config.model, store, config.data.frames)})
+    files: dict[str, Need] = {config.data.train: "grades", config.data.validation: "grades"}
+    clips, validation = open_inputs(config.data, files, store, config.model, processes)
     run = Run(config, processes)
 
     settings = config.train
@@ -36,7 +37,10 @@ def train(config: PointwiseConfig, processes: Processes, fresh: bool) -> None:
     ranker = RelevanceRanker(config.model)
     parallel = processes.parallel(ranker)
     optimizer, schedule = build_optimizer(ranker, settings, steps)
-    run.say(f"stage 1: {len(clips)} source clips, {steps} steps; validation on {len(validation)} clips")
+    run.say(
+        f"stage 1: {len(clips)} source clips, {steps} steps; validation on {len(validation)} clips"
+        + overlap_note(clips, validation)
+    )
 
     step = 0
     recent: list[float] = []

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lr2ppo.config import PPOConfig, PPOLoss
-from lr2ppo.data.dataset import ClipBatch, open_dataset, open_store
+from lr2ppo.data.annotations import Need
+from lr2ppo.data.dataset import ClipBatch, open_store
 from lr2ppo.data.samplers import EpochSampler, random_pairs, training_loader
 from lr2ppo.engine.command import run_stage
+from lr2ppo.engine.inputs import check_fit, open_inputs, overlap_note
 from lr2ppo.engine.optimizer import build_optimizer, learning_rate
 from lr2ppo.engine.processes import Processes
 from lr2ppo.engine.runs import Run, check_name, find_earlier
@@ -46,9 +48,10 @@ def train(config: PPOConfig, processes: Processes, fresh: bool) -> None:
     reward_model = load_kind(reward_run / "best", PartialOrderModel).to(processes.device).eval().requires_grad_(False)
 
     store = open_store(config.data)
-    exact = actor.encoder.config.head == "flatten"
-    clips = open_dataset(config.data, config.data.train, "labels", store, exact)
-    validation = open_dataset(config.data, config.data.validation, "grades", store, exact)
+    for model, source in ((actor, ranker_run), (reward_model, reward_run)):
+        check_fit(model.encoder.config, store, config.data.frames, str(source))
+    files: dict[str, Need] = {config.data.train: "labels", config.data.validation: "grades"}
+    clips, validation = open_inputs(config.data, files, store, actor.encoder.config, processes)
     sampler = EpochSampler(
         random_pairs(clips.clips, settings.pairs_per_clip, settings.visits_per_epoch),
         batch_size=settings.clips_per_batch,
@@ -67,9 +70,13 @@ def train(config: PPOConfig, processes: Processes, fresh: bool) -> None:
     run = Run(config, processes)
 
     parallel_actor, parallel_critic = processes.parallel(actor), processes.parallel(critic)
-    actor_optimizer, actor_schedule = build_optimizer(actor, settings.actor, updates)
-    critic_optimizer, critic_schedule = build_optimizer(critic, settings.critic, updates)
-    run.say(f"stage 3: {len(clips)} target clips, {updates} updates; actor {ranker_run}, reward model {reward_run}")
+    actor_steps, critic_steps = (part.schedule_updates or updates for part in (settings.actor, settings.critic))
+    actor_optimizer, actor_schedule = build_optimizer(actor, settings.actor, actor_steps)
+    critic_optimizer, critic_schedule = build_optimizer(critic, settings.critic, critic_steps)
+    run.say(
+        f"stage 3: {len(clips)} target clips, {updates} updates; actor {ranker_run}, reward model {reward_run}"
+        + overlap_note(clips, validation)
+    )
     quality = validation_ndcg(actor, validation, processes, settings.clips_per_batch)
     run.record(0, updates, {}, quality, "ndcg", actor)
 

@@ -3,9 +3,11 @@
 import torch
 
 from lr2ppo.config import ModelConfig, RewardConfig
-from lr2ppo.data.dataset import open_dataset, open_store
+from lr2ppo.data.annotations import Need
+from lr2ppo.data.dataset import open_store
 from lr2ppo.data.samplers import EpochSampler, annotated_pairs, graded_pairs, training_loader
-from lr2ppo.engine.command import complete_model_config, run_stage
+from lr2ppo.engine.command import run_stage
+from lr2ppo.engine.inputs import complete_model_config, open_inputs, overlap_note
 from lr2ppo.engine.optimizer import build_optimizer, learning_rate
 from lr2ppo.engine.processes import Processes
 from lr2ppo.engine.runs import Run, check_name, find_earlier
@@ -20,11 +22,10 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
     check_name(config, processes, fresh)
     start = None if config.ranker == "none" else find_earlier(config.ranker, "pointwise", config.preset, config.logs)
     store = open_store(config.data)
-    exact = config.model.head == "flatten"
-    clips = open_dataset(config.data, config.data.train, "pairs", store, exact)
-    validation = open_dataset(config.data, config.data.validation, "grades", store, exact)
-    validation_pairs = graded_pairs(validation.clips, config.train.validation_pairs, config.seed)
     config = config.model_copy(update={"model": complete_model_config(config.model, store, config.data.frames)})
+    files: dict[str, Need] = {config.data.train: "pairs", config.data.validation: "grades"}
+    clips, validation = open_inputs(config.data, files, store, config.model, processes)
+    validation_pairs = graded_pairs(validation.clips, config.train.validation_pairs, config.seed)
     reward_model = PartialOrderModel(config.model)
     if start is not None:
         config = config.model_copy(update={"ranker": str(start)})
@@ -46,6 +47,7 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
     pairs = sum(len(clip.pairs) for clip in clips.clips)
     run.say(
         f"stage 2: {pairs} annotated pairs of {len(clips)} target clips, {steps} steps; trunk from {start or 'scratch'}"
+        + overlap_note(clips, validation)
     )
 
     step = 0

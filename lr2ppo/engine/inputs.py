@@ -1,0 +1,68 @@
+"""What a stage reads, opened and checked against the model before anything is trained or written."""
+
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+from lr2ppo.config import DataConfig, ModelConfig
+from lr2ppo.data.annotations import Need
+from lr2ppo.data.check import SoundClips, overlap, value_faults
+from lr2ppo.data.dataset import ClipDataset, open_dataset
+from lr2ppo.data.features import FeatureStore
+from lr2ppo.engine.processes import Processes
+from lr2ppo.errors import UserError, raise_faults
+
+
+def open_inputs(
+    data: DataConfig, files: Mapping[str, Need], store: FeatureStore, model: ModelConfig, processes: Processes
+) -> list[ClipDataset]:
+    """The datasets of some annotation files, every feature of theirs read once and found finite.
+
+    Raises `UserError` on every process where a file, a clip or a feature cannot be used.
+    """
+    datasets = [open_dataset(data, file, need, store, model) for file, need in files.items()]
+    sound = SoundClips(store)
+    unread = sound.missing({clip.id: clip for dataset in datasets for clip in dataset.clips}.values())
+    share = unread[processes.rank :: processes.world_size]
+    progress = tqdm(
+        share, desc="checking the features", unit="clip", leave=False, disable=None if processes.is_main else True
+    )
+    faults = [fault for found in processes.gather(value_faults(progress, store)) for fault in found]
+    raise_faults(", ".join(map(str, store.paths)), faults, "extract these features again")
+    if unread and processes.is_main:
+        sound.add(unread)
+    return datasets
+
+
+def complete_model_config(model: ModelConfig, store: FeatureStore, frames: int) -> ModelConfig:
+    """Fill in what the features decide: their widths, tokens a frame, and the flatten head's frame count."""
+    found = {
+        "text_width": store.text_width,
+        "image_width": store.image_width,
+        "tokens_per_frame": store.tokens_per_frame,
+        "frames": frames * store.tokens_per_frame,
+    }
+    return model.model_copy(update=found)
+
+
+def check_fit(model: ModelConfig, store: FeatureStore, frames: int, source: str) -> None:
+    """Raises `UserError` where features of a store, `frames` of a clip, are not what a model was made for."""
+    wanted = {
+        "text width": (model.text_width or model.width, store.text_width),
+        "image width": (model.image_width or model.width, store.image_width),
+        "tokens a frame": (model.tokens_per_frame, store.tokens_per_frame),
+    }
+    if model.head == "flatten":
+        wanted["frame tokens a clip"] = (model.frames, frames * store.tokens_per_frame)
+    differing = [f"{what} {of_model} (here {here})" for what, (of_model, here) in wanted.items() if of_model != here]
+    if differing:
+        raise UserError(
+            f"{source}: was made for other features than {store.paths[0]} and data.frames={frames} give: "
+            f"{', '.join(differing)}; give the features and data.frames that it was trained on"
+        )
+
+
+def overlap_note(train: ClipDataset, validation: ClipDataset) -> str:
+    """A warning to put behind a sentence where validation clips are trained on; else nothing."""
+    shared = overlap(train.clips, validation.clips)
+    return f"; warning: {len(shared)} of the validation clips are trained on, such as {shared[0]}" if shared else ""

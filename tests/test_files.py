@@ -1,0 +1,112 @@
+"""Tensor files: what is read, what is refused with one message, and that nothing in them is ever run."""
+
+import contextlib
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lr2ppo.errors import UserError
+from lr2ppo.files import read_tensors, write_json, write_tensors
+
+TENSORS = {"weight": torch.arange(12.0).reshape(3, 4), "bias": torch.ones(3)}
+suffixes = pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt"])
+
+
+class Payload:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (os.mkdir, (str(self.folder),))
+
+
+def message(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_tensors(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@suffixes
+def test_what_is_written_is_read_by_content_whatever_the_files_name(tmp_path: Path, suffix: str) -> None:
+    write_tensors(tmp_path / f"a{suffix}", TENSORS)
+    (tmp_path / f"a{suffix}").rename(tmp_path / "unnamed")
+    found = read_tensors(tmp_path / "unnamed")
+    assert found.keys() == TENSORS.keys()
+    assert all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
+
+
+def test_the_format_before_zip_archives_is_read(tmp_path: Path) -> None:
+    torch.save(TENSORS, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    assert torch.equal(read_tensors(tmp_path / "old.bin")["weight"], TENSORS["weight"])
+
+
+@pytest.mark.parametrize("kind", ["zip", "before zip", "bare pickle"])
+def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, kind: str) -> None:
+    content = TENSORS | {"more": Payload(tmp_path / "made")}
+    if kind == "bare pickle":
+        (tmp_path / "code.bin").write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, tmp_path / "code.bin", _use_new_zipfile_serialization=kind == "zip")
+    assert "code perhaps, and nothing of it was run" in message(tmp_path / "code.bin")
+    assert not (tmp_path / "made").exists()
+
+
+@suffixes
+@pytest.mark.parametrize("kept", [0, 5, 60, -40, -1])
+def test_a_file_cut_short_is_refused(tmp_path: Path, suffix: str, kept: int) -> None:
+    path = tmp_path / f"cut{suffix}"
+    write_tensors(path, TENSORS)
+    path.write_bytes(path.read_bytes()[:kept])
+    told = message(path)
+    assert "copy it again" in told or "is neither a safetensors file nor one saved with torch.save" in told
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), suffix=st.sampled_from([".safetensors", ".bin"]))
+def test_a_file_with_damaged_bytes_is_read_or_refused_but_breaks_nothing(
+    tmp_path: Path, data: st.DataObject, suffix: str
+) -> None:
+    path = tmp_path / f"damaged{suffix}"
+    write_tensors(path, TENSORS)
+    content = bytearray(path.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=20)):
+        content[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    with contextlib.suppress(UserError):
+        read_tensors(path)
+
+
+def test_other_content_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.bin").write_text("not weights at all\n" * 9, encoding="utf-8")
+    assert "is neither a safetensors file nor" in message(tmp_path / "text.bin")
+    assert "found no such file" in message(tmp_path / "gone.bin")
+    assert "found a folder" in message(tmp_path)
+    for content, told in (
+        ([TENSORS], "found list"),
+        ({}, "found an empty dict"),
+        ({"state_dict": TENSORS, "epoch": 3}, "found state_dict, epoch, which are no tensors"),
+    ):
+        torch.save(content, tmp_path / "other.bin")
+        assert told in message(tmp_path / "other.bin")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", [1])
+    write_tensors(tmp_path / "a.safetensors", TENSORS)
+    before = (tmp_path / "a.safetensors").read_bytes()
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {1, 2})
+    with pytest.raises(RuntimeError):
+        # Two names for one storage are more than safetensors can hold.
+        write_tensors(tmp_path / "a.safetensors", {"a": TENSORS["bias"], "b": TENSORS["bias"]})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == "[\n 1\n]\n"
+    assert (tmp_path / "a.safetensors").read_bytes() == before
