@@ -1,7 +1,10 @@
 """Encoders: loading, shapes, and that padding and batching change nothing."""
 
+import shutil
+import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from PIL import Image
 
 from lr2ppo.data import annotations, read_clips
 from lr2ppo.data.mini import SIZES, write_mini
-from lr2ppo.encoders import ImageEncoder, TextEncoder, pretrain
+from lr2ppo.encoders import ImageEncoder, TextEncoder, extract, pretrain
 from lr2ppo.encoders.extract import check_frames, find_clips
 from lr2ppo.errors import UserError
 
@@ -78,19 +81,18 @@ def test_saved_encoders_give_what_they_gave_before(mini: Path, encoders: Path, t
     torch.testing.assert_close(first([("boat", "the sea")])[0], again([("boat", "the sea")])[0])
 
 
-@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json"])
-def test_a_roberta_folder_that_lacks_a_file_is_refused_by_name(encoders: Path, tmp_path: Path, missing: str) -> None:
-    for file in (encoders / "roberta").iterdir():
-        if file.name != missing:
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(UserError, match=missing):
-        TextEncoder.load(tmp_path)
+def test_a_roberta_folder_that_lacks_its_config_is_refused(encoders: Path, tmp_path: Path) -> None:
+    shutil.copytree(encoders / "roberta", tmp_path / "roberta")
+    (tmp_path / "roberta" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"found no config\.json"):
+        TextEncoder.load(tmp_path / "roberta")
 
 
 def test_a_folder_that_is_no_vit_is_refused(encoders: Path, tmp_path: Path) -> None:
-    for folder in (tmp_path, encoders / "roberta"):
-        with pytest.raises(UserError, match=r"config\.json naming an architecture"):
-            ImageEncoder.load(folder)
+    with pytest.raises(UserError, match="found nothing, wanted a ViT"):
+        ImageEncoder.load(tmp_path)
+    with pytest.raises(UserError, match="holds a RoBERTa text encoder, wanted a ViT"):
+        ImageEncoder.load(encoders / "roberta")
 
 
 def test_words_are_found_whole() -> None:
@@ -124,6 +126,24 @@ def test_pretraining_needs_a_label_that_some_text_names(tmp_path: Path, mini: Pa
         annotations.write_clips(tmp_path / name, plain)
     with pytest.raises(UserError, match="no description names any label"):
         pretrain.read_captions(tmp_path, 100, np.random.default_rng(0))
+
+
+def test_extraction_takes_files_and_tells_in_the_store_which(
+    mini: Path, encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores: list[Path] = []
+    for text, image in (("roberta", "vit"), ("roberta/model.safetensors", "vit/model.safetensors")):
+        stores.append(tmp_path / f"{len(stores)}.h5")
+        command = f"--data {mini} --text {encoders / text} --image {encoders / image} --out {stores[-1]} --device cpu"
+        monkeypatch.setattr(sys, "argv", ["extract", *command.split()])
+        extract.main()
+    with h5py.File(stores[0]) as by_folder, h5py.File(stores[1]) as by_file:
+        assert len(by_file) == 24
+        clip = next(iter(by_file))
+        for name in ("text_emb", "img_emb"):
+            np.testing.assert_array_equal(by_folder[clip][name], by_file[clip][name])
+        assert by_folder.attrs["text_encoder"].startswith("roberta@")
+        assert by_file.attrs["image_encoder"] == by_folder.attrs["image_encoder"].replace("vit@", "model.safetensors@")
 
 
 def test_extraction_reads_every_clip_once_and_names_missing_frames(mini: Path, tmp_path: Path) -> None:

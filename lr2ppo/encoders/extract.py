@@ -75,12 +75,20 @@ def _read_image(path: Path) -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example: python -m lr2ppo.encoders.extract --data data/mini "
-        "--text pretrained_models/mini/roberta --image pretrained_models/mini/vit --frame-tokens patches",
+        epilog="Layouts of encoder weights, told apart by their content: pretrained_models/README.md. "
+        "Examples: python -m lr2ppo.encoders.extract --data data/mini "
+        "--text pretrained_models/mini/roberta --image pretrained_models/mini/vit --frame-tokens patches; "
+        "python -m lr2ppo.encoders.extract --data data/LRMovieNet --tokenizer pretrained_models/roberta-base "
+        "--text pretrained_models/roberta_base_en_model.bin --image pretrained_models/vit_base_patch16_224_model.bin",
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with the annotation files")
-    parser.add_argument("--text", type=Path, required=True, help="RoBERTa folder")
-    parser.add_argument("--image", type=Path, required=True, help="ViT folder")
+    parser.add_argument("--text", type=Path, required=True, help="RoBERTa: Hugging Face folder or TencentPretrain file")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FOLDER", help="RoBERTa's tokenizer files (default beside it)"
+    )
+    parser.add_argument(
+        "--image", type=Path, required=True, help="ViT: folder or file of timm, Hugging Face or TencentPretrain"
+    )
     parser.add_argument("--out", type=Path, help="feature file to write or continue (default DATA/clean_feat.h5)")
     parser.add_argument("--frames-root", type=Path, help="folder that image paths are relative to (default DATA)")
     parser.add_argument("--frame-tokens", choices=("class", "patches"), default="class", help="what a frame becomes")
@@ -89,10 +97,12 @@ def main() -> None:
 
     out = arguments.out or arguments.data / "clean_feat.h5"
     frames_root = arguments.frames_root or arguments.data
+    text = TextEncoder.load(arguments.text, arguments.tokenizer)
+    text.require_tokenizer()
     clips = find_clips(arguments.data)
     check_frames(clips, frames_root)
     device = choose_device(arguments.device)
-    text = TextEncoder.load(arguments.text).to(device)
+    text = text.to(device)
     image = ImageEncoder.load(arguments.image, arguments.frame_tokens).to(device)
     torch.backends.cuda.matmul.allow_tf32 = True
     facts: dict[str, str | int] = {

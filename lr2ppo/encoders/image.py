@@ -1,11 +1,9 @@
 """The image encoder: a timm vision transformer over single frames."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
-import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -13,7 +11,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from lr2ppo.errors import UserError
+from lr2ppo.encoders.vit import load_vit
 
 FrameTokens = Literal["class", "patches"]
 # Patch tokens are averaged to a grid of this many rows and columns a frame.
@@ -31,21 +29,12 @@ class ImageEncoder(nn.Module):
 
     @classmethod
     def load(cls, path: Path | str, frame_tokens: FrameTokens = "class") -> Self:
-        """Read a timm ViT folder (config.json and weights); raises `UserError` where it cannot be used."""
-        folder = Path(path)
-        try:
-            architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
-        except (OSError, json.JSONDecodeError, KeyError, TypeError):
-            raise UserError(
-                f"{folder}: found no config.json naming an architecture, wanted a timm ViT folder"
-            ) from None
-        try:
-            model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
-        except (OSError, RuntimeError, ValueError, TypeError) as error:
-            raise UserError(f"{folder}: cannot be loaded as timm's {architecture}: {error}") from None
-        if not isinstance(model, VisionTransformer):
-            raise UserError(f"{folder}: found {architecture}, wanted a vision transformer")
-        return cls(model, frame_tokens)
+        """Read a timm or Hugging Face ViT folder, its weights file alone, or TencentPretrain's ViT file.
+
+        Which it is, its tensors tell; the number of attention heads is as `checkpoints.count_heads` says. Raises
+        `UserError` where something is missing or does not fit.
+        """
+        return cls(load_vit(Path(path)), frame_tokens)
 
     @property
     def width(self) -> int:

@@ -7,9 +7,10 @@ from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, RobertaModel
-from transformers.utils import logging as transformers_logging
+from transformers import AutoTokenizer, RobertaModel, RobertaTokenizerFast
 
+from lr2ppo.encoders.checkpoints import read_json
+from lr2ppo.encoders.roberta import UNUSED_POSITIONS, load_roberta
 from lr2ppo.errors import UserError
 
 MAX_TOKENS = 196
@@ -18,38 +19,57 @@ MAX_TOKENS = 196
 class TextEncoder(nn.Module):
     """RoBERTa and its tokenizer; features are the last hidden states."""
 
-    def __init__(self, model: RobertaModel, tokenizer: AutoTokenizer, max_tokens: int = MAX_TOKENS) -> None:
+    def __init__(
+        self,
+        model: RobertaModel,
+        tokenizer: AutoTokenizer | None,
+        max_tokens: int = MAX_TOKENS,
+        tokenizer_folder: Path = Path(),
+    ) -> None:
         super().__init__()
         self.model = model.eval()
-        self.tokenizer = tokenizer
-        # Position numbers start behind the padding index, so two rows of the position table are never used.
-        self.max_tokens = min(max_tokens, model.config.max_position_embeddings - 2)
+        self.tokenizer_folder = tokenizer_folder
+        self._tokenizer = tokenizer
+        self.max_tokens = min(max_tokens, model.config.max_position_embeddings - UNUSED_POSITIONS)
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """Read a Hugging Face RoBERTa folder with its tokenizer; raises `UserError` where something is missing."""
-        folder = Path(path)
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{folder}: found no config.json, wanted a Hugging Face RoBERTa folder")
-        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+    def load(cls, path: Path | str, tokenizer: Path | str | None = None) -> Self:
+        """Read a Hugging Face RoBERTa folder, or TencentPretrain's RoBERTa file or a folder with that file alone.
+
+        Which it is, its tensors tell; the number of attention heads is as `checkpoints.count_heads` says. The tokenizer
+        is that of the folder `tokenizer` or, without one, of the folder that holds the weights, where it may be
+        missing as long as no text is read. Raises `UserError` where something else is missing or does not fit.
+        """
+        source = Path(path)
+        model = load_roberta(source)
+        folder = Path(tokenizer) if tokenizer else source if source.is_dir() else source.parent
+        encoder = cls(model, load_tokenizer(folder), tokenizer_folder=folder)
+        if tokenizer:
+            encoder.require_tokenizer()
+        if encoder._tokenizer is not None and len(encoder._tokenizer) > model.config.vocab_size:
             raise UserError(
-                f"{folder}: found no tokenizer.json or vocab.json; copy the encoder's tokenizer files there"
+                f"{folder}: found a tokenizer of {len(encoder._tokenizer)} tokens, the encoder {source} has "
+                f"{model.config.vocab_size}; wanted the encoder's own"
             )
-        transformers_logging.disable_progress_bar()
-        try:
-            # The folder may hold a language-model head that is not wanted here; saying so on each load helps nobody.
-            previous, _ = transformers_logging.get_verbosity(), transformers_logging.set_verbosity_error()
-            model = RobertaModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{folder}: cannot be loaded as a RoBERTa encoder: {error}") from None
-        finally:
-            transformers_logging.set_verbosity(previous)
-        return cls(model, tokenizer)
+        return encoder
 
     @property
     def width(self) -> int:
         return int(self.model.config.hidden_size)
+
+    @property
+    def tokenizer(self) -> AutoTokenizer:
+        """The tokenizer; raises `UserError` where the encoder was loaded without one."""
+        self.require_tokenizer()
+        return self._tokenizer
+
+    def require_tokenizer(self) -> None:
+        """Raises `UserError` where the encoder was loaded without a tokenizer, so that it can read no text."""
+        if self._tokenizer is None:
+            raise UserError(
+                f"{self.tokenizer_folder}: found no tokenizer.json or vocab.json with merges.txt; "
+                "copy the encoder's tokenizer files there or tell the folder that holds them"
+            )
 
     def tokenize(self, texts: Sequence[tuple[str, str]]) -> Mapping[str, Tensor]:
         """`<s> label </s></s> description </s>`, cut to the longest text read and padded: [B, T] ids and mask."""
@@ -70,6 +90,26 @@ class TextEncoder(nn.Module):
         device = self.model.device
         hidden = self.encode_ids(tokens["input_ids"].to(device), tokens["attention_mask"].to(device))
         return [row[:length] for row, length in zip(hidden, tokens["attention_mask"].sum(1).tolist(), strict=True)]
+
+
+def load_tokenizer(folder: Path) -> AutoTokenizer | None:
+    """The tokenizer of a folder, None where it holds none; raises `UserError` where its files cannot be read."""
+    whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if not (whole.is_file() or (vocabulary.is_file() and merges.is_file())):
+        return None
+    settings = folder / "tokenizer_config.json"
+    try:
+        if settings.is_file() and "tokenizer_class" in read_json(settings):
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # Without a named class AutoTokenizer would need Hugging Face's config of the encoder.
+        if whole.is_file():
+            return RobertaTokenizerFast(tokenizer_file=str(whole))
+        return RobertaTokenizerFast(str(vocabulary), str(merges))
+    except UserError:
+        raise
+    except Exception as error:
+        # The tokenizers library raises plain Exceptions.
+        raise UserError(f"{folder}: its tokenizer files cannot be read: {error}; copy them again") from None
 
 
 def fingerprint(module: nn.Module) -> str:
