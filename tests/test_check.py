@@ -7,9 +7,10 @@ import h5py
 import numpy as np
 import pytest
 
-from lr2ppo.data import Clip, FeatureStore, FeatureWriter
+from lr2ppo.data import Clip, ClipDataset, FeatureStore, FeatureWriter
 from lr2ppo.data.check import SoundClips, overlap, structure_faults, value_faults
 from lr2ppo.data.check_folder import describe_clips, missing_frames
+from lr2ppo.engine.inputs import overlap_note
 
 CLIPS = [Clip(f"clip-{i}", ("a", "b", "c"), grades=np.array([0, 1, 2])) for i in range(3)]
 
@@ -124,6 +125,14 @@ def test_clips_frames_and_grades_are_counted() -> None:
     ungraded = Clip("x", ("a", "b"), images=("f/0.jpg", "f/1.jpg"))
     assert describe_clips([*CLIPS, ungraded]) == "4 clips; 11 labels, 2 to 3 a clip; grades 0: 3, 1: 3, 2: 3"
     assert overlap(CLIPS, [ungraded, CLIPS[2], CLIPS[0]]) == ["clip-0", "clip-2"]
+
+
+def test_validation_clips_that_are_trained_on_are_named(features: Path) -> None:
+    train, validation, other = (
+        ClipDataset(clips, FeatureStore([features]), frames=1) for clips in (CLIPS[:2], CLIPS[1:], CLIPS[2:])
+    )
+    assert overlap_note(train, validation).endswith("1 of the validation clips are trained on, such as clip-1")
+    assert overlap_note(train, other) == ""
 
 
 def test_missing_frames_are_found(tmp_path: Path) -> None:
