@@ -84,7 +84,7 @@ def test_an_evaluated_split_does_not_lose_the_other(workspace: Workspace) -> Non
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("sh", "pointwise.sh"), "usage: [PRESET=mini] [NPROC=N] sh pointwise.sh NAME"),
+        (("sh", "pointwise.sh"), "usage: [PRESET=lrmovienet] [NPROC=N] sh pointwise.sh NAME"),
         (("sh", "ppo.sh", "seed=1"), "usage:"),
         (("sh", "pointwise.sh", "tiny", "data.root=data/tiny"), "there is a run of this name already"),
         (("sh", "pointwise.sh", "x", "data.root=gone"), "gone/clean_feat.h5: no such feature file; make it with"),

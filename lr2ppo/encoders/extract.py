@@ -75,11 +75,9 @@ def _read_image(path: Path) -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="Layouts of encoder weights, told apart by their content: pretrained_models/README.md. "
-        "Examples: python -m lr2ppo.encoders.extract --data data/mini "
-        "--text pretrained_models/mini/roberta --image pretrained_models/mini/vit --frame-tokens patches; "
-        "python -m lr2ppo.encoders.extract --data data/LRMovieNet --tokenizer pretrained_models/roberta-base "
-        "--text pretrained_models/roberta_base_en_model.bin --image pretrained_models/vit_base_patch16_224_model.bin",
+        epilog="example: python -m lr2ppo.encoders.extract --data data/mini "
+        "--text pretrained_models/mini/roberta --image pretrained_models/mini/vit --frame-tokens patches. "
+        "Which layout encoder weights have is told by their content: pretrained_models/README.md.",
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with the annotation files")
     parser.add_argument("--text", type=Path, required=True, help="RoBERTa: Hugging Face folder or TencentPretrain file")
