@@ -114,6 +114,20 @@ class PPOLoss(Section):
     value_clip: Positive
 
 
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class ComputeConfig(Section):
+    """How the same mathematics is computed: precision, memory and the work of several processes."""
+
+    precision: Precision
+    accumulate: Count
+    checkpoint_activations: bool
+    compile: bool
+    strategy: Literal["ddp", "fsdp"]
+    compress_gradients: bool
+
+
 class RunConfig(Section):
     """What every training run has; `preset` is the folder of the YAML file where none is given."""
 
@@ -123,6 +137,7 @@ class RunConfig(Section):
     logs: Path
     device: str
     data: DataConfig
+    compute: ComputeConfig
 
 
 class PointwiseConfig(RunConfig):
@@ -164,6 +179,7 @@ class EvaluateConfig(Section):
     root: Path | None
     logs: Path
     device: str
+    precision: Precision
     clips_per_batch: Count
     workers: Annotated[int, Field(ge=0)]
     bootstrap_samples: Count

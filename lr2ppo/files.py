@@ -1,5 +1,6 @@
 """Files that are complete before they take their name, and tensor files that are read without running any code."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -19,19 +20,34 @@ from lr2ppo.errors import UserError, raise_faults
 TENSOR_FILES = "a safetensors file or a state dict saved with torch.save"
 
 
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file under another name with `write(path)`, and give it its own once it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    os.close(handle)
+    partial = Path(name)
+    try:
+        write(partial)
+        partial.chmod(0o644)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON that is complete before it takes its name."""
     text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
-    _write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors: safetensors where the name ends so, else a state dict as `torch.save` writes it."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     if path.suffix == ".safetensors":
-        _write_whole(path, lambda partial: save_file(whole, partial))
+        write_whole(path, lambda partial: save_file(whole, partial))
     else:
-        _write_whole(path, lambda partial: torch.save(whole, partial))
+        write_whole(path, lambda partial: torch.save(whole, partial))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -100,15 +116,10 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in content.items()}
 
 
-def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(handle)
-    partial = Path(name)
-    try:
-        write(partial)
-        partial.chmod(0o644)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """A short hash of named tensors, to tell the weights of different models apart."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]

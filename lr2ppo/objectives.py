@@ -1,11 +1,19 @@
 """Every loss, as pure functions of tensors."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Total = Callable[[Tensor], Tensor]
+
+
+def this_process(value: Tensor) -> Tensor:
+    """The total over processes where there is one."""
+    return value
 
 
 def smooth_l1_loss(scores: Tensor, grades: Tensor, mask: Tensor | None = None, beta: float = 0.3) -> Tensor:
@@ -17,12 +25,13 @@ def smooth_l1_loss(scores: Tensor, grades: Tensor, mask: Tensor | None = None, b
     return loss.mean() if mask is None else loss[mask].mean()
 
 
-def preference_hinge_loss(chosen: Tensor, rejected: Tensor, margin: float = 1.0) -> Tensor:
+def preference_hinge_loss(chosen: Tensor, rejected: Tensor, margin: float = 1.0, total: Total = this_process) -> Tensor:
     """Stage 2: the reward of the order people prefer is to exceed the other's by `margin`.
 
     Shapes: chosen, rejected: [pairs] float, rewards of the same pair with the better or the worse label first.
+    `total` adds up a tensor over the processes that share a batch; the mean is over all their pairs.
     """
-    return F.relu(margin - (chosen - rejected)).mean()
+    return _mean(F.relu(margin - (chosen - rejected)), total)
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,13 @@ def ppo_losses(
     kl_weight: float = 0.001,
     entropy_weight: float = 0.001,
     value_clip: float = 0.5,
+    total: Total = this_process,
 ) -> PPOLosses:
     """Stage 3: the actor's and the critic's loss over label pairs (paper section 3.4).
 
     Shapes: scores, old_scores: [pairs, 2] float, the pair's scores now and at the rollout; proposed: [pairs, 2] long,
-    positions 0 and 1 in the order the rollout proposed; reward, value, old_value: [pairs] float.
+    positions 0 and 1 in the order the rollout proposed; reward, value, old_value: [pairs] float. `total` adds up a
+    tensor over the processes that share a batch; means are over all their pairs.
     `weighting="batch"` is the published objective: the mean hinge over violated pairs, times each pair's |advantage|;
     `"pair"` weighs each pair's own hinge by its own |advantage| and averages over violated pairs.
     """
@@ -71,14 +82,20 @@ def ppo_losses(
     preferred = torch.where(reversed_order.unsqueeze(-1), proposed.flip(-1), proposed)
     ordered_scores = scores.gather(-1, preferred)
     hinge = F.relu(margin - (ordered_scores[:, 0] - ordered_scores[:, 1]))
-    violated = (hinge > 0).sum().clamp(min=1)
-    rank_loss = hinge.sum() / violated
+    violated = total((hinge > 0).sum()).clamp(min=1)
+    rank_loss = total(hinge.sum()) / violated
     if weighting == "batch":
-        policy_loss = (rank_loss * advantage.abs() - entropy_weight * entropy).mean()
+        weighted_rank_loss = rank_loss * _mean(advantage.abs(), total)
     else:
-        policy_loss = (hinge * advantage.abs()).sum() / violated - entropy_weight * entropy.mean()
+        weighted_rank_loss = total((hinge * advantage.abs()).sum()) / violated
+    policy_loss = weighted_rank_loss - entropy_weight * _mean(entropy, total)
 
     returns = penalised_reward.detach()
     clipped_value = old_value + (value - old_value).clamp(-value_clip, value_clip)
-    value_loss = torch.maximum((clipped_value - returns) ** 2, (value - returns) ** 2).mean()
+    value_loss = _mean(torch.maximum((clipped_value - returns) ** 2, (value - returns) ** 2), total)
     return PPOLosses(policy_loss, value_loss, rank_loss, kl, entropy, advantage, penalised_reward, reversed_order)
+
+
+def _mean(values: Tensor, total: Total) -> Tensor:
+    """The mean of a value a pair over the pairs of all processes."""
+    return total(values.sum()) / total(torch.tensor(len(values), dtype=values.dtype, device=values.device))

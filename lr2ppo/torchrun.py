@@ -2,14 +2,20 @@
 
 import logging
 import os
+import re
 import runpy
 import sys
 
 import torch
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
-from lr2ppo.errors import UserError, reports_user_errors
+from lr2ppo.errors import UserError, raise_faults, reports_user_errors
+
+SEVERAL_NODES = "NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 MASTER_PORT=29500"
+HIGHEST_PORT = 65535
+NOTHING = "nothing"
 
 
 def count_processes() -> int:
@@ -17,16 +23,48 @@ def count_processes() -> int:
     wanted = os.environ.get("NPROC")
     if wanted is None:
         return torch.cuda.device_count() or 1
-    if not wanted.isdigit() or int(wanted) == 0:
+    if not _is_whole(wanted, 1):
         raise UserError(f"NPROC: found {wanted!r}, wanted a whole number of processes, such as NPROC=2")
     return int(wanted)
+
+
+def count_nodes() -> int:
+    """How many machines the run is on: `NNODES`, else one."""
+    wanted = os.environ.get("NNODES", "1")
+    if not _is_whole(wanted, 1):
+        raise UserError(f"NNODES: found {wanted!r}, wanted a whole number of machines, such as {SEVERAL_NODES}")
+    return int(wanted)
+
+
+def rendezvous_arguments(nodes: int) -> list[str]:
+    """torchrun's arguments that say how processes find each other: on one machine by themselves.
+
+    On several by `NODE_RANK`, `MASTER_ADDR` and `MASTER_PORT`; raises `UserError` where one of them cannot be used.
+    """
+    if nodes == 1:
+        return ["--standalone"]
+    rank, address, port = (os.environ.get(name, "") for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT"))
+    faults = []
+    if not _is_whole(rank, 0, nodes - 1):
+        faults.append(f"NODE_RANK: found {rank or NOTHING}, wanted this machine's number, 0 to {nodes - 1}")
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", address):
+        faults.append(f"MASTER_ADDR: found {address or NOTHING}, wanted the name or IPv4 address of machine 0")
+    if not _is_whole(port, 1, HIGHEST_PORT):
+        faults.append(f"MASTER_PORT: found {port or NOTHING}, wanted a free port of machine 0, 1 to {HIGHEST_PORT}")
+    raise_faults(f"NNODES={nodes}", faults, f"set them on each machine, such as {SEVERAL_NODES}")
+    return [f"--nnodes={nodes}", f"--node-rank={rank}", f"--master-addr={address}", f"--master-port={port}"]
+
+
+def _is_whole(text: str, least: int, most: int | None = None) -> bool:
+    return bool(re.fullmatch(r"[0-9]{1,9}", text)) and least <= int(text) and (most is None or int(text) <= most)
 
 
 @reports_user_errors
 def main() -> None:
     """Takes torchrun's own arguments; exits with 2 where the stage refused its input, else as the failed process."""
-    processes = count_processes()
-    if processes == 1 and sys.argv[1:2] == ["-m"]:
+    processes, nodes = count_processes(), count_nodes()
+    rendezvous = rendezvous_arguments(nodes)
+    if processes == 1 and nodes == 1 and sys.argv[1:2] == ["-m"]:
         # A single process needs no launcher above it.
         sys.argv[:] = sys.argv[2:]
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
@@ -34,7 +72,7 @@ def main() -> None:
     # Processes share the machine's cores; torchrun would give each one thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    arguments = get_args_parser().parse_args(["--standalone", f"--nproc-per-node={processes}", *sys.argv[1:]])
+    arguments = get_args_parser().parse_args([*rendezvous, f"--nproc-per-node={processes}", *sys.argv[1:]])
     try:
         run(arguments)
     except ChildFailedError as error:
@@ -45,8 +83,16 @@ def main() -> None:
                 if failure.exitcode < 0
                 else f"ended with exit code {failure.exitcode}"
             )
-            print(f"\nerror: process {rank} of {processes} {how}; the others were stopped", file=sys.stderr)
+            of = f"of {processes}" if nodes == 1 else f"({processes} on this machine, one of {nodes})"
+            print(f"\nerror: process {rank} {of} {how}; the others were stopped", file=sys.stderr)
         sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+    except DistError as error:
+        if nodes == 1:
+            raise
+        raise UserError(
+            f"{rendezvous[-2]} {rendezvous[-1]}: the machines did not find each other: {error} "
+            "Start the same script on each machine, with the same NNODES, MASTER_ADDR and MASTER_PORT"
+        ) from None
 
 
 if __name__ == "__main__":

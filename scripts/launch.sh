@@ -1,6 +1,11 @@
 # shellcheck shell=sh
 # Sourced by the stage scripts: starts a stage under torchrun, as many processes as there are GPUs (1 on a CPU).
 # Environment: PRESET, the folder under configs/ (default lrmovienet); NPROC, the number of processes; PYTHON.
+# On several machines, which share the repository's folder, the same script is started on each of them with
+#   NNODES, how many machines there are (default 1); NODE_RANK, this one's number, from 0;
+#   MASTER_ADDR, the name or IPv4 address by which all reach machine 0; MASTER_PORT, a port that is free there.
+# As in: NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 MASTER_PORT=29500 sh ppo.sh NAME. NPROC counts one machine's processes.
+# Under Slurm, scripts/slurm/train.sbatch does that.
 
 : "${PRESET:=lrmovienet}"
 if [ -z "${PYTHON:-}" ]; then
@@ -11,11 +16,16 @@ if ! "$PYTHON" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_
     exit 2
 fi
 
+# launch_module MODULE ARGUMENT...
+launch_module() {
+    "$PYTHON" -m lr2ppo.torchrun -m "$@"
+}
+
 # launch STAGE ARGUMENT...
 launch() {
     stage=$1
     shift
-    "$PYTHON" -m lr2ppo.torchrun -m "lr2ppo.stages.$stage" --config "configs/$PRESET/$stage.yaml" "$@"
+    launch_module "lr2ppo.stages.$stage" --config "configs/$PRESET/$stage.yaml" "$@"
 }
 
 # named SCRIPT ARGUMENT...: ends with the usage unless the first argument is a run's name

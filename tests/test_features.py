@@ -9,12 +9,14 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from lr2ppo.data.features import FeatureStore, FeatureWriter
+from lr2ppo.data.features import MOST_OPEN_FILES, FeatureStore, FeatureWriter, StoredType, read_clip_names
 from lr2ppo.errors import UserError
 
 Array = NDArray[np.float32]
@@ -30,8 +32,13 @@ def draw_features(
     return text, rng.normal(size=(frames, IMAGE_WIDTH)).astype(np.float32)
 
 
-def write_store(path: Path, clips: dict[str, tuple[list[Array], Array]], facts: dict[str, str | int] = FACTS) -> Path:
-    with FeatureWriter(path, facts) as writer:
+def write_store(
+    path: Path,
+    clips: dict[str, tuple[list[Array], Array]],
+    facts: dict[str, str | int] = FACTS,
+    dtype: StoredType = "float32",
+) -> Path:
+    with FeatureWriter(path, facts, dtype) as writer:
         for clip_id, (text, frames) in clips.items():
             writer.write(clip_id, text, frames)
     return path
@@ -158,11 +165,9 @@ def test_a_clip_without_features_is_not_in_the_store(tmp_path: Path) -> None:
 def test_a_continued_file_keeps_finished_clips_and_gains_new_ones(tmp_path: Path) -> None:
     first, second = draw_features([2, 3], 2, seed=1), draw_features([4], 1, seed=2)
     path = write_store(tmp_path / "feat.h5", {"a/1": first})
-    with FeatureWriter(path, FACTS) as writer:
-        assert "a/1" in writer
-        assert "a/2" not in writer
-        assert "a" not in writer
-        writer.write("a/2", *second)
+    assert read_clip_names(path, FACTS, "float32") == {"a/1"}
+    write_store(path, {"a/2": second})
+    assert read_clip_names(path, FACTS, "float32") == {"a/1", "a/2"}
     store = FeatureStore([path])
     assert_text(store, "a/1", [0, 1], first[0])
     assert_text(store, "a/2", [0], second[0])
@@ -173,10 +178,9 @@ def test_a_clip_cut_short_is_written_again(tmp_path: Path) -> None:
     with h5py.File(path, "a") as file:
         del file["clip/img_emb"]
     text, frames = draw_features([1, 4, 2], 3, seed=2)
-    with FeatureWriter(path, FACTS) as writer:
-        assert "clip" not in writer
-        writer.write("clip", text, frames)
-        assert "clip" in writer
+    assert read_clip_names(path, FACTS, "float32") == set()
+    write_store(path, {"clip": (text, frames)})
+    assert read_clip_names(path, FACTS, "float32") == {"clip"}
     assert_text(FeatureStore([path]), "clip", [0, 1, 2], text)
 
 
@@ -275,9 +279,8 @@ def test_a_clip_whose_id_is_a_folder_of_anothers_loses_and_hides_nothing(tmp_pat
     text, frames = [np.ones((2, 3), np.float32)], np.ones((2, 5), np.float32)
     with FeatureWriter(tmp_path / "f.h5", {}) as writer:
         writer.write("tt01/shot1", text, frames)
-        assert "tt01" not in writer
         writer.write("tt01", [2 * text[0]], frames)
-        assert "tt01/shot1" in writer
+    assert read_clip_names(tmp_path / "f.h5", {}, "float32") == {"tt01", "tt01/shot1"}
     store = FeatureStore([tmp_path / "f.h5"])
     assert store.text("tt01/shot1", [0])[0].max() == 1
     assert store.text("tt01", [0])[0].max() == 2
@@ -289,3 +292,202 @@ def test_shards_with_other_tokens_a_frame_are_refused(tmp_path: Path) -> None:
             writer.write(f"clip-{number}", [np.ones((2, 3), np.float32)], np.ones((4, 5), np.float32))
     with pytest.raises(UserError, match=r"found \[1, 4\] tokens a frame"):
         FeatureStore([tmp_path / "0.h5", tmp_path / "1.h5"])
+
+
+def test_an_id_whose_first_part_is_a_clip_is_no_clip(tmp_path: Path) -> None:
+    store = FeatureStore([write_store(tmp_path / "feat.h5", {"a/1": draw_features([2], 1, seed=0)})])
+    assert "a" not in store
+    assert "a//./1" in store
+
+
+def as_stored(values: Array, dtype: StoredType) -> Array:
+    """What torch makes of numbers in a dtype."""
+    return torch.tensor(values).to(getattr(torch, dtype)).float().numpy()
+
+
+stored_types = st.sampled_from(["float32", "float16", "bfloat16"])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    dtype=stored_types,
+    text=hnp.arrays(np.float32, (3, 2, TEXT_WIDTH), elements=st.floats(-65504, 65504, width=32)),
+    frames=hnp.arrays(
+        np.float32, (2, IMAGE_WIDTH), elements=st.floats(-65504, 65504, width=32) | st.just(float("nan"))
+    ),
+)
+def test_features_of_any_dtype_are_read_as_the_nearest_float32(
+    tmp_path_factory: pytest.TempPathFactory, dtype: StoredType, text: Array, frames: Array
+) -> None:
+    path = tmp_path_factory.mktemp("store") / "feat.h5"
+    store = FeatureStore([write_store(path, {"clip": (list(text), frames)}, dtype=dtype)])
+    assert_text(store, "clip", [0, 1, 2], list(as_stored(text, dtype)))
+    assert_text(store, "clip", [2, 0], list(as_stored(text, dtype)))
+    found = store.frames("clip")
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found[:, 0], as_stored(frames, dtype))
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("float16", 2), ("bfloat16", 2)])
+def test_a_file_tells_its_dtype_and_16_bits_are_2_bytes_a_number(tmp_path: Path, dtype: StoredType, size: int) -> None:
+    with h5py.File(write_store(tmp_path / "feat.h5", {"clip": draw_features([3], 2, seed=0)}, dtype=dtype)) as file:
+        assert file.attrs["dtype"] == dtype
+        assert file["clip/text_emb"].nbytes == 3 * TEXT_WIDTH * size
+        assert file["clip/img_emb"].nbytes == 2 * IMAGE_WIDTH * size
+
+
+@pytest.mark.parametrize("where", ["text", "frames"])
+def test_what_float16_cannot_hold_is_refused_and_leaves_the_file_as_it_was(tmp_path: Path, where: str) -> None:
+    text, frames = draw_features([2, 3], 2, seed=0)
+    path = write_store(tmp_path / "feat.h5", {"sound": (text, frames)}, dtype="float16")
+    (text[1] if where == "text" else frames)[1, 2] = -65600
+    with (
+        FeatureWriter(path, FACTS, "float16") as writer,
+        pytest.raises(UserError, match=r"clip a/large: found a feature of -65600, .*65504; .*--dtype bfloat16"),
+    ):
+        writer.write("a/large", text, frames)
+    with h5py.File(path) as file:
+        assert list(file) == ["sound"]
+    wider = write_store(tmp_path / "wider.h5", {"a/large": (text, frames)}, dtype="bfloat16")
+    assert_text(FeatureStore([wider]), "a/large", [1], [as_stored(row, "bfloat16") for row in text])
+
+
+@pytest.mark.parametrize(("first", "second"), [("float32", "bfloat16"), ("float16", "float32")])
+def test_a_file_of_another_dtype_is_not_continued(tmp_path: Path, first: StoredType, second: StoredType) -> None:
+    path = write_store(tmp_path / "feat.h5", {"clip": draw_features([2], 1, seed=0)}, dtype=first)
+    with pytest.raises(UserError, match=f"dtype {first}, now asked for .*dtype {second}; .*--out"):
+        FeatureWriter(path, FACTS, second)
+
+
+def test_a_file_of_before_there_was_a_choice_is_continued_as_float32(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "feat.h5", {"a": draw_features([2], 1, seed=0)})
+    with h5py.File(path, "a") as file:
+        del file.attrs["dtype"]
+    with pytest.raises(UserError, match="now asked for"):
+        FeatureWriter(path, FACTS, "float16")
+    write_store(path, {"b": draw_features([2], 1, seed=1)})
+    assert read_clip_names(path, FACTS, "float32") == {"a", "b"}
+
+
+def test_files_of_different_dtypes_make_one_store(tmp_path: Path) -> None:
+    clips = {name: draw_features([2, 3], 2, seed=seed) for seed, name in enumerate(("float32", "float16", "bfloat16"))}
+    dtypes: list[StoredType] = ["float32", "float16", "bfloat16"]
+    store = FeatureStore([write_store(tmp_path / f"{d}.h5", {d: clips[d]}, dtype=d) for d in dtypes])
+    for dtype in dtypes:
+        text, frames = clips[dtype]
+        assert_text(store, dtype, [1, 0], [as_stored(row, dtype) for row in text])
+        np.testing.assert_array_equal(store.frames(dtype)[:, 0], as_stored(frames, dtype))
+
+
+def test_bytes_read_counts_the_features_asked_for_as_they_are_stored(tmp_path: Path) -> None:
+    clips = {"clip": draw_features([2, 9, 4], 6, seed=0)}
+    store = FeatureStore([write_store(tmp_path / "feat.h5", clips, dtype="bfloat16")])
+    store.shape("clip")
+    assert store.bytes_read == 0
+    store.text("clip", [2, 0])
+    assert store.bytes_read == 2 * 4 * TEXT_WIDTH * 2
+    store.frames("clip")
+    assert store.bytes_read == 2 * 4 * TEXT_WIDTH * 2 + 6 * IMAGE_WIDTH * 2
+    assert pickle.loads(pickle.dumps(store)).bytes_read == 0  # noqa: S301
+
+
+def count_around_reading(store: FeatureStore, clip_ids: list[str]) -> tuple[int, int]:
+    before = store.bytes_read
+    read_frames(store, clip_ids)
+    return before, store.bytes_read
+
+
+def test_bytes_read_are_those_of_this_process(tmp_path: Path) -> None:
+    clips = {f"clip-{number}": draw_features([2], 3, seed=number) for number in range(4)}
+    store = FeatureStore([write_store(tmp_path / "feat.h5", clips)])
+    store.frames("clip-0")
+    counts: DataLoader[str] = DataLoader(
+        list(clips),  # type: ignore[arg-type]
+        batch_size=2,
+        collate_fn=functools.partial(count_around_reading, store),
+        num_workers=1,
+        multiprocessing_context="fork",
+    )
+    a_clip = 3 * IMAGE_WIDTH * 4
+    assert list(counts) == [(0, 2 * a_clip), (2 * a_clip, 4 * a_clip)]
+    assert store.bytes_read == a_clip
+
+
+SHARDS = MOST_OPEN_FILES + 40
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Files of three clips each, of which a movie's are spread over all files."""
+    root = tmp_path_factory.mktemp("shards")
+    return [
+        write_store(
+            root / f"{shard:03d}.h5",
+            {f"movie-{part}/{shard}": draw_features([2], 1, seed=10 * shard + part) for part in range(3)},
+        )
+        for shard in range(SHARDS)
+    ]
+
+
+def open_files() -> int:
+    return sum(path.resolve().suffix == ".h5" for path in Path("/proc/self/fd").iterdir())
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that were opened, one for each time."""
+    names: list[str] = []
+    start = h5py.File.__init__
+
+    def noting(file: h5py.File, source: Any, *more: Any, **options: Any) -> None:
+        # h5py makes file objects of files that are open already, too.
+        if isinstance(source, Path):
+            names.append(source.name)
+        start(file, source, *more, **options)
+
+    monkeypatch.setattr(h5py.File, "__init__", noting)
+    return names
+
+
+def test_finding_clips_in_many_files_opens_each_file_once(shards: list[Path], opened: list[str]) -> None:
+    store = FeatureStore(shards)
+    opened.clear()
+    order = np.random.default_rng(0).permutation(SHARDS)
+    assert all(f"movie-{part}/{shard}" in store for shard in order for part in range(3))
+    assert not any(f"movie-9/{shard}" in store for shard in order)
+    assert len(opened) <= SHARDS
+    opened.clear()
+    copy = pickle.loads(pickle.dumps(store))  # noqa: S301
+    text, frames = draw_features([2], 1, seed=10 * 70 + 2)
+    assert_text(copy, "movie-2/70", [0], text)
+    np.testing.assert_array_equal(copy.frames("movie-2/70")[:, 0], frames)
+    assert opened == ["070.h5"]
+
+
+def test_few_of_many_files_are_open_at_a_time_and_the_last_used_stay(shards: list[Path], opened: list[str]) -> None:
+    before = open_files()
+    store = FeatureStore(shards)
+    for shard in np.random.default_rng(1).permutation(SHARDS):
+        text, _ = draw_features([2], 1, seed=10 * int(shard) + 1)
+        assert_text(store, f"movie-1/{shard}", [0], text)
+        assert open_files() - before <= MOST_OPEN_FILES
+    store.frames("movie-0/0")
+    opened.clear()
+    for shard in [*range(SHARDS)] * 2:
+        store.frames(f"movie-0/{shard}")
+        store.frames("movie-0/0")
+    assert "000.h5" not in opened
+
+
+def test_of_two_files_with_a_clip_the_first_is_read(tmp_path: Path) -> None:
+    paths = [write_store(tmp_path / f"{seed}.h5", {"clip": draw_features([2], 1, seed=seed)}) for seed in (4, 3)]
+    store = FeatureStore(paths)
+    assert "another, for which every file is searched" not in store
+    assert_text(store, "clip", [0], draw_features([2], 1, seed=4)[0])
+
+
+def test_a_missing_file_of_which_there_are_shards_is_refused_with_the_setting_that_reads_them(tmp_path: Path) -> None:
+    for name in ("feat-00-of-02.h5", "feat-01-of-02.h5", "feat-old.h5"):
+        write_store(tmp_path / name, {"clip": draw_features([2], 1, seed=0)})
+    with pytest.raises(UserError, match=r"but shards of it; read them with 'data\.features=\[feat-\*-of-\*\.h5\]'"):
+        FeatureStore([tmp_path / "feat.h5"])

@@ -41,6 +41,7 @@ class ClipItem:
     """One clip as read: see `ClipBatch` for the fields."""
 
     clip: int
+    labels: Tensor
     text: list[Tensor]
     frames: Tensor
     grades: Tensor
@@ -53,13 +54,14 @@ class ClipItem:
 class ClipBatch:
     """Padded clips; masks are False on padding.
 
-    clips [B] long (positions in the dataset); text [B, L, T, text width]; text_mask [B, L, T]; label_mask [B, L];
-    frames [B, F, image width]; frame_mask [B, F]; grades [B, L] float, 0 where there are none;
-    filled [B, N] long, the fixed-length list of stage 1; pairs [B, P, 2] long, label positions as shown;
-    pair_mask [B, P]; first_is_better [B, P] bool, of annotated pairs.
+    clips [B] long, positions in the dataset; labels [B, L] long, positions in the clip's list; text
+    [B, L, T, text width]; text_mask [B, L, T]; label_mask [B, L]; frames [B, F, image width]; frame_mask [B, F];
+    grades [B, L] float, 0 where there are none; filled [B, N] long, the fixed-length list of stage 1; pairs [B, P, 2]
+    long, positions in `labels` as shown; pair_mask [B, P]; first_is_better [B, P] bool, of annotated pairs.
     """
 
     clips: Tensor
+    labels: Tensor
     text: Tensor
     text_mask: Tensor
     label_mask: Tensor
@@ -108,6 +110,7 @@ class ClipDataset(Dataset[ClipItem]):
         chosen = frames[self.choose_frames(len(frames), request.seed)]
         return ClipItem(
             clip=request.clip,
+            labels=torch.from_numpy(np.asarray(request.labels, dtype=np.int64)),
             text=[torch.from_numpy(row[:length]) for row, length in zip(text, lengths, strict=True)],
             frames=torch.from_numpy(chosen.reshape(-1, chosen.shape[-1])),
             grades=torch.from_numpy(grades.astype(np.float32)),
@@ -138,6 +141,7 @@ def collate(items: Sequence[ClipItem]) -> ClipBatch:
             text_mask[position, label, : len(row)] = True
     return ClipBatch(
         clips=torch.tensor([item.clip for item in items]),
+        labels=pad_sequence([item.labels for item in items], batch_first=True),
         text=text,
         text_mask=text_mask,
         label_mask=_mask([len(item.text) for item in items]),

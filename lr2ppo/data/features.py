@@ -1,19 +1,27 @@
 """The feature store: HDF5 files with one group a clip, `text_emb [labels, T, D]` and `img_emb [1, frames, D]`."""
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Literal, Self
 
 import h5py
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lr2ppo.errors import UserError
 
 Array = NDArray[np.float32]
+Facts = Mapping[str, str | int]
+StoredType = Literal["float32", "float16", "bfloat16"]
+LARGEST = {name: torch.finfo(getattr(torch, name)).max for name in ("float32", "float16", "bfloat16")}
+CLIP_PARTS = ("text_len", "text_emb", "img_emb")
+MOST_OPEN_FILES = 64
 
 
 @dataclass(frozen=True)
@@ -30,24 +38,21 @@ class ClipShape:
 class FeatureStore:
     """Features of clips from one or several files, opened on first use in each process.
 
-    Files are read row by row: asking for some labels of a clip reads no others.
+    Files are read row by row: asking for some labels of a clip reads no others, and nothing read is kept.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Raises `UserError` where a file is missing, is not HDF5 or holds no clip."""
         self.paths = list(paths)
-        self._handles: dict[int, list[h5py.File]] = {}
-        self._shard_of: dict[str, int] = {}
         for path in self.paths:
-            if not path.is_file():
-                raise UserError(
-                    f"{path}: no such feature file; make it with: "
-                    f"python -m lr2ppo.encoders.extract --data {path.parent} --text ENCODER --image ENCODER"
-                )
-        example = self._any_group()
-        self.text_width = int(example["text_emb"].shape[-1])
-        self.image_width = int(example["img_emb"].shape[-1])
-        per_frame = {int(file.attrs.get("tokens_per_frame", 1)) for file in self._files()}
+            _require_file(path)
+        self._files = _OpenFiles(self.paths)
+        self._shard_of: dict[str, int] = {}
+        self._unlisted = list(range(len(self.paths)))
+        self.text_width, self.image_width = self._find_widths()
+        attributes = [dict(self._files[shard].attrs) for shard in self._unlisted]
+        self._in_bfloat16 = [found.get("dtype") == "bfloat16" for found in attributes]
+        per_frame = {int(found.get("tokens_per_frame", 1)) for found in attributes}
         if len(per_frame) > 1:
             raise UserError(
                 f"{', '.join(map(str, self.paths))}: found {sorted(per_frame)} tokens a frame, wanted the same in all "
@@ -55,15 +60,17 @@ class FeatureStore:
             )
         self.tokens_per_frame = per_frame.pop()
 
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_handles": {}}
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes of features, as they are stored, this process has read."""
+        return self._files.bytes_read
 
     def __contains__(self, clip_id: str) -> bool:
         return self._find(clip_id) is not None
 
     def shape(self, clip_id: str) -> "ClipShape":
         """What is stored of one clip, found without reading its features; raises ValueError where that is malformed."""
-        group = self._group(clip_id)
+        _, group = self._group(clip_id)
         text, image = (group[name].shape if name in group else None for name in ("text_emb", "img_emb"))
         if text is None or image is None or len(text) != 3 or len(image) != 3 or image[0] != 1:
             raise ValueError(
@@ -77,7 +84,7 @@ class FeatureStore:
 
     def text(self, clip_id: str, labels: Sequence[int]) -> tuple[Array, NDArray[np.int64]]:
         """Token features of some labels `[len(labels), T, D]`, zero behind each label's length, and the lengths."""
-        group = self._group(clip_id)
+        shard, group = self._group(clip_id)
         dataset = group["text_emb"]
         if "text_len" in group:
             lengths = group["text_len"][()].astype(np.int64)[labels]
@@ -88,63 +95,98 @@ class FeatureStore:
             rows = dataset[:, :tokens]
         else:
             rows = np.stack([dataset[label, :tokens] for label in labels])
-        return rows.astype(np.float32, copy=False), lengths
+        return self._as_floats(shard, rows), lengths
 
     def frames(self, clip_id: str) -> Array:
         """Features of all of a clip's frames `[frames, tokens_per_frame, D]`."""
-        rows = self._group(clip_id)["img_emb"][()].astype(np.float32, copy=False)
-        frames: Array = rows.reshape(-1, self.tokens_per_frame, rows.shape[-1])
-        return frames
+        shard, group = self._group(clip_id)
+        rows = self._as_floats(shard, group["img_emb"][()])
+        return rows.reshape(-1, self.tokens_per_frame, rows.shape[-1])
 
-    def _files(self) -> list[h5py.File]:
-        process = os.getpid()
-        if process not in self._handles:
-            self._handles = {process: [_open(path) for path in self.paths]}
-        return self._handles[process]
+    def _as_floats(self, shard: int, rows: NDArray[Any]) -> Array:
+        self._files.bytes_read += rows.nbytes
+        if self._in_bfloat16[shard]:
+            # A bfloat16 is the upper half of a float32.
+            return (rows.astype(np.uint32) << 16).view(np.float32)
+        return rows.astype(np.float32, copy=False)
 
     def _find(self, clip_id: str) -> int | None:
-        if clip_id not in self._shard_of:
-            holders = (shard for shard, file in enumerate(self._files()) if f"{clip_id}/img_emb" in file)
-            shard = next(holders, None)
-            if shard is None:
-                return None
-            self._shard_of[clip_id] = shard
-        return self._shard_of[clip_id]
+        """The number of the first file that holds a clip; the clips of each file are listed once, when needed."""
+        name = group_name(clip_id)
+        while name not in self._shard_of and self._unlisted:
+            shard = self._unlisted.pop(0)
+            for listed in _clip_names(self._files[shard]):
+                self._shard_of.setdefault(listed, shard)
+        return self._shard_of.get(name)
 
-    def _group(self, clip_id: str) -> h5py.Group:
+    def _group(self, clip_id: str) -> tuple[int, h5py.Group]:
         shard = self._find(clip_id)
         if shard is None:
             raise KeyError(f"clip {clip_id} has no features in {', '.join(map(str, self.paths))}")
-        return self._files()[shard][clip_id]
+        return shard, self._files[shard][clip_id]
 
-    def _any_group(self) -> h5py.Group:
-        for file in self._files():
-            found: list[h5py.Group] = []
-            # Clip ids may hold slashes, which nest groups: descend to the first group that holds features.
-            file.visititems(lambda _, item, found=found: _collect_clip(item, found))
-            if found:
-                return found[0]
+    def _find_widths(self) -> tuple[int, int]:
+        for shard in range(len(self.paths)):
+            file = self._files[shard]
+            for name in _clip_names(file):
+                if "text_emb" in file[name]:
+                    return int(file[name]["text_emb"].shape[-1]), int(file[name]["img_emb"].shape[-1])
         raise UserError(f"{', '.join(map(str, self.paths))}: found no clip with text_emb and img_emb")
 
 
-class FeatureWriter:
-    """Writes a feature file clip by clip; a file begun earlier with the same `facts` is continued."""
+class _OpenFiles:
+    """Files by number: opened where first asked for, in each process anew, and a limited number at a time."""
 
-    def __init__(self, path: Path, facts: Mapping[str, str | int]) -> None:
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._start_anew()
+
+    def __reduce__(self) -> tuple[type["_OpenFiles"], tuple[Sequence[Path]]]:
+        return type(self), (self._paths,)
+
+    def __getitem__(self, number: int) -> h5py.File:
+        if self._process != os.getpid():
+            self._start_anew()
+        if number not in self._open:
+            if len(self._open) == MOST_OPEN_FILES:
+                _, longest_unused = self._open.popitem(last=False)
+                longest_unused.close()
+            self._open[number] = _open(self._paths[number])
+        self._open.move_to_end(number)
+        return self._open[number]
+
+    @property
+    def bytes_read(self) -> int:
+        # A forked process begins with its parent's count.
+        return self._bytes_read if self._process == os.getpid() else 0
+
+    @bytes_read.setter
+    def bytes_read(self, number: int) -> None:
+        self._bytes_read = number
+
+    def _start_anew(self) -> None:
+        self._process = os.getpid()
+        self._open: OrderedDict[int, h5py.File] = OrderedDict()
+        self._bytes_read = 0
+
+
+class FeatureWriter:
+    """Writes a feature file clip by clip; a file begun earlier with the same `facts` and `dtype` is continued."""
+
+    def __init__(self, path: Path, facts: Facts, dtype: StoredType = "float32") -> None:
         """`facts` say what made the features (encoders, tokens a frame); raises `UserError` where a file's differ."""
+        self._path, self._dtype = path, dtype
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._file = h5py.File(path, "a")
         except OSError as error:
             raise UserError(f"{path}: cannot be written or continued: {error}; remove it to start anew") from None
-        found = {key: self._file.attrs[key] for key in facts if key in self._file.attrs}
-        if len(self._file) and found != dict(facts):
+        try:
+            _check_facts(self._file, path, facts, dtype)
+        except UserError:
             self._file.close()
-            raise UserError(
-                f"{path}: holds features made with {found}, now asked for {dict(facts)}; "
-                "remove the file or give another --out"
-            )
-        self._file.attrs.update(facts)
+            raise
+        self._file.attrs.update({**facts, "dtype": dtype})
 
     def __enter__(self) -> Self:
         return self
@@ -152,25 +194,55 @@ class FeatureWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
 
-    def __contains__(self, clip_id: str) -> bool:
-        return f"{clip_id}/img_emb" in self._file
-
     def write(self, clip_id: str, text: Sequence[Array], frames: Array) -> None:
-        """Write one clip: `text`, an array `[tokens, D]` a label; `frames [rows, D]`."""
+        """Write one clip: `text`, an array `[tokens, D]` a label; `frames [rows, D]`.
+
+        Raises `UserError` before anything is written where a feature is too large for the file's dtype.
+        """
         lengths = np.array([len(tokens) for tokens in text], dtype=np.int32)
         padded = np.zeros((len(text), lengths.max(), text[0].shape[-1]), dtype=np.float32)
         for row, tokens in zip(padded, text, strict=True):
             row[: len(tokens)] = tokens
+        stored = {"text_len": lengths, "text_emb": self._as_stored(clip_id, padded)}
+        # Written last: a clip counts as done once it is there.
+        stored["img_emb"] = self._as_stored(clip_id, frames[None])
         # A group may hold other clips too: the id of one can be a folder in the id of another.
         group = self._file.require_group(clip_id)
-        for part in ("text_len", "text_emb", "img_emb"):
+        for part in CLIP_PARTS:
             if part in group:
                 del group[part]
-        group["text_len"] = lengths
-        group["text_emb"] = padded
-        # Written last: a clip counts as done once it is there.
-        group["img_emb"] = frames[None].astype(np.float32, copy=False)
+        for part, values in stored.items():
+            group[part] = values
         self._file.flush()
+
+    def _as_stored(self, clip_id: str, values: Array) -> NDArray[Any]:
+        largest = LARGEST[self._dtype]
+        too_large = values[(np.abs(values) > largest) & np.isfinite(values)]
+        if len(too_large):
+            wider = "bfloat16" if self._dtype == "float16" else "float32"
+            raise UserError(
+                f"{self._path}: clip {clip_id}: found a feature of {too_large[0]:g}, {self._dtype} holds none beyond "
+                f"{largest:g}; extract with --dtype {wider} into another --out, or remove the file first"
+            )
+        if self._dtype == "bfloat16":
+            # HDF5 has no bfloat16: its bits are stored as whole numbers.
+            return torch.tensor(values).bfloat16().view(torch.int16).numpy().view(np.uint16)
+        return values.astype(self._dtype, copy=False)
+
+
+def read_clip_names(path: Path, facts: Facts, dtype: StoredType) -> set[str]:
+    """The `group_name` of each clip that a feature file holds.
+
+    Raises `UserError` where the file cannot be read or holds clips made with other facts or of another dtype.
+    """
+    with _open(path) as file:
+        _check_facts(file, path, facts, dtype)
+        return set(_clip_names(file))
+
+
+def group_name(clip_id: str) -> str:
+    """The one name of a clip's group in HDF5, to which empty and `.` parts of its id add nothing."""
+    return "/".join(part for part in clip_id.split("/") if part not in ("", "."))
 
 
 def find_feature_files(root: Path, names: Sequence[str]) -> list[Path]:
@@ -183,16 +255,60 @@ def find_feature_files(root: Path, names: Sequence[str]) -> list[Path]:
     return paths
 
 
+def find_shards(path: Path) -> list[Path]:
+    """The shards there are of a feature file, written by any number of processes."""
+    name = re.compile(rf"{re.escape(path.stem)}-\d+-of-\d+{re.escape(path.suffix)}")
+    return sorted(found for found in path.parent.glob("*") if name.fullmatch(found.name))
+
+
+def shards_setting(path: Path) -> str:
+    """The setting with which a stage reads a feature file and its shards, as far as they are there."""
+    names = [path.name] * path.is_file() + [f"{path.stem}-*-of-*{path.suffix}"] * bool(find_shards(path))
+    return f"data.features=[{', '.join(names)}]"
+
+
+def _require_file(path: Path) -> None:
+    if path.is_file():
+        return
+    if find_shards(path):
+        raise UserError(f"{path}: no such feature file, but shards of it; read them with '{shards_setting(path)}'")
+    raise UserError(
+        f"{path}: no such feature file; make it with: "
+        f"python -m lr2ppo.encoders.extract --data {path.parent} --text ENCODER --image ENCODER"
+    )
+
+
 def _open(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise UserError(f"{path}: is not a whole HDF5 file: {error}") from None
+        raise UserError(
+            f"{path}: is not a whole HDF5 file, or is still being written: {error}; wait, or remove and make it again"
+        ) from None
 
 
-def _collect_clip(item: h5py.Group | h5py.Dataset, found: list[h5py.Group]) -> bool | None:
-    """For `visititems`: keep the first group that holds features, then stop."""
-    if isinstance(item, h5py.Group) and "text_emb" in item and "img_emb" in item:
-        found.append(item)
-        return True
-    return None
+def _check_facts(file: h5py.File, path: Path, facts: Facts, dtype: StoredType) -> None:
+    wanted = {**facts, "dtype": dtype}
+    found = {key: file.attrs[key] for key in wanted if key in file.attrs}
+    # Files made before there was a choice hold float32.
+    if len(file) and {"dtype": "float32"} | found != wanted:
+        raise UserError(
+            f"{path}: holds features made with {_listed(found)}, now asked for {_listed(wanted)}; "
+            "remove the file or give another --out"
+        )
+
+
+def _listed(facts: Facts) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items()) or "what it does not tell"
+
+
+def _clip_names(group: h5py.Group, name: str = "") -> Iterator[str]:
+    """The names of all groups below that hold a clip; no dataset is opened."""
+    # Clip ids may hold slashes, which nest groups, and one clip's group may hold others'.
+    members = list(group)
+    if name and "img_emb" in members:
+        yield name
+    for member in members:
+        inner = None if member in CLIP_PARTS else group.get(member)
+        if isinstance(inner, h5py.Group):
+            yield from _clip_names(inner, f"{name}/{member}" if name else member)

@@ -1,8 +1,14 @@
-"""Run the encoders over a folder in LRMovieNet's layout into a feature store; an interrupted run is continued."""
+"""Run the encoders over a folder in LRMovieNet's layout into a feature store; an interrupted run is continued.
+
+Several processes write a file each: `clean_feat-00-of-04.h5` and so on, in place of `clean_feat.h5`.
+"""
 
 import argparse
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -10,11 +16,20 @@ from tqdm import tqdm
 
 from lr2ppo.data import annotations
 from lr2ppo.data.annotations import Clip, read_clips
-from lr2ppo.data.features import FeatureWriter
+from lr2ppo.data.features import (
+    Facts,
+    FeatureWriter,
+    StoredType,
+    find_shards,
+    group_name,
+    read_clip_names,
+    shards_setting,
+)
 from lr2ppo.encoders.image import ImageEncoder
-from lr2ppo.encoders.text import TextEncoder, fingerprint
-from lr2ppo.engine.processes import choose_device
+from lr2ppo.encoders.text import TextEncoder
+from lr2ppo.engine.processes import choose_device, join_processes
 from lr2ppo.errors import UserError, raise_faults, reports_user_errors
+from lr2ppo.files import fingerprint
 
 ANNOTATION_FILES = (
     annotations.SOURCE_TRAIN,
@@ -51,16 +66,47 @@ def check_frames(clips: Sequence[Clip], frames_root: Path) -> None:
     raise_faults(frames_root, faults, "check --frames-root")
 
 
+def shard_path(out: Path, rank: int, processes: int) -> Path:
+    """The file that one of several processes writes; `out` itself where it is alone."""
+    return out if processes == 1 else out.with_name(f"{out.stem}-{rank:02d}-of-{processes:02d}{out.suffix}")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process extracts: `clips` into `path`, of as many as `missing` that all processes extract together."""
+
+    path: Path
+    clips: Sequence[Clip]
+    missing: int
+
+
+def find_share(
+    clips: Sequence[Clip], out: Path, facts: Facts, dtype: StoredType, rank: int = 0, processes: int = 1
+) -> Share:
+    """Every `processes`-th clip of those that neither `out` nor any shard of it holds, whoever wrote them.
+
+    Raises `UserError` where one of these files cannot be read or holds features made with other facts.
+    """
+    files = [path for path in (out, *find_shards(out)) if path.exists()]
+    held = {name for path in files for name in read_clip_names(path, facts, dtype)}
+    missing = [clip for clip in clips if group_name(clip.id) not in held]
+    return Share(shard_path(out, rank, processes), missing[rank::processes], len(missing))
+
+
 def extract(
-    clips: Sequence[Clip], frames_root: Path, text: TextEncoder, image: ImageEncoder, out: FeatureWriter
-) -> int:
-    """Write the features of every clip that `out` does not hold yet; returns how many were written."""
-    missing = [clip for clip in clips if clip.id not in out]
-    for clip in tqdm(missing, desc="extracting features", unit="clip", disable=None):
+    clips: Sequence[Clip],
+    frames_root: Path,
+    text: TextEncoder,
+    image: ImageEncoder,
+    out: FeatureWriter,
+    show_progress: bool = True,
+) -> None:
+    """Write the features of each of the clips."""
+    hidden = None if show_progress else True
+    for clip in tqdm(clips, desc="extracting features", unit="clip", disable=hidden):
         tokens = text([(label, clip.description) for label in clip.labels])
         frames = image([_read_image(frames_root / name) for name in clip.images])
         out.write(clip.id, [row.float().cpu().numpy() for row in tokens], frames.float().flatten(0, 1).cpu().numpy())
-    return len(missing)
 
 
 def _read_image(path: Path) -> Image.Image:
@@ -71,8 +117,7 @@ def _read_image(path: Path) -> Image.Image:
         raise UserError(f"{path}: is not a readable image: {error}; replace it and run again") from None
 
 
-@reports_user_errors
-def main() -> None:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="example: python -m lr2ppo.encoders.extract --data data/mini "
@@ -90,28 +135,49 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="feature file to write or continue (default DATA/clean_feat.h5)")
     parser.add_argument("--frames-root", type=Path, help="folder that image paths are relative to (default DATA)")
     parser.add_argument("--frame-tokens", choices=("class", "patches"), default="class", help="what a frame becomes")
+    parser.add_argument(
+        "--dtype",
+        choices=get_args(StoredType),
+        default="float32",
+        help="how numbers are stored; 16 bits halve the file",
+    )
     parser.add_argument("--device", default="auto")
-    arguments = parser.parse_args()
+    return parser.parse_args()
 
+
+@reports_user_errors
+def main() -> None:
+    arguments = _parse_arguments()
     out = arguments.out or arguments.data / "clean_feat.h5"
     frames_root = arguments.frames_root or arguments.data
-    text = TextEncoder.load(arguments.text, arguments.tokenizer)
-    text.require_tokenizer()
-    clips = find_clips(arguments.data)
-    check_frames(clips, frames_root)
-    device = choose_device(arguments.device)
-    text = text.to(device)
-    image = ImageEncoder.load(arguments.image, arguments.frame_tokens).to(device)
+    # They are together for what goes before the work alone, and on no GPU, which two of them may share.
+    with join_processes("cpu") as processes:
+        text = TextEncoder.load(arguments.text, arguments.tokenizer)
+        text.require_tokenizer()
+        clips = find_clips(arguments.data)
+        check_frames(clips, frames_root)
+        device = choose_device(arguments.device, int(os.environ.get("LOCAL_RANK", "0")))
+        text = text.to(device)
+        image = ImageEncoder.load(arguments.image, arguments.frame_tokens).to(device)
+        facts: dict[str, str | int] = {
+            "text_encoder": f"{arguments.text.name}@{fingerprint(text.state_dict())}",
+            "image_encoder": f"{arguments.image.name}@{fingerprint(image.state_dict())}",
+            "frame_tokens": arguments.frame_tokens,
+            "tokens_per_frame": image.tokens_per_frame,
+        }
+        share = find_share(clips, out, facts, arguments.dtype, processes.rank, processes.world_size)
+        # No process writes before all have seen what is there: then their shares are of the same clips.
+        processes.gather(None)
     torch.backends.cuda.matmul.allow_tf32 = True
-    facts: dict[str, str | int] = {
-        "text_encoder": f"{arguments.text.name}@{fingerprint(text)}",
-        "image_encoder": f"{arguments.image.name}@{fingerprint(image)}",
-        "frame_tokens": arguments.frame_tokens,
-        "tokens_per_frame": image.tokens_per_frame,
-    }
-    with FeatureWriter(out, facts) as writer:
-        written = extract(clips, frames_root, text, image, writer)
-    print(f"{out}: wrote {written} clips, {len(clips) - written} were there already")
+    if share.clips:
+        with FeatureWriter(share.path, facts, arguments.dtype) as writer:
+            extract(share.clips, frames_root, text, image, writer, show_progress=processes.is_main)
+    if processes.is_main:
+        of_all = f", its share of {share.missing}" if processes.world_size > 1 else ""
+        there = len(clips) - share.missing
+        print(f"{share.path}: wrote {len(share.clips)} clips{of_all}, {there} were there already")
+        if find_shards(out):
+            print(f"train on all of them with '{shards_setting(out)}'")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The text encoder: RoBERTa over the pair (label, description)."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self, cast
@@ -110,12 +109,3 @@ def load_tokenizer(folder: Path) -> AutoTokenizer | None:
     except Exception as error:
         # The tokenizers library raises plain Exceptions.
         raise UserError(f"{folder}: its tokenizer files cannot be read: {error}; copy them again") from None
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A short hash of a module's weights, to tell features of different encoders apart."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:12]

@@ -2,19 +2,19 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from lr2ppo.config import Precision
 from lr2ppo.errors import UserError
 
 T = TypeVar("T")
-Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,16 @@ class Processes:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """The model, with its gradients averaged over processes where there are several."""
-        model = model.to(self.device)
+    def mesh(self) -> DeviceMesh:
+        """All processes of the run in a row."""
+        return init_device_mesh(self.device.type, (self.world_size,))
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of every process's value, on every process; gradients run back into each process's own."""
         if self.world_size == 1:
-            return model
-        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+            return value
+        summed: Tensor = _Total.apply(value)
+        return summed
 
     def gather(self, value: T) -> list[T]:
         """Every process's value, by rank, on every process."""
@@ -48,6 +52,22 @@ class Processes:
         """The mean over processes of each value."""
         gathered = self.gather(values)
         return {key: sum(each[key] for each in gathered) / len(gathered) for key in values}
+
+
+class _Total(torch.autograd.Function):
+    """The sum over processes, whose gradient is the sum of all processes' gradients."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        summed = value.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        summed = gradients[0].clone()
+        dist.all_reduce(summed)
+        return summed
 
 
 @contextmanager
@@ -78,12 +98,14 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
             raise UserError(f"device: {name} was asked for, but torch finds no GPU; use device=auto or device=cpu")
         device = device if device.index is not None else torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+        # Products in float32 may use the tensor cores' TF32.
+        torch.set_float32_matmul_precision("high")
     return device
 
 
-def bare(model: nn.Module, kind: type[Module]) -> Module:
-    """The model inside its data-parallel wrapper."""
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
-    if not isinstance(inner, kind):
-        raise TypeError(f"found a {type(inner).__name__}, wanted a {kind.__name__}")
-    return inner
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Within it, matrix products are computed in a precision; `auto` is bf16 on a GPU that has it, else fp32."""
+    if precision == "auto":
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if has_bf16 else "fp32"
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

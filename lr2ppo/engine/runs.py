@@ -7,7 +7,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,11 +21,12 @@ from lr2ppo.config import TrainingConfig, dump_config
 from lr2ppo.engine.processes import Processes
 from lr2ppo.errors import UserError
 from lr2ppo.files import write_json
-from lr2ppo.models.weights import Model, save_model
 
 FINISHED = "finished.json"
 # What a line on the screen holds of an evaluation; `metrics.jsonl` and TensorBoard have it all.
 SHOWN = ("loss", "accuracy", "reward", "reversed", "ndcg@1", "ndcg@5", "ndcg", "pair_accuracy")
+# Writes a model into a folder; every process calls it, for the weights may be spread over them.
+Save = Callable[[Path], None]
 COMMANDS = {"pointwise": "pointwise.sh", "reward": "reward_pair_dataloader.sh", "ppo": "ppo.sh"}
 
 
@@ -71,14 +72,15 @@ class Run:
         train: Mapping[str, float],
         validation: Mapping[str, float],
         select: str,
-        model: Model,
+        save: Save,
     ) -> None:
-        """Log an evaluation and say it in a line; keep the model in `best/` where validation's `select` is highest."""
+        """Log an evaluation and say it in a line; save the model in `best/` where validation's `select` is highest."""
         scalars = {f"train/{name}": value for name, value in train.items()}
         scalars |= {f"validation/{name}": value for name, value in validation.items()}
         improved = self.best is None or validation[select] > self.best
         if improved:
             self.best, self.best_step = validation[select], step
+            save(self.folder / "best")
         if not self.is_main:
             return
         row = {"step": step, "seconds": round(time.time() - self._started, 3), **scalars}
@@ -86,8 +88,6 @@ class Run:
         self._metrics.flush()
         for name, value in scalars.items():
             self._tensorboard.add_scalar(name, value, step)
-        if improved:
-            save_model(self.folder / "best", model)
         shown = [f"{name} {value:.4f}" for name, value in [*train.items(), *validation.items()] if name in SHOWN]
         self.say(f"step {step:>{len(str(steps))}}/{steps}  {'  '.join(shown)}{'  best so far' if improved else ''}")
 
@@ -95,12 +95,12 @@ class Run:
     def best_text(self) -> str:
         return "-" if self.best is None else f"{self.best:.4f}"
 
-    def finish(self, step: int, models: Mapping[str, Model]) -> None:
+    def finish(self, step: int, models: Mapping[str, Save]) -> None:
         """Save the last weights under `checkpoints/last/` (the critic beside its actor) and mark the run finished."""
+        for name, save in models.items():
+            save(self.folder / "checkpoints" / "last" / name)
         if not self.is_main:
             return
-        for name, model in models.items():
-            save_model(self.folder / "checkpoints" / "last" / name, model)
         seconds = round(time.time() - self._started, 1)
         write_json(
             self.folder / FINISHED,

@@ -6,6 +6,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lr2ppo.models.packing import Packing
+
 
 class MLP(nn.Module):
     """Two linear layers with a GELU between them: `[..., inputs] -> [..., outputs]`."""
@@ -35,6 +37,16 @@ class ResidualMLP(nn.Module):
         return output
 
 
+class FixedBiasLinear(nn.Linear):
+    """A linear layer before a softmax that its bias cannot change, since it shifts all logits alike.
+
+    The bias' gradient is exactly 0 and given as such: what rounding makes of it is noise, which AdamW would blow up.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias.detach() + 0 * self.bias)
+
+
 class CrossAttention(nn.Module):
     """Multi-head attention of queries `x [B, Q, D]` over a context `y [B, K, D]`; `mask [B, K]` is False on padding.
 
@@ -47,19 +59,25 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.published = attention == "published"
         self.queries = nn.Linear(width, width)
-        self.keys = nn.Linear(width, width)
+        self.keys = FixedBiasLinear(width, width)
         self.values = nn.Linear(width, width)
         self.projection = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None, packing: Packing | None = None) -> Tensor:
+        """Shapes: x: [B, Q, D], or packed [N, D]; y: [B, K, D]; mask: [B, K]. Returns as x."""
+        queries = self.queries(x)
+        if packing is not None:
+            queries = packing.clip_rows(queries)
         attended = F.scaled_dot_product_attention(
-            self._split(self.queries(x)),
+            self._split(queries),
             self._split(self.keys(y)),
             self._split(self.values(y)),
             attn_mask=None if mask is None else mask[:, None, None, :],
             scale=1.0 if self.published else None,
         )
         attended = attended.transpose(1, 2).flatten(2)
+        if packing is not None:
+            attended = packing.from_clip_rows(attended)
         if self.published:
             attended = attended / math.sqrt(x.shape[-1])
         projected: Tensor = self.projection(attended)
@@ -86,9 +104,9 @@ class FusionBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm_out = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Shapes: x: [B, Q, D]; y: [B, K, D]; mask: [B, K] bool, False on padding. Returns [B, Q, D]."""
-        x = x + self.dropout(self.attention(self.norm_x(x), self.norm_y(y), mask))
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None, packing: Packing | None = None) -> Tensor:
+        """Shapes: x: [B, Q, D], or packed [N, D]; y: [B, K, D]; mask: [B, K] bool, False on padding. Returns as x."""
+        x = x + self.dropout(self.attention(self.norm_x(x), self.norm_y(y), mask, packing))
         x = x + self.dropout(self.ffn(self.norm_ffn(x)))
         fused: Tensor = self.norm_out(x)
         return fused

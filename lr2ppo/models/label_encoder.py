@@ -4,11 +4,11 @@ import math
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lr2ppo.config import ModelConfig
-from lr2ppo.models.fusion import MLP, FusionBlock, ResidualMLP
+from lr2ppo.models.fusion import MLP, FixedBiasLinear, FusionBlock, ResidualMLP
+from lr2ppo.models.packing import Packing
 
 
 class LabelEncoder(nn.Module):
@@ -50,14 +50,16 @@ class LabelEncoder(nn.Module):
         Shapes: text: [B, L, T, text width]; frames: [B, F, image width]; masks: [B, L, T] and [B, F] bool, False on
         padding. Returns [B, L, D].
         """
-        batch, labels, tokens, _ = text.shape
         projected_frames = self.image_proj(frames)
         if self.config.head == "pooled":
             projected_frames = projected_frames + self._frame_positions(projected_frames)
-        # The labels' tokens of a clip stand in one row: no frame is repeated for a label.
-        queries = self.text_proj(text).view(batch, labels * tokens, -1)
-        fused = self.fusion(queries, projected_frames, frame_mask).view(batch, labels, tokens, -1)
-        return cast(Tensor, self.head(fused, projected_frames, text_mask, frame_mask))
+        # The labels' tokens of a clip stand in one row: no frame is repeated for a label. Padding has no place in it.
+        packing = None if text_mask is None else Packing.of(text_mask)
+        tokens = text.flatten(1, 2) if packing is None else packing.pack(text)
+        fused = self.fusion(self.text_proj(tokens), projected_frames, frame_mask, packing)
+        if packing is None:
+            fused = fused.unflatten(1, text.shape[1:3])
+        return cast(Tensor, self.head(fused, projected_frames, packing, frame_mask))
 
     def _start_aligned(self) -> None:
         """Start both projections equal, and keys equal to queries: what the encoders aligned is found at once."""
@@ -85,24 +87,26 @@ class FlattenHead(nn.Module):
         self.mlp = MLP((text_tokens + frames) * width, 4 * width, width)
 
     def forward(
-        self, fused: Tensor, frames: Tensor, text_mask: Tensor | None = None, frame_mask: Tensor | None = None
+        self, fused: Tensor, frames: Tensor, packing: Packing | None = None, frame_mask: Tensor | None = None
     ) -> Tensor:
-        """Shapes: fused: [B, L, T, D]; frames: [B, F, D]. Masked or absent text tokens count as zeros."""
-        if frames.shape[1] != self.frames or fused.shape[2] > self.text_tokens:
+        """Shapes: fused: [B, L, T, D], or packed [N, D]; frames: [B, F, D]; frame_mask: [B, F]. Returns [B, L, D].
+
+        Padding and absent text tokens count as zeros.
+        """
+        if packing is not None:
+            fused = packing.unpack(fused)
+        clips, labels, tokens, width = fused.shape
+        if frames.shape[1] != self.frames or tokens > self.text_tokens:
             raise ValueError(
                 f"the flatten head was built for {self.text_tokens} text tokens and {self.frames} frames, "
-                f"got {fused.shape[2]} and {frames.shape[1]}"
+                f"got {tokens} and {frames.shape[1]}"
             )
-        if text_mask is not None:
-            fused = fused * text_mask.unsqueeze(-1)
         if frame_mask is not None:
             frames = frames * frame_mask.unsqueeze(-1)
-        fused = F.pad(fused, (0, 0, 0, self.text_tokens - fused.shape[2]))
-        # The first layer of [text; frames] is a sum of two products: the frames' one is computed once a clip.
-        text_weight, frame_weight = self.mlp.fc1.weight.split([fused.shape[2] * fused.shape[3], frames[0].numel()], 1)
-        hidden = F.linear(fused.flatten(2), text_weight, self.mlp.fc1.bias)
-        hidden = hidden + F.linear(frames.flatten(1), frame_weight).unsqueeze(1)
-        vectors: Tensor = self.mlp.fc2(F.gelu(hidden))
+        absent = fused.new_zeros(clips, labels, self.text_tokens - tokens, width)
+        # Frames are repeated for each label: a weight split in two has its gradient put together in one more copy.
+        row = torch.cat([fused, absent, frames.unsqueeze(1).expand(-1, labels, -1, -1)], dim=2)
+        vectors: Tensor = self.mlp(row.flatten(2))
         return vectors
 
 
@@ -111,25 +115,29 @@ class PooledHead(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.text_pool = nn.Linear(width, 1)
-        self.frame_pool = nn.Linear(width, 1)
+        self.text_pool = FixedBiasLinear(width, 1)
+        self.frame_pool = FixedBiasLinear(width, 1)
         self.mlp = MLP(3 * width, 4 * width, width)
 
     def forward(
-        self, fused: Tensor, frames: Tensor, text_mask: Tensor | None = None, frame_mask: Tensor | None = None
+        self, fused: Tensor, frames: Tensor, packing: Packing | None = None, frame_mask: Tensor | None = None
     ) -> Tensor:
-        """Shapes: fused: [B, L, T, D]; frames: [B, F, D]; masks: [B, L, T] and [B, F]. Returns [B, L, D]."""
+        """Shapes: fused: [B, L, T, D], or packed [N, D]; frames: [B, F, D]; frame_mask: [B, F]. Returns [B, L, D]."""
+        logits = self.text_pool(fused)
         # Token 0 is <s>; the label's words follow it, then the description.
-        own = fused[:, :, 1]
-        text = _attention_pool(fused, self.text_pool(fused), text_mask)
-        clip = _attention_pool(frames, self.frame_pool(frames), frame_mask)
+        if packing is None:
+            own, text = fused[:, :, 1], (logits.softmax(-2) * fused).sum(-2)
+        else:
+            weights = packing.pack(_masked_softmax(packing.unpack(logits), packing.mask))
+            own, text = packing.label_token(fused, 1), packing.label_sums(fused, weights)
+        clip = (_masked_softmax(self.frame_pool(frames), frame_mask) * frames).sum(-2)
         vectors: Tensor = self.mlp(torch.cat([own, text, clip.unsqueeze(1).expand_as(own)], dim=-1))
         return vectors
 
 
-def _attention_pool(tokens: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of tokens `[..., N, D]` weighted by the softmax of their logits `[..., N, 1]`: `[..., D]`."""
+def _masked_softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax over the N of logits `[..., N, 1]`; `mask [..., N]` is False on what is to have no weight."""
     if mask is not None:
         # Finite, so that a padded label's row, which has no token at all, stays finite too.
         logits = logits.masked_fill(~mask.unsqueeze(-1), torch.finfo(logits.dtype).min)
-    return (logits.softmax(-2) * tokens).sum(-2)
+    return logits.softmax(-2)

@@ -35,7 +35,7 @@ class PartialOrderModel(nn.Module):
         """
         vectors = self.encoder(text, frames, text_mask=text_mask, frame_mask=frame_mask)
         if order.dim() == 2:
-            return self.judge(vectors, order.unsqueeze(1)).squeeze(1)
+            return torch.squeeze_copy(self.judge(vectors, order.unsqueeze(1)), 1)
         return self.judge(vectors, order)
 
     def judge(self, vectors: Tensor, order: Tensor) -> Tensor:
@@ -45,5 +45,7 @@ class PartialOrderModel(nn.Module):
         slots = slots.flatten(0, 1)
         # Only the last slot is read, so only its query is computed.
         last = self.block(slots[:, -1:], slots)
-        judgement: Tensor = self.score(last).view(order.shape[:2])
-        return judgement
+        # In the weights' own precision: rewards that bfloat16 makes equal could not be compared.
+        with torch.autocast(last.device.type, enabled=False):
+            judgement = self.score(last.to(self.score.weight.dtype))
+        return torch.view_copy(judgement, order.shape[:2])

@@ -1,5 +1,6 @@
 """The pointwise ranker of stage 1, which stage 3 improves as its actor."""
 
+import torch
 from torch import Tensor, nn
 
 from lr2ppo.config import ModelConfig
@@ -19,5 +20,7 @@ class RelevanceRanker(nn.Module):
     ) -> Tensor:
         """Shapes: text: [B, L, T, D]; frames: [B, F, D]; masks: [B, L, T], [B, F]. Returns scores [B, L]."""
         vectors = self.encoder(text, frames, text_mask=text_mask, frame_mask=frame_mask)
-        scores: Tensor = self.score(vectors).squeeze(-1)
-        return scores
+        # In the weights' own precision: scores that bfloat16 makes equal could not be ordered.
+        with torch.autocast(vectors.device.type, enabled=False):
+            scores = self.score(vectors.to(self.score.weight.dtype))
+        return torch.squeeze_copy(scores, -1)

@@ -23,10 +23,14 @@ KINDS: dict[str, type[RelevanceRanker] | type[PartialOrderModel]] = {
 M = TypeVar("M", bound=RelevanceRanker | PartialOrderModel)
 
 
-def save_model(folder: Path, model: Model) -> None:
-    """Write the model's weights and config; each file is complete before it takes its name."""
-    description = {"model": type(model).__name__, "shape": model.encoder.config.model_dump(mode="json")}
-    write_tensors(folder / "model.safetensors", model.state_dict())
+def save_model(folder: Path, model: Model, tensors: Mapping[str, Tensor] | None = None) -> None:
+    """Write the model's weights (or `tensors`, where it does not hold them whole) and its config.
+
+    Each file is complete before it takes its name.
+    """
+    kind = next(name for name, kind in KINDS.items() if isinstance(model, kind))
+    description = {"model": kind, "shape": model.encoder.config.model_dump(mode="json")}
+    write_tensors(folder / "model.safetensors", model.state_dict() if tensors is None else tensors)
     write_json(folder / "config.json", description)
 
 

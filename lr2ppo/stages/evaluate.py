@@ -16,7 +16,7 @@ from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import open_store
 from lr2ppo.engine.command import read_stage_config, stage_parser
 from lr2ppo.engine.inputs import check_fit, open_inputs
-from lr2ppo.engine.processes import join_processes
+from lr2ppo.engine.processes import autocast, join_processes
 from lr2ppo.engine.runs import COMMANDS, find_run, is_converted, read_run
 from lr2ppo.engine.scoring import Scores, pad_lists, ranking_metrics, score_clips
 from lr2ppo.errors import UserError, reports_user_errors
@@ -44,7 +44,8 @@ def evaluate(config: EvaluateConfig, preset: Path) -> None:
     with join_processes(config.device) as processes:
         (dataset,) = open_inputs(data, {file: "grades"}, store, model.encoder.config, processes)
         model.to(processes.device)
-        scores = score_clips(model, dataset, processes, config.clips_per_batch, config.workers)
+        with autocast(config.precision, processes.device):
+            scores = score_clips(model, dataset, processes, config.clips_per_batch, config.workers)
         if not processes.is_main:
             return
         metrics = ranking_metrics(dataset.clips, scores)

@@ -8,7 +8,7 @@ from lr2ppo.data.dataset import ClipBatch, open_store
 from lr2ppo.data.samplers import EpochSampler, graded_lists, training_loader
 from lr2ppo.engine.command import run_stage
 from lr2ppo.engine.inputs import complete_model_config, open_inputs, overlap_note
-from lr2ppo.engine.optimizer import build_optimizer, learning_rate
+from lr2ppo.engine.learner import Learner, count_steps
 from lr2ppo.engine.processes import Processes
 from lr2ppo.engine.runs import Run, check_name
 from lr2ppo.engine.scoring import validation_ndcg
@@ -22,8 +22,6 @@ def train(config: PointwiseConfig, processes: Processes, fresh: bool) -> None:
     config = config.model_copy(update={"model": complete_model_config(config.model, store, config.data.frames)})
     files: dict[str, Need] = {config.data.train: "grades", config.data.validation: "grades"}
     clips, validation = open_inputs(config.data, files, store, config.model, processes)
-    run = Run(config, processes)
-
     settings = config.train
     sampler = EpochSampler(
         graded_lists(clips.clips, settings.max_labels),
@@ -33,10 +31,9 @@ def train(config: PointwiseConfig, processes: Processes, fresh: bool) -> None:
         world_size=processes.world_size,
     )
     loader = training_loader(clips, sampler, config.data.workers)
-    steps = settings.epochs * len(sampler)
-    ranker = RelevanceRanker(config.model)
-    parallel = processes.parallel(ranker)
-    optimizer, schedule = build_optimizer(ranker, settings, steps)
+    steps = count_steps(settings.epochs * len(sampler), config.compute)
+    run = Run(config, processes)
+    learner = Learner(RelevanceRanker(config.model), settings, steps, config.compute, processes)
     run.say(
         f"stage 1: {len(clips)} source clips, {steps} steps; validation on {len(validation)} clips"
         + overlap_note(clips, validation)
@@ -48,22 +45,23 @@ def train(config: PointwiseConfig, processes: Processes, fresh: bool) -> None:
         for epoch in range(settings.epochs):
             sampler.set_epoch(epoch)
             for batch in loader:
-                loss = list_loss(parallel, batch.to(processes.device), config.loss.beta)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                step += 1
+                with learner.autocast():
+                    loss = list_loss(learner.parallel, batch.to(processes.device), config.loss.beta)
                 recent.append(loss.item())
+                if not learner.step(loss):
+                    continue
+                learner.schedule.step()
+                step += 1
                 progress.update()
                 progress.set_postfix(loss=f"{recent[-1]:.4f}", best=run.best_text)
                 if step % settings.evaluate_every == 0 or step == steps:
                     averages = processes.mean({"loss": sum(recent) / len(recent)})
-                    averages["learning_rate"] = learning_rate(schedule)
-                    quality = validation_ndcg(ranker, validation, processes, settings.clips_per_batch)
-                    run.record(step, steps, averages, quality, "ndcg", ranker)
+                    averages["learning_rate"] = learner.learning_rate
+                    with learner.whole() as ranker:
+                        quality = validation_ndcg(ranker, validation, processes, settings.clips_per_batch)
+                    run.record(step, steps, averages, quality, "ndcg", learner.save)
                     recent.clear()
-    run.finish(step, {"": ranker})
+    run.finish(step, {"": learner.save})
 
 
 def list_loss(ranker: nn.Module, batch: ClipBatch, beta: float) -> Tensor:

@@ -5,22 +5,22 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from lr2ppo.config import PPOConfig, PPOLoss
 from lr2ppo.data.annotations import Need
-from lr2ppo.data.dataset import ClipBatch, open_store
+from lr2ppo.data.dataset import ClipBatch, ClipDataset, open_store
 from lr2ppo.data.samplers import EpochSampler, random_pairs, training_loader
 from lr2ppo.engine.command import run_stage
 from lr2ppo.engine.inputs import check_fit, open_inputs, overlap_note
-from lr2ppo.engine.optimizer import build_optimizer, learning_rate
+from lr2ppo.engine.judge import FrozenJudge, open_judge
+from lr2ppo.engine.learner import Learner
 from lr2ppo.engine.processes import Processes
 from lr2ppo.engine.runs import Run, check_name, find_earlier
 from lr2ppo.engine.scoring import validation_ndcg
 from lr2ppo.errors import UserError
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
-from lr2ppo.objectives import PPOLosses, ppo_losses
+from lr2ppo.objectives import PPOLosses, Total, ppo_losses, this_process
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,19 @@ def train(config: PPOConfig, processes: Processes, fresh: bool) -> None:
     ranker_run = find_earlier(config.ranker, "pointwise", config.preset, config.logs)
     reward_run = find_earlier(config.reward, "reward", config.preset, config.logs)
     config = config.model_copy(update={"ranker": str(ranker_run), "reward": str(reward_run)})
-    settings = config.train
-    actor = load_kind(ranker_run / "best", RelevanceRanker, settings.dropout)
-    critic = load_kind(reward_run / "best", PartialOrderModel, settings.dropout)
-    reward_model = load_kind(reward_run / "best", PartialOrderModel).to(processes.device).eval().requires_grad_(False)
-
+    settings, compute = config.train, config.compute
+    if compute.accumulate != 1:
+        raise UserError(
+            f"compute.accumulate: found {compute.accumulate}, wanted 1, for stage 3 makes a step of each stored batch; "
+            "set train.clips_per_batch instead"
+        )
+    ranker = load_kind(ranker_run / "best", RelevanceRanker, settings.dropout)
+    reward_model = load_kind(reward_run / "best", PartialOrderModel)
     store = open_store(config.data)
-    for model, source in ((actor, ranker_run), (reward_model, reward_run)):
+    for model, source in ((ranker, ranker_run), (reward_model, reward_run)):
         check_fit(model.encoder.config, store, config.data.frames, str(source))
     files: dict[str, Need] = {config.data.train: "labels", config.data.validation: "grades"}
-    clips, validation = open_inputs(config.data, files, store, actor.encoder.config, processes)
+    clips, validation = open_inputs(config.data, files, store, ranker.encoder.config, processes)
     sampler = EpochSampler(
         random_pairs(clips.clips, settings.pairs_per_clip, settings.visits_per_epoch),
         batch_size=settings.clips_per_batch,
@@ -68,18 +71,19 @@ def train(config: PPOConfig, processes: Processes, fresh: bool) -> None:
             f"{batches} batches in all; wanted fewer, or more train.epochs"
         )
     run = Run(config, processes)
-
-    parallel_actor, parallel_critic = processes.parallel(actor), processes.parallel(critic)
-    actor_steps, critic_steps = (part.schedule_updates or updates for part in (settings.actor, settings.critic))
-    actor_optimizer, actor_schedule = build_optimizer(actor, settings.actor, actor_steps)
-    critic_optimizer, critic_schedule = build_optimizer(critic, settings.critic, critic_steps)
+    # The reward model's encoder is done with before actor and critic learn: their optimizers want its memory.
+    judge = open_judge(reward_model, clips, processes, compute.precision, config.logs / "cache")
+    critic_start = load_kind(reward_run / "best", PartialOrderModel, settings.dropout)
+    actor = Learner(ranker, settings.actor, settings.actor.schedule_updates or updates, compute, processes)
+    critic = Learner(critic_start, settings.critic, settings.critic.schedule_updates or updates, compute, processes)
     run.say(
         f"stage 3: {len(clips)} target clips, {updates} updates; actor {ranker_run}, reward model {reward_run}"
         + overlap_note(clips, validation)
     )
-    quality = validation_ndcg(actor, validation, processes, settings.clips_per_batch)
-    run.record(0, updates, {}, quality, "ndcg", actor)
+    evaluate(0, updates, [], actor, critic, run, validation, settings.clips_per_batch)
 
+    # The first step after a rollout of one batch has the rollout's own weights.
+    reusable = settings.batches_per_rollout == 1 and settings.dropout == 0
     update = 0
     seen: list[dict[str, float]] = []
     rollouts: list[Rollout] = []
@@ -87,86 +91,109 @@ def train(config: PPOConfig, processes: Processes, fresh: bool) -> None:
         for epoch in range(settings.epochs):
             sampler.set_epoch(epoch)
             for batch in loader:
-                rollouts.append(roll_out(actor, reward_model, critic, batch.to(processes.device)))
+                rollouts.append(roll_out(actor, critic, judge, batch.to(processes.device), reusable))
                 if len(rollouts) < settings.batches_per_rollout:
                     continue
-                optimizers = (actor_optimizer, critic_optimizer)
-                seen += learn(parallel_actor, parallel_critic, optimizers, rollouts, config.loss, settings.passes)
-                actor_schedule.step()
-                critic_schedule.step()
+                for number in range(settings.passes):
+                    seen += [
+                        learn(actor, critic, rollout, config.loss, reusable and number == 0) for rollout in rollouts
+                    ]
+                actor.schedule.step()
+                critic.schedule.step()
                 rollouts.clear()
                 update += 1
                 progress.update()
                 progress.set_postfix(reward=f"{seen[-1]['reward']:.3f}", best=run.best_text)
                 if update % settings.evaluate_every == 0 or update == updates:
-                    averages = processes.mean({name: sum(s[name] for s in seen) / len(seen) for name in seen[0]})
-                    averages["actor_learning_rate"] = learning_rate(actor_schedule)
-                    averages["critic_learning_rate"] = learning_rate(critic_schedule)
-                    quality = validation_ndcg(actor, validation, processes, settings.clips_per_batch)
-                    run.record(update, updates, averages, quality, "ndcg", actor)
+                    evaluate(update, updates, seen, actor, critic, run, validation, settings.clips_per_batch)
                     seen.clear()
-    run.finish(update, {"": actor, "critic": critic})
+    run.finish(update, {"": actor.save, "critic": critic.save})
 
 
-@torch.no_grad()
+def evaluate(
+    update: int,
+    updates: int,
+    seen: Sequence[dict[str, float]],
+    actor: Learner[RelevanceRanker],
+    critic: Learner[PartialOrderModel],
+    run: Run,
+    validation: ClipDataset,
+    clips_per_batch: int,
+) -> None:
+    """Record what was seen since the last evaluation and how well the actor now orders the validation clips."""
+    averages = {name: sum(each[name] for each in seen) / len(seen) for name in (seen[0] if seen else ())}
+    if averages:
+        averages = actor.processes.mean(averages)
+        averages |= {"actor_learning_rate": actor.learning_rate, "critic_learning_rate": critic.learning_rate}
+    with actor.whole() as ranker:
+        quality = validation_ndcg(ranker, validation, actor.processes, clips_per_batch)
+    run.record(update, updates, averages, quality, "ndcg", actor.save)
+
+
 def roll_out(
-    actor: RelevanceRanker, reward_model: PartialOrderModel, critic: PartialOrderModel, batch: ClipBatch
+    actor: Learner[RelevanceRanker],
+    critic: Learner[PartialOrderModel],
+    judge: FrozenJudge,
+    batch: ClipBatch,
+    reusable: bool = False,
 ) -> Rollout:
-    """Propose each pair's order by descending score; reward it and value the pair as given."""
-    actor.eval()
-    critic.eval()
-    masks = {"text_mask": batch.text_mask, "frame_mask": batch.frame_mask}
-    scores = pair_scores(actor, batch)
+    """Propose each pair's order by descending score; reward it and value the pair as given.
+
+    A `reusable` rollout keeps what gradients need, so that a step with the same weights need not compute it again.
+    """
+    actor.model.eval()
+    critic.model.eval()
+    with torch.set_grad_enabled(reusable), actor.autocast():
+        scores, value = look_at(actor.parallel, critic.parallel, batch)
     proposed = scores.argsort(dim=-1, descending=True, stable=True)
     proposed_pairs = batch.pairs.gather(-1, proposed)
-    reward = reward_model(batch.text, batch.frames, torch.cat([batch.pairs, proposed_pairs], dim=-1), **masks)
-    value = critic(batch.text, batch.frames, batch.pairs, **masks)
+    with actor.autocast():
+        reward = judge(batch, torch.cat([batch.pairs, proposed_pairs], dim=-1))
     return Rollout(batch, scores, proposed, reward, value)
 
 
 def learn(
-    actor: nn.Module,
-    critic: nn.Module,
-    optimizers: tuple[Optimizer, Optimizer],
-    rollouts: Sequence[Rollout],
+    actor: Learner[RelevanceRanker],
+    critic: Learner[PartialOrderModel],
+    rollout: Rollout,
     loss: PPOLoss,
-    passes: int,
-) -> list[dict[str, float]]:
-    """One update: a step of actor and critic on each rollout, `passes` times over; returns what each step saw."""
-    actor.train()
-    critic.train()
-    seen: list[dict[str, float]] = []
-    for rollout in list(rollouts) * passes:
-        losses, value = rollout_losses(actor, critic, rollout, loss)
-        for optimizer, objective in zip(optimizers, (losses.policy_loss, losses.value_loss), strict=True):
-            optimizer.zero_grad(set_to_none=True)
-            objective.backward()
-            optimizer.step()
-        seen.append(summarise(losses, rollout, value))
-    return seen
+    reuse: bool = False,
+) -> dict[str, float]:
+    """One step of actor and critic on a rollout, whose own scores and values are reused if so asked."""
+    scores, value = rollout.scores, rollout.value
+    if not reuse:
+        actor.model.train()
+        critic.model.train()
+        with actor.autocast():
+            scores, value = look_at(actor.parallel, critic.parallel, rollout.batch)
+    losses = rollout_losses(scores, value, rollout, loss, actor.processes.total)
+    actor.step(losses.policy_loss)
+    critic.step(losses.value_loss)
+    return summarise(losses, rollout, value)
 
 
-def rollout_losses(actor: nn.Module, critic: nn.Module, rollout: Rollout, loss: PPOLoss) -> tuple[PPOLosses, Tensor]:
-    """The losses of a rollout under the current weights, and the critic's current values."""
-    batch = rollout.batch
-    value = critic(batch.text, batch.frames, batch.pairs, text_mask=batch.text_mask, frame_mask=batch.frame_mask)
-    losses = ppo_losses(
-        scores=pair_scores(actor, batch).flatten(0, 1),
-        old_scores=rollout.scores.flatten(0, 1),
+def look_at(actor: nn.Module, critic: nn.Module, batch: ClipBatch) -> tuple[Tensor, Tensor]:
+    """Scores `[B, P, 2]` of the labels of each pair as given and the pair's value `[B, P]`; each label encoded once."""
+    masks = {"text_mask": batch.text_mask, "frame_mask": batch.frame_mask}
+    scores = actor(batch.text, batch.frames, **masks)
+    value = critic(batch.text, batch.frames, batch.pairs, **masks)
+    return scores.gather(1, batch.pairs.flatten(1)).view(batch.pairs.shape), value
+
+
+def rollout_losses(
+    scores: Tensor, value: Tensor, rollout: Rollout, loss: PPOLoss, total: Total = this_process
+) -> PPOLosses:
+    """The losses of a rollout under the current scores and values."""
+    return ppo_losses(
+        scores=scores.flatten(0, 1),
+        old_scores=rollout.scores.detach().flatten(0, 1),
         proposed=rollout.proposed.flatten(0, 1),
         reward=rollout.reward.flatten(),
         value=value.flatten(),
-        old_value=rollout.value.flatten(),
+        old_value=rollout.value.detach().flatten(),
+        total=total,
         **loss.model_dump(),
     )
-    return losses, value
-
-
-def pair_scores(actor: nn.Module, batch: ClipBatch) -> Tensor:
-    """Scores of the labels of each pair as given: [B, P, 2]; a label in several pairs is encoded once."""
-    scores = actor(batch.text, batch.frames, text_mask=batch.text_mask, frame_mask=batch.frame_mask)
-    gathered: Tensor = scores.gather(1, batch.pairs.flatten(1)).view(batch.pairs.shape)
-    return gathered
 
 
 def summarise(losses: PPOLosses, rollout: Rollout, value: Tensor) -> dict[str, float]:

@@ -8,7 +8,7 @@ from lr2ppo.data.dataset import open_store
 from lr2ppo.data.samplers import EpochSampler, annotated_pairs, graded_pairs, training_loader
 from lr2ppo.engine.command import run_stage
 from lr2ppo.engine.inputs import complete_model_config, open_inputs, overlap_note
-from lr2ppo.engine.optimizer import build_optimizer, learning_rate
+from lr2ppo.engine.learner import Learner, count_steps
 from lr2ppo.engine.processes import Processes
 from lr2ppo.engine.runs import Run, check_name, find_earlier
 from lr2ppo.engine.scoring import judged_pair_accuracy, preference_rewards
@@ -30,7 +30,6 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
     if start is not None:
         config = config.model_copy(update={"ranker": str(start)})
         start_from_ranker(reward_model, load_kind(start / "best", RelevanceRanker), str(start))
-    run = Run(config, processes)
 
     settings = config.train
     sampler = EpochSampler(
@@ -41,9 +40,9 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
         world_size=processes.world_size,
     )
     loader = training_loader(clips, sampler, config.data.workers)
-    steps = settings.epochs * len(sampler)
-    parallel = processes.parallel(reward_model)
-    optimizer, schedule = build_optimizer(reward_model, settings, steps)
+    steps = count_steps(settings.epochs * len(sampler), config.compute)
+    run = Run(config, processes)
+    learner = Learner(reward_model, settings, steps, config.compute, processes)
     pairs = sum(len(clip.pairs) for clip in clips.clips)
     run.say(
         f"stage 2: {pairs} annotated pairs of {len(clips)} target clips, {steps} steps; trunk from {start or 'scratch'}"
@@ -57,29 +56,30 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
         for epoch in range(settings.epochs):
             sampler.set_epoch(epoch)
             for batch in loader:
-                chosen, rejected = preference_rewards(parallel, batch.to(processes.device))
-                loss = preference_hinge_loss(chosen, rejected, config.loss.margin)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                step += 1
+                with learner.autocast():
+                    chosen, rejected = preference_rewards(learner.parallel, batch.to(processes.device))
+                    loss = preference_hinge_loss(chosen, rejected, config.loss.margin, processes.total)
                 losses.append(loss.item())
                 accuracies.append((chosen > rejected).float().mean().item())
+                if not learner.step(loss):
+                    continue
+                learner.schedule.step()
+                step += 1
                 progress.update()
                 progress.set_postfix(loss=f"{losses[-1]:.4f}", best=run.best_text)
                 if step % settings.evaluate_every == 0 or step == steps:
                     averages = processes.mean(
                         {"loss": sum(losses) / len(losses), "accuracy": sum(accuracies) / len(accuracies)}
                     )
-                    averages["learning_rate"] = learning_rate(schedule)
-                    accuracy = judged_pair_accuracy(
-                        reward_model, validation, validation_pairs, processes, settings.clips_per_batch
-                    )
-                    run.record(step, steps, averages, {"pair_accuracy": accuracy}, "pair_accuracy", reward_model)
+                    averages["learning_rate"] = learner.learning_rate
+                    with learner.whole() as model:
+                        accuracy = judged_pair_accuracy(
+                            model, validation, validation_pairs, processes, settings.clips_per_batch
+                        )
+                    run.record(step, steps, averages, {"pair_accuracy": accuracy}, "pair_accuracy", learner.save)
                     losses.clear()
                     accuracies.clear()
-    run.finish(step, {"": reward_model})
+    run.finish(step, {"": learner.save})
 
 
 def start_from_ranker(reward_model: PartialOrderModel, ranker: RelevanceRanker, source: str) -> None:

@@ -1,0 +1,83 @@
+"""Padded text as one row of its tokens: what stands in the row alone is computed, padding never is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def _uncompiled(function: Function) -> Function:
+    """A function whose results have sizes that only data tell: a compiled graph ends before it, without a warning."""
+    disabled: Function = torch.compiler.disable(function)
+    return disabled
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the N tokens of padded text stand once packed into a row `[N, D]`, clip by clip and label by label.
+
+    mask [B, L, T] is False on padding; places [N] are the tokens' places in the flattened mask; clip_places [N] are
+    those in clips of `longest` tokens each, `[B * longest]`.
+    """
+
+    mask: Tensor
+    places: Tensor
+    clip_places: Tensor
+    longest: int
+
+    @classmethod
+    @_uncompiled
+    def of(cls, mask: Tensor) -> Self | None:
+        """The packing of text with a mask `[B, L, T]`; None where nothing is padded."""
+        places = mask.flatten().nonzero().squeeze(1)
+        if len(places) == mask.numel():
+            return None
+        lengths = mask.sum((1, 2))
+        longest = int(lengths.max())
+        clips = places // mask[0].numel()
+        first = lengths.cumsum(0) - lengths
+        within_clip = torch.arange(len(places), device=mask.device) - first[clips]
+        return cls(mask, places, clips * longest + within_clip, longest)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """`[B, L, T, D] -> [N, D]`."""
+        return padded.flatten(0, 2).index_select(0, self.places)
+
+    def unpack(self, tokens: Tensor) -> Tensor:
+        """`[N, D] -> [B, L, T, D]`, zeros on padding."""
+        padded = tokens.new_zeros(self.mask.numel(), tokens.shape[1])
+        return padded.index_copy(0, self.places, tokens).view(*self.mask.shape, tokens.shape[1])
+
+    def clip_rows(self, tokens: Tensor) -> Tensor:
+        """`[N, D] -> [B, longest, D]`: each clip's tokens in a row of its own, zeros behind them."""
+        clips = len(self.mask)
+        rows = tokens.new_zeros(clips * self.longest, tokens.shape[1])
+        return rows.index_copy(0, self.clip_places, tokens).view(clips, self.longest, tokens.shape[1])
+
+    def from_clip_rows(self, rows: Tensor) -> Tensor:
+        """`[B, longest, D] -> [N, D]`."""
+        return rows.flatten(0, 1).index_select(0, self.clip_places)
+
+    def label_token(self, tokens: Tensor, place: int) -> Tensor:
+        """Each label's token at a place, zeros where that is padding: `[N, D] -> [B, L, D]`."""
+        rows = self.mask.flatten().cumsum(0).view_as(self.mask)[:, :, place] - 1
+        found: Tensor = tokens.index_select(0, rows.clamp(min=0).flatten()).unflatten(0, rows.shape)
+        return found * self.mask[:, :, place].unsqueeze(-1)
+
+    def label_sums(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        """Each label's sum of its tokens times their weights `[N, 1]`: `[N, D] -> [B, L, D]`."""
+        lengths = self.mask.sum(-1).flatten()
+        # One pass over the tokens, added up in their order: results repeat on a GPU too.
+        sums: Tensor = F.embedding_bag(
+            torch.arange(len(tokens), device=tokens.device),
+            tokens,
+            offsets=lengths.cumsum(0) - lengths,
+            mode="sum",
+            per_sample_weights=weights.squeeze(1).to(tokens.dtype),
+        )
+        return sums.view(*self.mask.shape[:2], tokens.shape[1])
