@@ -225,6 +225,27 @@ def test_faults_are_told_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("others_fault", "own_fault", "tells"), [(True, True, False), (True, False, False), (False, True, True)]
+)
+def test_of_processes_with_a_fault_one_tells_and_all_end(
+    monkeypatch: pytest.MonkeyPatch, others_fault: bool, own_fault: bool, tells: bool
+) -> None:
+    class Second(Processes):
+        def gather(self, value: T) -> list[T]:
+            assert value is own_fault
+            return [others_fault, value]  # type: ignore[list-item]
+
+    monkeypatch.setattr(extract, "SECONDS_TO_TELL", 0)
+    with (
+        pytest.raises(UserError if tells else SystemExit) as ended,
+        extract.one_tells(Second(rank=1, world_size=2, device=torch.device("cpu"))),
+    ):
+        if own_fault:
+            raise UserError("the fault")
+    assert str(ended.value) == ("the fault" if tells else "2")
+
+
 def test_features_of_16_bits_are_those_of_32_bits_rounded(
     workspace: Workspace, by_one: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

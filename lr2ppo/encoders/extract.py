@@ -5,7 +5,10 @@ Several processes write a file each: `clean_feat-00-of-04.h5` and so on, in plac
 
 import argparse
 import os
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -27,7 +30,7 @@ from lr2ppo.data.features import (
 )
 from lr2ppo.encoders.image import ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
-from lr2ppo.engine.processes import choose_device, join_processes
+from lr2ppo.engine.processes import Processes, choose_device, join_processes
 from lr2ppo.errors import UserError, raise_faults, reports_user_errors
 from lr2ppo.files import fingerprint
 
@@ -38,6 +41,7 @@ ANNOTATION_FILES = (
     annotations.VALIDATION,
     annotations.TEST,
 )
+SECONDS_TO_TELL = 60
 
 
 def find_clips(data: Path) -> list[Clip]:
@@ -117,6 +121,23 @@ def _read_image(path: Path) -> Image.Image:
         raise UserError(f"{path}: is not a readable image: {error}; replace it and run again") from None
 
 
+@contextmanager
+def one_tells(processes: Processes) -> Iterator[None]:
+    """Work that every process does: of those that meet a `UserError` in it one tells; all leave it together."""
+    fault = None
+    try:
+        yield
+    except UserError as error:
+        fault = error
+    faulty = [rank for rank, has_fault in enumerate(processes.gather(fault is not None)) if has_fault]
+    if fault is not None and processes.rank == faulty[0]:
+        raise fault
+    if faulty:
+        # The launcher ends this process once the one that tells has ended.
+        time.sleep(SECONDS_TO_TELL)
+        sys.exit(2)
+
+
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -150,8 +171,9 @@ def main() -> None:
     arguments = _parse_arguments()
     out = arguments.out or arguments.data / "clean_feat.h5"
     frames_root = arguments.frames_root or arguments.data
-    # They are together for what goes before the work alone, and on no GPU, which two of them may share.
-    with join_processes("cpu") as processes:
+    # They are together for what goes before the work alone, and on no GPU, which two of them may share. No process
+    # writes before all have seen what is there: then their shares are of the same clips.
+    with join_processes("cpu") as processes, one_tells(processes):
         text = TextEncoder.load(arguments.text, arguments.tokenizer)
         text.require_tokenizer()
         clips = find_clips(arguments.data)
@@ -166,8 +188,6 @@ def main() -> None:
             "tokens_per_frame": image.tokens_per_frame,
         }
         share = find_share(clips, out, facts, arguments.dtype, processes.rank, processes.world_size)
-        # No process writes before all have seen what is there: then their shares are of the same clips.
-        processes.gather(None)
     torch.backends.cuda.matmul.allow_tf32 = True
     if share.clips:
         with FeatureWriter(share.path, facts, arguments.dtype) as writer:
