@@ -231,19 +231,22 @@ def test_faults_are_told_before_anything_is_written(
 def test_of_processes_with_a_fault_one_tells_and_all_end(
     monkeypatch: pytest.MonkeyPatch, others_fault: bool, own_fault: bool, tells: bool
 ) -> None:
-    class Second(Processes):
-        def gather(self, value: T) -> list[T]:
-            assert value is own_fault
-            return [others_fault, value]  # type: ignore[list-item]
+    def work(processes: Processes) -> None:
+        with extract.one_tells(processes):
+            if own_fault:
+                raise UserError("the fault")
 
+    def gather(_: Processes, value: bool) -> list[bool]:
+        told.append(value)
+        return [others_fault, value]
+
+    told: list[bool] = []
+    monkeypatch.setattr(Processes, "gather", gather)
     monkeypatch.setattr(extract, "SECONDS_TO_TELL", 0)
-    with (
-        pytest.raises(UserError if tells else SystemExit) as ended,
-        extract.one_tells(Second(rank=1, world_size=2, device=torch.device("cpu"))),
-    ):
-        if own_fault:
-            raise UserError("the fault")
+    with pytest.raises(UserError if tells else SystemExit) as ended:
+        work(Processes(rank=1, world_size=2, device=torch.device("cpu")))
     assert str(ended.value) == ("the fault" if tells else "2")
+    assert told == [own_fault]
 
 
 def test_features_of_16_bits_are_those_of_32_bits_rounded(

@@ -2,7 +2,7 @@
 
 import functools
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -246,11 +246,16 @@ def test_a_file_without_clips_is_refused(tmp_path: Path) -> None:
         FeatureStore([path])
 
 
+def pickled(store: FeatureStore) -> FeatureStore:
+    copy: FeatureStore = pickle.loads(pickle.dumps(store))  # noqa: S301
+    return copy
+
+
 def test_a_store_in_use_can_be_pickled(tmp_path: Path) -> None:
     text, frames = draw_features([2, 3], 2, seed=0)
     store = FeatureStore([write_store(tmp_path / "feat.h5", {"clip": (text, frames)})])
     store.frames("clip")
-    copy = pickle.loads(pickle.dumps(store))  # noqa: S301
+    copy = pickled(store)
     assert_text(copy, "clip", [1, 0], text)
     np.testing.assert_array_equal(copy.frames("clip"), store.frames("clip"))
 
@@ -259,17 +264,22 @@ def read_frames(store: FeatureStore, clip_ids: list[str]) -> list[Array]:
     return [store.frames(clip_id) for clip_id in clip_ids]
 
 
+def forked_loader(clip_ids: list[str], workers: int, read: Callable[[list[str]], Any]) -> DataLoader[Any]:
+    """What `read` returns of two clips at a time, in other processes."""
+    return DataLoader(
+        clip_ids,  # type: ignore[arg-type]
+        batch_size=2,
+        collate_fn=read,
+        num_workers=workers,
+        multiprocessing_context="fork",
+    )
+
+
 def test_a_store_in_use_works_in_forked_workers_and_after_them(tmp_path: Path) -> None:
     clips = {f"clip-{number}": draw_features([2, 3], 2, seed=number) for number in range(8)}
     store = FeatureStore([write_store(tmp_path / "feat.h5", clips)])
     expected = [store.frames(name) for name in clips]
-    loader: DataLoader[str] = DataLoader(
-        list(clips),  # type: ignore[arg-type]
-        batch_size=2,
-        collate_fn=functools.partial(read_frames, store),
-        num_workers=2,
-        multiprocessing_context="fork",
-    )
+    loader = forked_loader(list(clips), 2, functools.partial(read_frames, store))
     found = [frames for batch in loader for frames in batch]
     np.testing.assert_array_equal(np.stack(found), np.stack(expected))
     assert_text(store, "clip-3", [1], clips["clip-3"][0])
@@ -388,7 +398,7 @@ def test_bytes_read_counts_the_features_asked_for_as_they_are_stored(tmp_path: P
     assert store.bytes_read == 2 * 4 * TEXT_WIDTH * 2
     store.frames("clip")
     assert store.bytes_read == 2 * 4 * TEXT_WIDTH * 2 + 6 * IMAGE_WIDTH * 2
-    assert pickle.loads(pickle.dumps(store)).bytes_read == 0  # noqa: S301
+    assert pickled(store).bytes_read == 0
 
 
 def count_around_reading(store: FeatureStore, clip_ids: list[str]) -> tuple[int, int]:
@@ -401,13 +411,7 @@ def test_bytes_read_are_those_of_this_process(tmp_path: Path) -> None:
     clips = {f"clip-{number}": draw_features([2], 3, seed=number) for number in range(4)}
     store = FeatureStore([write_store(tmp_path / "feat.h5", clips)])
     store.frames("clip-0")
-    counts: DataLoader[str] = DataLoader(
-        list(clips),  # type: ignore[arg-type]
-        batch_size=2,
-        collate_fn=functools.partial(count_around_reading, store),
-        num_workers=1,
-        multiprocessing_context="fork",
-    )
+    counts = forked_loader(list(clips), 1, functools.partial(count_around_reading, store))
     a_clip = 3 * IMAGE_WIDTH * 4
     assert list(counts) == [(0, 2 * a_clip), (2 * a_clip, 4 * a_clip)]
     assert store.bytes_read == a_clip
@@ -457,7 +461,7 @@ def test_finding_clips_in_many_files_opens_each_file_once(shards: list[Path], op
     assert not any(f"movie-9/{shard}" in store for shard in order)
     assert len(opened) <= SHARDS
     opened.clear()
-    copy = pickle.loads(pickle.dumps(store))  # noqa: S301
+    copy = pickled(store)
     text, frames = draw_features([2], 1, seed=10 * 70 + 2)
     assert_text(copy, "movie-2/70", [0], text)
     np.testing.assert_array_equal(copy.frames("movie-2/70")[:, 0], frames)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import torch
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
@@ -188,7 +187,6 @@ def main() -> None:
             "tokens_per_frame": image.tokens_per_frame,
         }
         share = find_share(clips, out, facts, arguments.dtype, processes.rank, processes.world_size)
-    torch.backends.cuda.matmul.allow_tf32 = True
     if share.clips:
         with FeatureWriter(share.path, facts, arguments.dtype) as writer:
             extract(share.clips, frames_root, text, image, writer, show_progress=processes.is_main)
