@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lr2ppo.benchmark_steps import Shape, make_step
 from lr2ppo.config import STAGES, load_config
-from lr2ppo.engine.processes import Processes, autocast, join_processes
+from lr2ppo.engine.processes import Processes, join_processes, resolve_precision
 from lr2ppo.engine.runs import peak_memory_gib
 from lr2ppo.errors import UserError, reports_user_errors
 
@@ -68,7 +68,7 @@ def measure(arguments: argparse.Namespace, processes: Processes) -> dict[str, ob
         write_profile(step, arguments.profile)
     best = min(seconds)
     flops = count_flops(step)
-    precision = "bf16" if is_bf16(config.compute.precision, processes) else "fp32"
+    precision = resolve_precision(config.compute.precision, processes.device)
     rate = matrix_rate(processes, precision)
     pairs = shape.clips * shape.pairs * processes.world_size
     encodings = shape.encodings(arguments.stage, arguments.plain)
@@ -93,11 +93,6 @@ def measure(arguments: argparse.Namespace, processes: Processes) -> dict[str, ob
         "mib_read_per_step": round(shape.bytes_read(arguments.stage, arguments.plain) / 2**20, 2),
         "peak_memory_gib": round(memory, 2),
     }
-
-
-def is_bf16(precision: str, processes: Processes) -> bool:
-    with autocast(precision, processes.device):  # type: ignore[arg-type]
-        return torch.is_autocast_enabled(processes.device.type)
 
 
 def write_profile(step: Callable[[], None], path: Path) -> None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from lr2ppo.config import Precision
 from lr2ppo.data.dataset import ClipBatch, ClipDataset
 from lr2ppo.data.samplers import evaluation_loader, whole_clips
-from lr2ppo.engine.processes import Processes, autocast
+from lr2ppo.engine.processes import Processes, autocast, resolve_precision
 from lr2ppo.files import fingerprint, write_whole
 from lr2ppo.models import LabelEncoder, PartialOrderModel
 
@@ -56,7 +56,7 @@ def open_judge(
     labels = [len(clip.labels) for clip in dataset.clips]
     if dataset.frame_order == "random":
         return FrozenJudge(reward_model, labels, None)
-    path = cache / f"vectors-{_key(reward_model.encoder, dataset, precision)}.npy"
+    path = cache / f"vectors-{_key(reward_model.encoder, dataset, resolve_precision(precision, processes.device))}.npy"
     # All processes have to take the same way, also where one of them sees another file system.
     if all(processes.gather(path.is_file())):
         return FrozenJudge(reward_model, labels, np.load(path, mmap_mode="r"))
@@ -87,7 +87,7 @@ def encode_labels(encoder: LabelEncoder, dataset: ClipDataset, processes: Proces
     return np.concatenate([everyone[clip] for clip in range(len(dataset))])
 
 
-def _key(encoder: LabelEncoder, dataset: ClipDataset, precision: Precision) -> str:
+def _key(encoder: LabelEncoder, dataset: ClipDataset, precision: str) -> str:
     """A hash of all that the vectors follow from: weights, features, clips, frames taken and precision."""
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in dataset.store.paths]
     clips = [(clip.id, len(clip.labels)) for clip in dataset.clips]

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -103,9 +103,15 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """What a precision means on a device: `auto` is bf16 on a GPU that has it, else fp32."""
+    if precision != "auto":
+        return precision
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp32"
+
+
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Within it, matrix products are computed in a precision; `auto` is bf16 on a GPU that has it, else fp32."""
-    if precision == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if has_bf16 else "fp32"
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    """Within it, matrix products are computed in a precision."""
+    in_bf16 = resolve_precision(precision, device) == "bf16"
+    return torch.autocast(device.type, torch.bfloat16) if in_bf16 else nullcontext()
