@@ -1,6 +1,6 @@
 """What a stage reads, opened and checked against the model before anything is trained or written."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
@@ -14,13 +14,13 @@ from lr2ppo.errors import UserError, raise_faults
 
 
 def open_inputs(
-    data: DataConfig, files: Mapping[str, Need], store: FeatureStore, model: ModelConfig, processes: Processes
+    data: DataConfig, files: Sequence[tuple[str, Need]], store: FeatureStore, model: ModelConfig, processes: Processes
 ) -> list[ClipDataset]:
     """The datasets of some annotation files, every feature of theirs read once and found finite.
 
     Raises `UserError` on every process where a file, a clip or a feature cannot be used.
     """
-    datasets = [open_dataset(data, file, need, store, model) for file, need in files.items()]
+    datasets = [open_dataset(data, file, need, store, model) for file, need in files]
     sound = SoundClips(store)
     unread = sound.missing({clip.id: clip for dataset in datasets for clip in dataset.clips}.values())
     share = unread[processes.rank :: processes.world_size]

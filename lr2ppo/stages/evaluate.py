@@ -42,7 +42,7 @@ def evaluate(config: EvaluateConfig, preset: Path) -> None:
     check_fit(model.encoder.config, store, data.frames, str(folder))
     file = data.test if config.split == "test" else data.validation
     with join_processes(config.device) as processes:
-        (dataset,) = open_inputs(data, {file: "grades"}, store, model.encoder.config, processes)
+        (dataset,) = open_inputs(data, [(file, "grades")], store, model.encoder.config, processes)
         model.to(processes.device)
         with autocast(config.precision, processes.device):
             scores = score_clips(model, dataset, processes, config.clips_per_batch, config.workers)

@@ -20,7 +20,7 @@ def train(config: PointwiseConfig, processes: Processes, fresh: bool) -> None:
     check_name(config, processes, fresh)
     store = open_store(config.data)
     config = config.model_copy(update={"model": complete_model_config(config.model, store, config.data.frames)})
-    files: dict[str, Need] = {config.data.train: "grades", config.data.validation: "grades"}
+    files: list[tuple[str, Need]] = [(config.data.train, "grades"), (config.data.validation, "grades")]
     clips, validation = open_inputs(config.data, files, store, config.model, processes)
     settings = config.train
     sampler = EpochSampler(

@@ -53,7 +53,7 @@ def train(config: PPOConfig, processes: Processes, fresh: bool) -> None:
     store = open_store(config.data)
     for model, source in ((ranker, ranker_run), (reward_model, reward_run)):
         check_fit(model.encoder.config, store, config.data.frames, str(source))
-    files: dict[str, Need] = {config.data.train: "labels", config.data.validation: "grades"}
+    files: list[tuple[str, Need]] = [(config.data.train, "labels"), (config.data.validation, "grades")]
     clips, validation = open_inputs(config.data, files, store, ranker.encoder.config, processes)
     sampler = EpochSampler(
         random_pairs(clips.clips, settings.pairs_per_clip, settings.visits_per_epoch),

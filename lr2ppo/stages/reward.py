@@ -23,7 +23,7 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
     start = None if config.ranker == "none" else find_earlier(config.ranker, "pointwise", config.preset, config.logs)
     store = open_store(config.data)
     config = config.model_copy(update={"model": complete_model_config(config.model, store, config.data.frames)})
-    files: dict[str, Need] = {config.data.train: "pairs", config.data.validation: "grades"}
+    files: list[tuple[str, Need]] = [(config.data.train, "pairs"), (config.data.validation, "grades")]
     clips, validation = open_inputs(config.data, files, store, config.model, processes)
     validation_pairs = graded_pairs(validation.clips, config.train.validation_pairs, config.seed)
     reward_model = PartialOrderModel(config.model)
