@@ -86,6 +86,7 @@ def make_step(config: TrainingConfig, trunk: ModelConfig, shape: Shape, processe
     if isinstance(config, RewardConfig):
         reward_model = Learner(PartialOrderModel(trunk), config.train, SCHEDULE, config.compute, processes)
         return lambda: step_reward(reward_model, batch, config, plain)
+    trunk = trunk.model_copy(update={"dropout": config.train.dropout})
     frozen = PartialOrderModel(trunk).to(processes.device).eval().requires_grad_(False)
     # The clips' own labels are what the batch holds of them.
     vectors = None if plain else torch.randn(shape.clips * batch.labels.shape[1], trunk.width).numpy()

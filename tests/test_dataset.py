@@ -19,7 +19,8 @@ from torch import Tensor
 from lr2ppo.config import DataConfig, ModelConfig
 from lr2ppo.data.annotations import Clip, write_clips
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, collate, open_dataset, open_store
-from lr2ppo.data.features import FeatureStore, FeatureWriter
+from lr2ppo.data.feature_writer import FeatureWriter
+from lr2ppo.data.features import FeatureStore
 from lr2ppo.data.samplers import (
     EpochSampler,
     annotated_pairs,

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lr2ppo.data import Clip, FeatureStore, FeatureWriter
-from lr2ppo.data.features import StoredType, find_feature_files, read_clip_names
+from lr2ppo.data.feature_writer import StoredType, read_clip_names
+from lr2ppo.data.features import find_feature_files
 from lr2ppo.data.mini import SIZES, write_mini
 from lr2ppo.encoders import extract, pretrain
 from lr2ppo.encoders.extract import find_clips, find_share

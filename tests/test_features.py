@@ -16,7 +16,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from lr2ppo.data.features import MOST_OPEN_FILES, FeatureStore, FeatureWriter, StoredType, read_clip_names
+from lr2ppo.data.feature_writer import FeatureWriter, StoredType, read_clip_names
+from lr2ppo.data.features import MOST_OPEN_FILES, FeatureStore
 from lr2ppo.errors import UserError
 
 Array = NDArray[np.float32]

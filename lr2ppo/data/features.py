@@ -3,23 +3,18 @@
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any
 
 import h5py
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lr2ppo.errors import UserError
 
 Array = NDArray[np.float32]
-Facts = Mapping[str, str | int]
-StoredType = Literal["float32", "float16", "bfloat16"]
-LARGEST = {name: torch.finfo(getattr(torch, name)).max for name in ("float32", "float16", "bfloat16")}
 CLIP_PARTS = ("text_len", "text_emb", "img_emb")
 MOST_OPEN_FILES = 64
 
@@ -115,7 +110,7 @@ class FeatureStore:
         name = group_name(clip_id)
         while name not in self._shard_of and self._unlisted:
             shard = self._unlisted.pop(0)
-            for listed in _clip_names(self._files[shard]):
+            for listed in clip_names(self._files[shard]):
                 self._shard_of.setdefault(listed, shard)
         return self._shard_of.get(name)
 
@@ -128,7 +123,7 @@ class FeatureStore:
     def _find_widths(self) -> tuple[int, int]:
         for shard in range(len(self.paths)):
             file = self._files[shard]
-            for name in _clip_names(file):
+            for name in clip_names(file):
                 if "text_emb" in file[name]:
                     return int(file[name]["text_emb"].shape[-1]), int(file[name]["img_emb"].shape[-1])
         raise UserError(f"{', '.join(map(str, self.paths))}: found no clip with text_emb and img_emb")
@@ -151,7 +146,7 @@ class _OpenFiles:
             if len(self._open) == MOST_OPEN_FILES:
                 _, longest_unused = self._open.popitem(last=False)
                 longest_unused.close()
-            self._open[number] = _open(self._paths[number])
+            self._open[number] = open_features(self._paths[number])
         self._open.move_to_end(number)
         return self._open[number]
 
@@ -168,76 +163,6 @@ class _OpenFiles:
         self._process = os.getpid()
         self._open: OrderedDict[int, h5py.File] = OrderedDict()
         self._bytes_read = 0
-
-
-class FeatureWriter:
-    """Writes a feature file clip by clip; a file begun earlier with the same `facts` and `dtype` is continued."""
-
-    def __init__(self, path: Path, facts: Facts, dtype: StoredType = "float32") -> None:
-        """`facts` say what made the features (encoders, tokens a frame); raises `UserError` where a file's differ."""
-        self._path, self._dtype = path, dtype
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._file = h5py.File(path, "a")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written or continued: {error}; remove it to start anew") from None
-        try:
-            _check_facts(self._file, path, facts, dtype)
-        except UserError:
-            self._file.close()
-            raise
-        self._file.attrs.update({**facts, "dtype": dtype})
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
-
-    def write(self, clip_id: str, text: Sequence[Array], frames: Array) -> None:
-        """Write one clip: `text`, an array `[tokens, D]` a label; `frames [rows, D]`.
-
-        Raises `UserError` before anything is written where a feature is too large for the file's dtype.
-        """
-        lengths = np.array([len(tokens) for tokens in text], dtype=np.int32)
-        padded = np.zeros((len(text), lengths.max(), text[0].shape[-1]), dtype=np.float32)
-        for row, tokens in zip(padded, text, strict=True):
-            row[: len(tokens)] = tokens
-        stored = {"text_len": lengths, "text_emb": self._as_stored(clip_id, padded)}
-        # Written last: a clip counts as done once it is there.
-        stored["img_emb"] = self._as_stored(clip_id, frames[None])
-        # A group may hold other clips too: the id of one can be a folder in the id of another.
-        group = self._file.require_group(clip_id)
-        for part in CLIP_PARTS:
-            if part in group:
-                del group[part]
-        for part, values in stored.items():
-            group[part] = values
-        self._file.flush()
-
-    def _as_stored(self, clip_id: str, values: Array) -> NDArray[Any]:
-        largest = LARGEST[self._dtype]
-        too_large = values[(np.abs(values) > largest) & np.isfinite(values)]
-        if len(too_large):
-            wider = "bfloat16" if self._dtype == "float16" else "float32"
-            raise UserError(
-                f"{self._path}: clip {clip_id}: found a feature of {too_large[0]:g}, {self._dtype} holds none beyond "
-                f"{largest:g}; extract with --dtype {wider} into another --out, or remove the file first"
-            )
-        if self._dtype == "bfloat16":
-            # HDF5 has no bfloat16: its bits are stored as whole numbers.
-            return torch.tensor(values).bfloat16().view(torch.int16).numpy().view(np.uint16)
-        return values.astype(self._dtype, copy=False)
-
-
-def read_clip_names(path: Path, facts: Facts, dtype: StoredType) -> set[str]:
-    """The `group_name` of each clip that a feature file holds.
-
-    Raises `UserError` where the file cannot be read or holds clips made with other facts or of another dtype.
-    """
-    with _open(path) as file:
-        _check_facts(file, path, facts, dtype)
-        return set(_clip_names(file))
 
 
 def group_name(clip_id: str) -> str:
@@ -278,7 +203,8 @@ def _require_file(path: Path) -> None:
     )
 
 
-def _open(path: Path) -> h5py.File:
+def open_features(path: Path) -> h5py.File:
+    """A feature file, open for reading; raises `UserError` where it is not whole."""
     try:
         return h5py.File(path, "r")
     except OSError as error:
@@ -287,22 +213,7 @@ def _open(path: Path) -> h5py.File:
         ) from None
 
 
-def _check_facts(file: h5py.File, path: Path, facts: Facts, dtype: StoredType) -> None:
-    wanted = {**facts, "dtype": dtype}
-    found = {key: file.attrs[key] for key in wanted if key in file.attrs}
-    # Files made before there was a choice hold float32.
-    if len(file) and {"dtype": "float32"} | found != wanted:
-        raise UserError(
-            f"{path}: holds features made with {_listed(found)}, now asked for {_listed(wanted)}; "
-            "remove the file or give another --out"
-        )
-
-
-def _listed(facts: Facts) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts.items()) or "what it does not tell"
-
-
-def _clip_names(group: h5py.Group, name: str = "") -> Iterator[str]:
+def clip_names(group: h5py.Group, name: str = "") -> Iterator[str]:
     """The names of all groups below that hold a clip; no dataset is opened."""
     # Clip ids may hold slashes, which nest groups, and one clip's group may hold others'.
     members = list(group)
@@ -311,4 +222,4 @@ def _clip_names(group: h5py.Group, name: str = "") -> Iterator[str]:
     for member in members:
         inner = None if member in CLIP_PARTS else group.get(member)
         if isinstance(inner, h5py.Group):
-            yield from _clip_names(inner, f"{name}/{member}" if name else member)
+            yield from clip_names(inner, f"{name}/{member}" if name else member)

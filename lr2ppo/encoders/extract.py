@@ -18,15 +18,8 @@ from tqdm import tqdm
 
 from lr2ppo.data import annotations
 from lr2ppo.data.annotations import Clip, read_clips
-from lr2ppo.data.features import (
-    Facts,
-    FeatureWriter,
-    StoredType,
-    find_shards,
-    group_name,
-    read_clip_names,
-    shards_setting,
-)
+from lr2ppo.data.feature_writer import Facts, FeatureWriter, StoredType, read_clip_names
+from lr2ppo.data.features import find_shards, group_name, shards_setting
 from lr2ppo.encoders.image import ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
 from lr2ppo.engine.processes import Processes, choose_device, join_processes
