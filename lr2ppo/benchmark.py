@@ -7,7 +7,6 @@ the clip's frames. A ratio of two lines from one machine is the speed-up.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +16,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from lr2ppo.benchmark_steps import Shape, make_step
+from lr2ppo import torchrun
+from lr2ppo.benchmark_steps import Shape, make_step, optimizer_bytes
 from lr2ppo.config import STAGES, load_config
 from lr2ppo.engine.processes import Processes, join_processes, resolve_precision
 from lr2ppo.engine.runs import peak_memory_gib
@@ -25,6 +25,7 @@ from lr2ppo.errors import UserError, reports_user_errors
 
 TRAINING_STAGES = [stage for stage in STAGES if stage != "evaluate"]
 SQUARE = 4096
+COPIED_BYTES = 2**30
 
 
 def time_steps(step: Callable[[], object], steps: int, device: torch.device) -> list[float]:
@@ -55,6 +56,13 @@ def matrix_rate(processes: Processes, precision: str) -> float:
     return 2 * SQUARE**3 / min(seconds) / 1e9
 
 
+def memory_rate(device: torch.device) -> float:
+    """GiB/s that the device reads and writes when it copies a large tensor; the best of five."""
+    source = torch.ones(COPIED_BYTES // 4, device=device)
+    target = torch.zeros_like(source)
+    return 2 * COPIED_BYTES / min(time_steps(lambda: target.copy_(source), 5, device)) / 2**30
+
+
 def measure(arguments: argparse.Namespace, processes: Processes) -> dict[str, object]:
     """The figures of one stage's step, as the preset and the options say."""
     preset = Path("configs") / arguments.preset
@@ -69,7 +77,9 @@ def measure(arguments: argparse.Namespace, processes: Processes) -> dict[str, ob
     best = min(seconds)
     flops = count_flops(step)
     precision = resolve_precision(config.compute.precision, processes.device)
-    rate = matrix_rate(processes, precision)
+    rate, gib_rate = matrix_rate(processes, precision), memory_rate(processes.device)
+    # What no program that does this work goes below: its products at the matrix rate, and AdamW's passes over memory.
+    floor = flops / rate / 1e9 + optimizer_bytes(arguments.stage, trunk) / gib_rate / 2**30
     pairs = shape.clips * shape.pairs * processes.world_size
     encodings = shape.encodings(arguments.stage, arguments.plain)
     return {
@@ -90,6 +100,9 @@ def measure(arguments: argparse.Namespace, processes: Processes) -> dict[str, ob
         "gflop_per_second": round(flops / best / 1e9, 1),
         "machine_gflop_per_second": round(rate, 1),
         "share_of_machine": round(flops / best / 1e9 / rate, 3),
+        "machine_gib_per_second": round(gib_rate, 1),
+        "floor_seconds": round(floor, 3),
+        "share_of_floor": round(floor / best, 3),
         "mib_read_per_step": round(shape.bytes_read(arguments.stage, arguments.plain) / 2**20, 2),
         "peak_memory_gib": round(memory, 2),
     }
@@ -122,12 +135,13 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="write a torch profiler trace of one step here")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, such as compute.precision=bf16")
     arguments = parser.parse_intermixed_args()
-    if arguments.processes > 1 and "RANK" not in os.environ:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command = [*launcher, f"--nproc-per-node={arguments.processes}", "-m", "lr2ppo.benchmark", *sys.argv[1:]]
-        sys.exit(subprocess.run(command, check=False).returncode)  # noqa: S603
     if arguments.steps < 1 or arguments.labels < 2:
         raise UserError(f"found --steps {arguments.steps} --labels {arguments.labels}, wanted at least 1 and 2")
+    if arguments.processes > 1 and "RANK" not in os.environ:
+        os.environ["NPROC"] = str(arguments.processes)
+        sys.argv[1:1] = ["-m", "lr2ppo.benchmark"]
+        torchrun.main()
+        return
     with join_processes("auto") as processes:
         figures = measure(arguments, processes)
         if processes.is_main:

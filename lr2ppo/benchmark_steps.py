@@ -14,6 +14,7 @@ from lr2ppo.engine.learner import Learner
 from lr2ppo.engine.processes import Processes
 from lr2ppo.engine.scoring import preference_rewards
 from lr2ppo.models import LabelEncoder, PartialOrderModel, RelevanceRanker
+from lr2ppo.models.weights import model_shapes
 from lr2ppo.objectives import preference_hinge_loss, smooth_l1_loss
 from lr2ppo.stages.pointwise import list_loss
 from lr2ppo.stages.ppo import Rollout, learn, roll_out, rollout_losses
@@ -94,6 +95,14 @@ def make_step(config: TrainingConfig, trunk: ModelConfig, shape: Shape, processe
     actor = Learner(RelevanceRanker(trunk), config.train.actor, SCHEDULE, config.compute, processes)
     critic = Learner(PartialOrderModel(trunk), config.train.critic, SCHEDULE, config.compute, processes)
     return lambda: step_ppo(actor, critic, judge, batch, config, plain)
+
+
+def optimizer_bytes(stage: str, trunk: ModelConfig) -> int:
+    """Bytes that AdamW moves in a step: reads weights, gradients and two moments, writes all but the gradients."""
+    shapes = [] if stage == "reward" else list(model_shapes(RelevanceRanker, trunk).values())
+    shapes += [] if stage == "pointwise" else list(model_shapes(PartialOrderModel, trunk).values())
+    weights = sum(shape.numel() for shape in shapes)
+    return 7 * FLOAT_BYTES * weights
 
 
 def random_batch(shape: Shape, whole_lists: bool) -> ClipBatch:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from lr2ppo.benchmark import count_flops, main
-from lr2ppo.benchmark_steps import Shape, encode_slots, judge_slots, make_step, random_batch
+from lr2ppo.benchmark_steps import Shape, encode_slots, judge_slots, make_step, optimizer_bytes, random_batch
 from lr2ppo.config import ModelConfig, load_config
 from lr2ppo.engine.processes import Processes
-from lr2ppo.models import LabelEncoder, PartialOrderModel
+from lr2ppo.models import LabelEncoder, PartialOrderModel, RelevanceRanker
 from tests.conftest import REPOSITORY
 
 SHAPE = Shape(clips=2, pairs=9, labels=5, tokens=6, frames=3, text_width=16, image_width=16)
@@ -26,6 +26,7 @@ def test_a_line_tells_times_rates_work_and_memory(
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr("lr2ppo.benchmark.SQUARE", 64)
+    monkeypatch.setattr("lr2ppo.benchmark.COPIED_BYTES", 2**20)
     options = ["--labels=4", "--tokens=5", "--steps=1", "--preset=mini", "data.frames=2", "train.clips_per_batch=2"]
     monkeypatch.setattr("sys.argv", ["benchmark", stage, *options, *["--plain"] * plain])
     main()
@@ -34,6 +35,9 @@ def test_a_line_tells_times_rates_work_and_memory(
     assert line["matrix_gflop_per_step"] > 0
     assert line["seconds_per_step"] > 0
     assert line["peak_memory_gib"] > 0
+    by_products = line["matrix_gflop_per_step"] / line["machine_gflop_per_second"]
+    assert line["floor_seconds"] > 0.9 * by_products
+    assert line["share_of_floor"] == pytest.approx(line["floor_seconds"] / line["seconds_per_step"], rel=0.2)
 
 
 def gflop(stage: str, alone: Processes, plain: bool) -> int:
@@ -47,6 +51,13 @@ def test_the_published_way_does_several_times_the_work(alone: Processes) -> None
     assert gflop("reward", alone, plain=True) > 8 * gflop("reward", alone, plain=False)
     assert gflop("ppo", alone, plain=True) > 4 * gflop("ppo", alone, plain=False)
     assert gflop("pointwise", alone, plain=True) >= gflop("pointwise", alone, plain=False)
+
+
+def test_the_optimizer_moves_seven_floats_a_weight_of_what_is_trained() -> None:
+    ranker, judge = RelevanceRanker(TRUNK), PartialOrderModel(TRUNK)
+    weights = [sum(parameter.numel() for parameter in model.parameters()) for model in (ranker, judge)]
+    moved = [optimizer_bytes(stage, TRUNK) for stage in ("pointwise", "reward", "ppo")]
+    assert moved == [28 * weights[0], 28 * weights[1], 28 * sum(weights)]
 
 
 @torch.no_grad()
@@ -73,6 +84,7 @@ def test_a_profile_is_written(
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr("lr2ppo.benchmark.SQUARE", 64)
+    monkeypatch.setattr("lr2ppo.benchmark.COPIED_BYTES", 2**20)
     options: Sequence[str] = ["pointwise", "--labels=3", "--tokens=4", "--steps=1", "--preset=mini", "data.frames=2"]
     monkeypatch.setattr("sys.argv", ["benchmark", *options, "--profile", str(tmp_path / "trace.json")])
     main()
