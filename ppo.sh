@@ -1,9 +1,9 @@
 #!/bin/sh
-# Stage 3, LR2PPO: sh ppo.sh NAME [ranker=RUN] [reward=RUN] [--fresh] [key=value ...]
+# Stage 3, LR2PPO: sh ppo.sh NAME [ranker=RUN] [reward=RUN] [--fresh] [--max-restarts N] [key=value ...]
 set -eu
 cd "$(dirname "$0")"
 . scripts/launch.sh
 named ppo.sh "$@"
 name=$1
 shift
-launch ppo "name=$name" "$@"
+become ppo "name=$name" "$@"

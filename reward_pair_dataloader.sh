@@ -1,9 +1,9 @@
 #!/bin/sh
-# Stage 2, the reward model: sh reward_pair_dataloader.sh NAME [ranker=RUN] [--fresh] [key=value ...]
+# Stage 2, the reward model: sh reward_pair_dataloader.sh NAME [ranker=RUN] [--fresh] [--max-restarts N] [key=value ...]
 set -eu
 cd "$(dirname "$0")"
 . scripts/launch.sh
 named reward_pair_dataloader.sh "$@"
 name=$1
 shift
-launch reward "name=$name" "$@"
+become reward "name=$name" "$@"

@@ -11,13 +11,14 @@ from lr2ppo.config import ModelConfig, PointwiseConfig, PPOConfig, RewardConfig,
 from lr2ppo.data.dataset import ClipBatch
 from lr2ppo.engine.judge import FrozenJudge
 from lr2ppo.engine.learner import Learner
-from lr2ppo.engine.processes import Processes
+from lr2ppo.engine.processes import Processes, keep_freed_memory
+from lr2ppo.engine.rollouts import Rollout
 from lr2ppo.engine.scoring import preference_rewards
 from lr2ppo.models import LabelEncoder, PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import model_shapes
 from lr2ppo.objectives import preference_hinge_loss, smooth_l1_loss
 from lr2ppo.stages.pointwise import list_loss
-from lr2ppo.stages.ppo import Rollout, learn, roll_out, rollout_losses
+from lr2ppo.stages.ppo import learn, roll_out, rollout_losses
 
 Step = Callable[[], None]
 FLOAT_BYTES = 4
@@ -79,6 +80,9 @@ class Shape:
 def make_step(config: TrainingConfig, trunk: ModelConfig, shape: Shape, processes: Processes, *, plain: bool) -> Step:
     """A function that makes one training step of the stage on a batch of random features."""
     torch.manual_seed(0)
+    if not isinstance(config, PPOConfig):
+        # As the stages do; in stage 3 the gaps would take 4 GiB.
+        keep_freed_memory(processes.device)
     trunk = trunk.model_copy(update={"frames": shape.frames})
     batch = random_batch(shape, whole_lists=isinstance(config, PointwiseConfig)).to(processes.device)
     if isinstance(config, PointwiseConfig):
@@ -127,6 +131,7 @@ def random_batch(shape: Shape, whole_lists: bool) -> ClipBatch:
         pairs=pairs,
         pair_mask=torch.ones(pairs.shape[:2], dtype=torch.bool),
         first_is_better=torch.rand(pairs.shape[:2]) < 0.5,
+        seeds=torch.zeros(shape.clips, dtype=torch.long),
     )
 
 

@@ -1,12 +1,14 @@
 """What a run can be told: one validated tree a stage, from a YAML file and `key.sub=value` overrides."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from reprlib import Repr
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lr2ppo.errors import UserError
 
@@ -20,10 +22,22 @@ FileNames = Annotated[
 ]
 
 
+# YAML may repeat a value in a value until no screen could hold it.
+SHORTENED = Repr()
+SHORTENED.maxstring = SHORTENED.maxother = 100
+
+
 class Section(BaseModel):
     """A part of the tree: refuses unknown keys and never changes once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_text(cls, value: Any) -> Any:
+        if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+            raise ValueError("holds a character that no file's name can")
+        return value
 
 
 class DataConfig(Section):
@@ -37,6 +51,8 @@ class DataConfig(Section):
     frames: Count
     frame_order: Literal["even", "random"]
     workers: Annotated[int, Field(ge=0)]
+    # Runs made before there was a choice tell none.
+    strict: bool = True
 
 
 class ModelConfig(Section):
@@ -54,13 +70,20 @@ class ModelConfig(Section):
     text_width: Count | None = None
     image_width: Count | None = None
 
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"model.width {self.width} is not a multiple of model.heads {self.heads}")
+        return self
+
 
 class OptimizerConfig(Section):
-    """AdamW with linear warm-up, then linear decay to 0."""
+    """AdamW with linear warm-up, then linear decay to 0; gradients of a larger norm are scaled down to it."""
 
     learning_rate: NotNegative
     weight_decay: NotNegative
     warmup: Fraction
+    clip_gradients: Positive | None = None
 
 
 class PointwiseTraining(OptimizerConfig):
@@ -128,6 +151,15 @@ class ComputeConfig(Section):
     compress_gradients: bool
 
 
+class SafetyConfig(Section):
+    """When a run's whole state is written, how many such checkpoints are kept, and what happens to numbers gone bad."""
+
+    checkpoint_steps: Count | None
+    checkpoint_minutes: Positive | None
+    keep: Count
+    on_nonfinite: Literal["stop", "skip"]
+
+
 class RunConfig(Section):
     """What every training run has; `preset` is the folder of the YAML file where none is given."""
 
@@ -138,6 +170,7 @@ class RunConfig(Section):
     device: str
     data: DataConfig
     compute: ComputeConfig
+    safety: SafetyConfig
 
 
 class PointwiseConfig(RunConfig):
@@ -230,7 +263,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such config file{known}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except Exception as error:
+        # What is wrong with a single value, a date of month 13 or a number without digits, YAML lets through as it is.
         raise UserError(f"{path}: is not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: found {type(tree).__name__}, wanted a YAML mapping of keys to values")
@@ -247,7 +281,7 @@ def _apply_override(tree: dict[str, Any], override: str, schema: type[Section]) 
     try:
         # What is to be a text stays one: a run may be called 7 or on.
         value = text if _is_text(key, schema) else yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except Exception as error:
         raise UserError(f"{override}: the value is not YAML: {error}") from None
     *sections, last = key.split(".")
     place = tree
@@ -264,7 +298,7 @@ def _explain(fault: Mapping[str, Any], schema: type[Section]) -> str:
         return f"{key}: unknown key{_nearest(key, list(_known_keys(schema)))}"
     if fault["type"] == "missing":
         return f"{key}: is missing"
-    return f"{key}: found {fault['input']!r}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
+    return f"{key}: found {SHORTENED.repr(fault['input'])}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:

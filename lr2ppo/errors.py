@@ -1,7 +1,9 @@
 """The one exception for mistakes a user can mend, and how it reaches the screen."""
 
+import errno
 import functools
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +13,16 @@ from typing import ParamSpec
 Arguments = ParamSpec("Arguments")
 # A file may hold thousands of faults; a screenful tells what kind they are.
 FAULTS_SHOWN = 10
+DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.ENOENT,
+    errno.ESTALE,
+    errno.EACCES,
+    errno.EPERM,
+}
 
 
 class UserError(Exception):
@@ -25,6 +37,20 @@ def raise_faults(path: Path | str, faults: Sequence[str], advice: str) -> None:
         raise UserError(f"{path}: {len(faults)} fault{'s' * (len(faults) > 1)} found; {advice}:\n{shown}{more}")
 
 
+def _of_the_machine(error: Exception) -> str | None:
+    """What to say of an error that a disk or too little memory causes, wherever it comes up; None for any other."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; make room or repair the disk, and run the same command again"
+    # torch's own, on a GPU and on a CPU.
+    if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", str(error)):
+        return (
+            "there is too little memory for this; lower train.clips_per_batch, train.pairs_per_clip or data.workers, "
+            "or set compute.checkpoint_activations=true, and run the same command again"
+        )
+    return None
+
+
 def reports_user_errors(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
     """Make a command end with one message and exit code 2 on a `UserError`, without a traceback."""
 
@@ -37,6 +63,12 @@ def reports_user_errors(command: Callable[Arguments, None]) -> Callable[Argument
             if int(os.environ.get("LOCAL_RANK", "0")) > 0:
                 time.sleep(3)
             print(f"\nerror: {error}", file=sys.stderr, flush=True)
+            sys.exit(2)
+        except (OSError, MemoryError, RuntimeError) as error:
+            message = _of_the_machine(error)
+            if message is None:
+                raise
+            print(f"\nerror: {message}", file=sys.stderr, flush=True)
             sys.exit(2)
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr, flush=True)

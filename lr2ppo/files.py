@@ -21,18 +21,28 @@ TENSOR_FILES = "a safetensors file or a state dict saved with torch.save"
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under another name with `write(path)`, and give it its own once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(handle)
-    partial = Path(name)
+    """Write a file under another name with `write(path)`, and give it its own once it is complete.
+
+    Raises `UserError` where the disk does not take it: full, read-only, or gone.
+    """
     try:
-        write(partial)
-        partial.chmod(0o644)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        os.close(handle)
+        partial = Path(name)
+        try:
+            write(partial)
+            partial.chmod(0o644)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{path}: cannot be written: {reason}; what was written before is whole: make room or repair the disk, "
+            "and run the same command again"
+        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -73,16 +83,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_tensors(wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor], source: Path) -> None:
-    """Raises `UserError` naming each tensor that is missing, superfluous, of another shape or not of floats."""
+    """Raises `UserError` naming each tensor that is missing, superfluous, of another shape or not of finite floats."""
     faults = [f"{name}: is missing" for name in wanted if name not in found]
     for name, tensor in found.items():
         if name not in wanted:
             faults.append(f"{name}: no part of this model")
         elif tensor.shape != wanted[name]:
             faults.append(f"{name}: found shape {list(tensor.shape)}, wanted {list(wanted[name])}")
-        elif not tensor.is_floating_point():
-            faults.append(f"{name}: found {tensor.dtype}, wanted floats")
+        elif not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+            faults.append(f"{name}: found {tensor.dtype} ({tensor.layout} on {tensor.device}), wanted floats")
+        elif not _is_finite(tensor):
+            faults.append(f"{name}: holds numbers that are not finite")
     raise_faults(source, faults, "is it the right file, whole?")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # The extremes are NaN where any number is; a mask of all numbers would be a quarter of the tensor once more.
+    return tensor.numel() == 0 or all(bool(extreme.isfinite()) for extreme in tensor.float().aminmax())
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

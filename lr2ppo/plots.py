@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lr2ppo.comparison import TITLES
-from lr2ppo.engine.runs import COMMANDS, find_run, read_run
+from lr2ppo.engine.earlier import COMMANDS, find_run, read_run
 from lr2ppo.errors import UserError, reports_user_errors
 
 STAGE_TITLES = {"pointwise": "stage 1: ranker", "reward": "stage 2: reward model", "ppo": "stage 3: LR2PPO"}

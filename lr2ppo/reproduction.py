@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lr2ppo.comparison import CELL, TITLES
-from lr2ppo.engine.runs import FINISHED, find_run
+from lr2ppo.engine.earlier import FINISHED, find_run
 from lr2ppo.errors import UserError, reports_user_errors
 
 CURVES = Path(__file__).parent / "published_curves"

@@ -4,18 +4,24 @@ import logging
 import os
 import re
 import runpy
+import signal
 import sys
+from pathlib import Path
 
 import torch
 from torch.distributed import DistError
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
 from lr2ppo.errors import UserError, raise_faults, reports_user_errors
+from lr2ppo.interruption import STOPPING_SIGNALS
 
 SEVERAL_NODES = "NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 MASTER_PORT=29500"
 HIGHEST_PORT = 65535
 NOTHING = "nothing"
+# How long processes have to finish a step and write a checkpoint when the run is to stop.
+SECONDS_TO_STOP = 45
 
 
 def count_processes() -> int:
@@ -55,29 +61,67 @@ def rendezvous_arguments(nodes: int) -> list[str]:
     return [f"--nnodes={nodes}", f"--node-rank={rank}", f"--master-addr={address}", f"--master-port={port}"]
 
 
+def take_restarts(arguments: list[str]) -> tuple[int, list[str]]:
+    """How often processes that fail are started again (`--max-restarts N`), and the arguments without that."""
+    rest, restarts, asked = [], "0", False
+    for argument in arguments:
+        if asked:
+            restarts, asked = argument, False
+        elif argument == "--max-restarts":
+            asked = True
+        elif argument.startswith("--max-restarts="):
+            restarts = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+    if asked or not _is_whole(restarts, 0):
+        found = NOTHING if asked else repr(restarts)
+        raise UserError(f"--max-restarts: found {found}, wanted a whole number, such as --max-restarts 3")
+    return int(restarts), rest
+
+
 def _is_whole(text: str, least: int, most: int | None = None) -> bool:
     return bool(re.fullmatch(r"[0-9]{1,9}", text)) and least <= int(text) and (most is None or int(text) <= most)
+
+
+def _kill_children() -> None:
+    for children in Path("/proc/self/task").glob("*/children"):
+        for child in children.read_text().split():
+            # Each leads a group of its own, in which are the processes that read ahead.
+            os.killpg(int(child), signal.SIGKILL)
 
 
 @reports_user_errors
 def main() -> None:
     """Takes torchrun's own arguments; exits with 2 where the stage refused its input, else as the failed process."""
     processes, nodes = count_processes(), count_nodes()
+    restarts, sys.argv[1:] = take_restarts(sys.argv[1:])
     rendezvous = rendezvous_arguments(nodes)
-    if processes == 1 and nodes == 1 and sys.argv[1:2] == ["-m"]:
+    if processes == nodes == 1 and not restarts and sys.argv[1:2] == ["-m"]:
         # A single process needs no launcher above it.
         sys.argv[:] = sys.argv[2:]
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         return
     # Processes share the machine's cores; torchrun would give each one thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    # Processes that are started again would else find the addresses of those that ended, and wait for them.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    arguments = get_args_parser().parse_args([*rendezvous, f"--nproc-per-node={processes}", *sys.argv[1:]])
+    safety = [
+        f"--max-restarts={restarts}",
+        f"--shutdown-timeout={SECONDS_TO_STOP}",
+        f"--signals-to-handle={','.join(number.name for number in STOPPING_SIGNALS)}",
+    ]
+    arguments = get_args_parser().parse_args([*rendezvous, f"--nproc-per-node={processes}", *safety, *sys.argv[1:]])
     try:
         run(arguments)
+    except SignalException as stopped:
+        # Asked a second time, it comes here before the processes have ended.
+        _kill_children()
+        sys.exit(128 + stopped.sigval)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode != 2:
+        # A process that was asked to stop has said so itself.
+        if failure.exitcode not in {2, *(128 + number for number in STOPPING_SIGNALS)}:
             how = (
                 f"was ended by signal {-failure.exitcode}"
                 if failure.exitcode < 0

@@ -28,6 +28,13 @@ launch() {
     launch_module "lr2ppo.stages.$stage" --config "configs/$PRESET/$stage.yaml" "$@"
 }
 
+# become STAGE ARGUMENT...: launch as the script's last act, so that signals to the script reach the stage
+become() {
+    stage=$1
+    shift
+    exec "$PYTHON" -m lr2ppo.torchrun -m "lr2ppo.stages.$stage" --config "configs/$PRESET/$stage.yaml" "$@"
+}
+
 # named SCRIPT ARGUMENT...: ends with the usage unless the first argument is a run's name
 named() {
     script=$1

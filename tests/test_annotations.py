@@ -9,15 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lr2ppo.data.annotations import Clip, Need, read_clips, write_clips
+from lr2ppo.data.annotations import Clip, Need, read_clips, read_sound_clips, write_clips
 from lr2ppo.errors import FAULTS_SHOWN, UserError, raise_faults
 
-texts = st.text(max_size=12)
+letters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+texts = st.text(letters, max_size=12)
 
 
 @st.composite
 def clip_lists(draw: st.DrawFn) -> list[Clip]:
-    ids = draw(st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=5, unique=True))
+    ids = draw(st.lists(st.text(letters, min_size=1, max_size=12), min_size=1, max_size=5, unique=True))
     clips = []
     for clip_id in ids:
         labels = draw(st.lists(texts, min_size=1, max_size=6))
@@ -141,6 +142,11 @@ def test_equal_labels_of_one_clip_stay_apart(tmp_path: Path) -> None:
         pytest.param({"tags": [{"target": 1}]}, "tags: wanted a list", id="a tag without its label"),
         pytest.param({"tags": [{"tag": 3, "target": 1}]}, "tags: wanted a list", id="a label is a number"),
         pytest.param({"tags": []}, "tags: found no labels", id="empty tags"),
+        pytest.param({"description": ["d"]}, "description: found ['d'], wanted a text", id="description is a list"),
+        pytest.param({"filename": 3}, "filename: found 3, wanted a text", id="filename is a number"),
+        pytest.param({"description": "half \ud800"}, "description: found 'half \\ud800', wanted", id="half a letter"),
+        pytest.param({"image": ["a\0.jpg"]}, "image: wanted a list of paths", id="null in a path"),
+        pytest.param({"tags": [{"tag": "\udfff", "target": 1}]}, "tags: wanted a list", id="a label is half a letter"),
         pytest.param({"image": "a.jpg"}, "image: wanted a list of paths", id="images are a text"),
         pytest.param({"image": [1]}, "image: wanted a list of paths", id="an image is a number"),
         pytest.param({"index": "0 1"}, "index: wanted a list", id="pairs are a text"),
@@ -217,6 +223,25 @@ def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     ]
 
 
+def test_all_faults_of_a_clip_are_told_at_once(tmp_path: Path) -> None:
+    tags = [{"tag": "a", "target": 5}, {"tag": "b", "target": 6}, {"tag": "c", "target": 1}]
+    bad = entry("bad", tags=tags, index=[[0, 1], [0, 9], [2, 2]], image=3, description=4)
+    lines = message_of(write_json(tmp_path, [bad])).splitlines()[1:]
+    assert [line.strip() for line in lines] == [
+        "clip 0 (bad): target of label 'a': found 5, wanted 0, 1 or 2 (and so for 1 more)",
+        "clip 0 (bad): description: found 4, wanted a text",
+        "clip 0 (bad): image: wanted a list of paths",
+        "clip 0 (bad): index: found [0, 9], wanted two different positions below 3 (and so for 1 more)",
+    ]
+
+
+def test_sound_clips_are_read_beside_those_at_fault(tmp_path: Path) -> None:
+    path = write_json(tmp_path, [entry("a"), entry("b", tags=[]), entry("a"), entry("c")])
+    clips, faults = read_sound_clips(path)
+    assert [clip.id for clip in clips] == ["a", "c"]
+    assert [fault.clip for fault in faults] == ["1 (b)", "2 (a)"]
+
+
 @pytest.mark.parametrize("beyond", [0, 1, 25])
 def test_more_faults_than_a_screenful_are_counted(tmp_path: Path, beyond: int) -> None:
     count = FAULTS_SHOWN + beyond
@@ -240,6 +265,8 @@ def test_no_fault_is_no_error() -> None:
         (b"[]", "found an empty list, wanted a JSON list of clips"),
         (b"{}", "found dict, wanted a JSON list of clips"),
         (b"3", "found int, wanted a JSON list of clips"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[" + b"1" * 5_000 + b"]", "is not JSON"),
     ],
 )
 def test_a_file_that_is_no_list_of_clips_is_refused(tmp_path: Path, content: bytes, told: str) -> None:

@@ -1,16 +1,21 @@
 """What is checked of clips and features before a stage trains."""
 
+import json
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from lr2ppo.data import Clip, ClipDataset, FeatureStore, FeatureWriter
+from lr2ppo.data import Clip, ClipDataset, FeatureStore, FeatureWriter, annotations
 from lr2ppo.data.check import SoundClips, overlap, structure_faults, value_faults
-from lr2ppo.data.check_folder import describe_clips, missing_frames
+from lr2ppo.data.check_folder import describe_clips, main
+from lr2ppo.data.images import missing_frames
 from lr2ppo.engine.inputs import overlap_note
+from lr2ppo.errors import UserError
 
 CLIPS = [Clip(f"clip-{i}", ("a", "b", "c"), grades=np.array([0, 1, 2])) for i in range(3)]
 
@@ -48,21 +53,34 @@ def test_sound_features_have_no_fault(features: Path) -> None:
         ("clip-1/text_emb", np.ones((2, 5, 4)), "found text_len (3,), wanted one number for each of 2 labels"),
         ("clip-1/img_emb", np.ones((1, 2, 7)), "found feature widths (4, 7), others have (4, 6)"),
         ("clip-1/img_emb", np.ones((1, 0, 6)), "has features of no frame"),
+        ("clip-1/img_emb", np.ones((1, 2, 0)), "img_emb (1, 2, 0), wanted [labels, tokens, width]"),
+        ("clip-1/text_emb", np.ones((3, 0, 4)), "found 0 text tokens, the model takes 1 and more"),
+        ("clip-1/text_emb", 3.0, "found text_emb () and"),
+        ("clip-1/text_emb", h5py.Empty("f"), "found text_emb None and"),
+        ("clip-1/text_emb", np.ones((3, 5, 4), int), "text_emb: found int64, wanted floats"),
+        ("clip-1/text_emb", np.full((3, 5, 4), "x", object), "text_emb: found object, wanted floats"),
+        ("clip-1/text_emb", np.ones((3, 5, 4), bool), "text_emb: found bool, wanted floats"),
+        ("clip-1/text_emb", np.ones((3, 5, 4), complex), "text_emb: found complex128, wanted floats"),
+        ("clip-1/text_emb", np.ones((3, 5, 4), [("a", "f4")]), "wanted floats"),
+        ("clip-1/img_emb", np.ones((1, 2, 6), np.uint16), "img_emb: found uint16, wanted floats"),
+        ("clip-1/text_len", np.ones(3), "text_len: found float64, wanted whole numbers"),
+        ("clip-1/text_emb", h5py.SoftLink("/clip-0"), "text_emb: found a group, wanted an array"),
+        ("clip-1/img_emb", np.dtype("f4"), "img_emb: found a datatype, wanted an array"),
+        ("clip-1", np.ones(3), "has no features"),
     ],
 )
 def test_malformed_features_are_told_with_what_was_found(features: Path, name: str, values: object, told: str) -> None:
     change(features, name, values)
-    faults = structure_faults(CLIPS, FeatureStore([features]))
-    assert len(faults) == 1
-    assert faults[0].startswith("clip clip-1: ")
-    assert told in faults[0]
+    (fault,) = structure_faults(CLIPS, FeatureStore([features]))
+    assert fault.clip == "clip-1"
+    assert told in str(fault)
 
 
 def test_only_a_model_with_a_fixed_number_of_tokens_minds_longer_texts(features: Path) -> None:
     store = FeatureStore([features])
     assert structure_faults(CLIPS, store, most_tokens=None) == []
     faults = structure_faults(CLIPS, store, most_tokens=4)
-    assert faults[0] == "clip clip-0: found 5 text tokens, the model takes 4"
+    assert str(faults[0]) == "clip clip-0: found 5 text tokens, the model takes 4"
 
 
 def set_value(path: Path, name: str, value: float) -> None:
@@ -74,7 +92,7 @@ def set_value(path: Path, name: str, value: float) -> None:
 def test_values_that_are_not_finite_are_told_with_their_label(features: Path, value: float) -> None:
     set_value(features, "clip-2/text_emb", value)
     set_value(features, "clip-0/img_emb", value)
-    assert value_faults(CLIPS, FeatureStore([features])) == [
+    assert [str(fault) for fault in value_faults(CLIPS, FeatureStore([features]))] == [
         "clip clip-0: frame features are not finite",
         "clip clip-2: text features of 'a' are not finite",
     ]
@@ -88,9 +106,44 @@ def test_damaged_data_are_a_fault_and_no_crash(features: Path) -> None:
     with features.open("r+b") as raw:
         raw.seek(place.byte_offset)
         raw.write(b"\0" * place.size)
-    faults = value_faults(CLIPS, FeatureStore([features]))
-    assert len(faults) == 1
-    assert faults[0].startswith("clip clip-1: its features cannot be read: ")
+    (fault,) = value_faults(CLIPS, FeatureStore([features]))
+    assert str(fault).startswith("clip clip-1: its features cannot be read: ")
+
+
+@pytest.mark.parametrize("lengths", [[2, 5, 0], [2, 5, -1], [2, 6, 3], [-2, -2, -2], [0, 0, 0], [2, 5, 2**40]])
+def test_lengths_of_no_token_or_of_more_than_there_are_are_told(features: Path, lengths: list[int]) -> None:
+    change(features, "clip-1/text_len", lengths)
+    store = FeatureStore([features])
+    assert structure_faults(CLIPS, store) == []
+    faults = value_faults(CLIPS, store)
+    assert str(faults[0]).startswith("clip clip-1: text_len: found ")
+
+
+def test_numbers_beyond_float32_are_not_finite(features: Path) -> None:
+    change(features, "clip-1/img_emb", np.full((1, 2, 6), 1e300))
+    (fault,) = value_faults(CLIPS, FeatureStore([features]))
+    assert fault.what == "frame features are not finite"
+
+
+def test_an_array_that_was_never_written_is_told_and_a_compressed_one_is_read(features: Path) -> None:
+    with h5py.File(features, "a") as file:
+        for name in ("clip-0", "clip-1", "clip-2"):
+            del file[name]["img_emb"]
+        file.create_dataset("clip-0/img_emb", shape=(1, 2, 6), dtype="f4")
+        file.create_dataset("clip-1/img_emb", shape=(1, 2**40, 6), dtype="f4", chunks=(1, 2, 6), compression="gzip")
+        file.create_dataset("clip-2/img_emb", data=np.ones((1, 900, 6), "f4"), compression="gzip")
+    store = FeatureStore([features])
+    assert [str(fault).partition(";")[0] for fault in structure_faults(CLIPS, store)] == [
+        "clip clip-0: img_emb: found 0 bytes, wanted 48",
+        f"clip clip-1: img_emb: found 0 bytes, wanted {24 * 2**40}",
+    ]
+    assert value_faults(CLIPS[2:], store) == []
+
+
+def test_one_clip_of_another_width_does_not_make_the_others_look_at_fault(features: Path) -> None:
+    change(features, "clip-0/img_emb", np.ones((1, 2, 7)))
+    (fault,) = structure_faults(CLIPS, FeatureStore([features]))
+    assert str(fault) == "clip clip-0: found feature widths (4, 7), others have (4, 6)"
 
 
 def test_clips_found_sound_are_not_read_again_until_the_file_changes(features: Path) -> None:
@@ -114,7 +167,7 @@ def test_a_record_that_cannot_be_read_or_written_costs_a_check_and_no_more(
     assert SoundClips(store).missing(CLIPS) == CLIPS
 
     def refuse(path: Path, value: object) -> None:
-        raise PermissionError(path)
+        raise UserError(f"{path}: cannot be written")
 
     monkeypatch.setattr("lr2ppo.data.check.write_json", refuse)
     SoundClips(store).add(CLIPS)
@@ -139,3 +192,77 @@ def test_missing_frames_are_found(tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "0.jpg").touch()
     assert missing_frames([Clip("x", ("a",), images=("f/0.jpg", "f/1.jpg"))], tmp_path) == ["f/1.jpg"]
+
+
+def check_and_end() -> None:
+    main()
+    sys.exit(0)
+
+
+def check(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[object, str, str]:
+    """The exit status of the check of a folder, and what it prints and what it refuses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["check_folder", str(folder)])
+        with pytest.raises(SystemExit) as ended:
+            check_and_end()
+    printed = capsys.readouterr()
+    return ended.value.code, printed.out, printed.err
+
+
+@pytest.fixture
+def folder(tiny_world: Path, tmp_path: Path) -> Path:
+    """A whole folder without a fault."""
+    shutil.copytree(tiny_world, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def change_clip(path: Path, **keys: object) -> None:
+    """Change the first clip of an annotation file."""
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps([entries[0] | keys, *entries[1:]]), encoding="utf-8")
+
+
+def test_the_check_of_a_folder_goes_on_past_malformed_features(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(folder, capsys)[0] == 0
+    change(folder / "clean_feat.h5", "source-1/text_emb", np.ones(3))
+    change(folder / "clean_feat.h5", "test-1/img_emb", "a text")
+    set_value(folder / "clean_feat.h5", "test-2/img_emb", np.nan)
+    change_clip(folder / annotations.TEST, tags=[])
+    status, printed, refused = check(folder, capsys)
+    assert status == 2
+    assert "clean_feat.h5\n    text of up to 4 tokens" in printed
+    assert "4 faults found; training cannot start" in refused
+    for fault in (
+        "test_data.json: clip 0 (test-0): tags: found no labels",
+        "first_stage_data.json: clip source-1: found text_emb (3,)",
+        "clip test-1: ",
+        "clip test-2: frame",
+    ):
+        assert fault in refused
+
+
+def test_the_check_of_a_folder_names_frames_that_cannot_be_encoded(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "text.jpg").write_text("no image", encoding="utf-8")
+    change_clip(folder / annotations.TEST, image=["text.jpg", "../outside.jpg", "gone.jpg"])
+    status, printed, refused = check(folder, capsys)
+    assert status == 2
+    assert f"2 of 3 frames are not under {folder}, such as ../outside.jpg" in printed
+    assert "2 faults found; training can start, but these frames cannot be encoded" in refused
+    assert "clip test-0: text.jpg is no image" in refused
+    assert "clip test-0: ../outside.jpg lies at " in refused
+
+
+def test_the_check_of_a_folder_warns_of_pairs_that_grades_contradict(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tags = [{"tag": f"label {label}", "target": label // 2} for label in range(6)]
+    assert "higher grade" not in check(folder, capsys)[1]
+    for pair in ([0, 5], [0, 1]):
+        change_clip(folder / annotations.TARGET_PAIRS, tags=tags, index=[[5, 0], pair])
+        status, printed, _ = check(folder, capsys)
+        assert status == 0
+        assert "has pairs whose first label is not of the higher grade, as in clip target-0" in printed

@@ -82,7 +82,7 @@ def test_the_lrmovienet_presets_batches_hold_the_published_numbers_of_pairs() ->
     reward, ppo = (
         load_config(MINI.parent / "lrmovienet" / f"{stage}.yaml", stage).train for stage in ("reward", "ppo")
     )
-    assert reward.clips_per_batch * reward.pairs_per_clip == 64
+    assert reward.clips_per_batch * reward.pairs_per_clip == 60
     assert ppo.clips_per_batch * ppo.pairs_per_clip == 24
     assert ppo.visits_per_epoch * ppo.pairs_per_clip == 80
     batches = -(-3413 * ppo.visits_per_epoch // (4 * ppo.clips_per_batch)) * ppo.epochs
@@ -278,6 +278,12 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
         ("data.features=[]", "data.features: found []"),
         ("model.dropout=1", "model.dropout: found 1"),
         ("data.frame_order=odd", "data.frame_order: found 'odd'"),
+        ("data.strict=perhaps", "data.strict: found 'perhaps'"),
+        ("train.learning_rate=.inf", "train.learning_rate: found inf"),
+        ("loss.beta=.nan", "loss.beta: found nan"),
+        ('data.root="a\\0b"', "data.root: found 'a\\x00b': value error, holds a character that no file's name can"),
+        ("data.features=2001-99-99", "data.features=2001-99-99: the value is not YAML: month must be in 1..12"),
+        ("model.heads=3", "model.width 64 is not a multiple of model.heads 3"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_shown_with_its_key(override: str, told: str) -> None:
@@ -322,6 +328,9 @@ def test_a_missing_file_of_no_preset_is_refused_alone(tmp_path: Path) -> None:
         (b"- stage\n- ppo\n", "found list, wanted a YAML mapping"),
         (b"", "found NoneType, wanted a YAML mapping"),
         (b"just words", "found str, wanted a YAML mapping"),
+        (b"seed: 2001-99-99", "is not YAML: month must be in 1..12"),
+        (b"seed: !!bool 7", "is not YAML"),
+        (b"[" * 5_000, "is not YAML"),
     ],
 )
 def test_a_file_that_is_no_yaml_mapping_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
@@ -346,3 +355,9 @@ def test_a_misspelt_section_is_told_by_its_own_name(tmp_path: Path) -> None:
     (tmp_path / "pointwise.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"trian: unknown key; did you mean train\?"):
         load_config(tmp_path / "pointwise.yaml", "pointwise")
+
+
+def test_values_that_repeat_themselves_are_told_in_a_line(tmp_path: Path) -> None:
+    doubled = "".join(f"- &v{level + 1} [{', '.join([f'*v{level}'] * 9)}]\n" for level in range(9))
+    (tmp_path / "ppo.yaml").write_text(f"stage: ppo\nseed:\n- &v0 [x]\n{doubled}", encoding="utf-8")
+    assert len(message_of(tmp_path / "ppo.yaml", "ppo")) < 100_000

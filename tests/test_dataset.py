@@ -524,7 +524,7 @@ def test_clips_that_do_not_fit_their_features_are_told_at_once(tmp_path: Path) -
     write_clips(tmp_path / "train.json", [CLIPS[0], longer, *CLIPS[2:]])
     config = data_config(tmp_path)
     with pytest.raises(UserError) as caught:
-        open_dataset(config, config.train, "grades", open_store(config), model_config("pooled"))
+        open_dataset(config, config.train, "grades", open_store(config), model_config("flatten"))
     message = str(caught.value)
     assert "3 faults found; extract its features again" in message
     assert "clip movie/1: found features of 2 labels, wanted 3" in message

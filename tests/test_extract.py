@@ -1,6 +1,7 @@
 """Extraction by one or several processes: every clip once, whatever stops them and however many go on."""
 
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -224,6 +225,25 @@ def test_faults_are_told_before_anything_is_written(
     assert ended.value.code == 2
     assert "12 faults found; check --frames-root" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_frames_that_cannot_be_encoded_are_named_before_anything_is_written(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = workspace.root / "data" / "tiny"
+    shutil.copytree(data / "frames", tmp_path / "root" / "frames")
+    text, link = (tmp_path / "root" / "frames" / clip / "0001.jpg" for clip in ("test-0000", "test-0002"))
+    text.write_text("no image", encoding="utf-8")
+    link.unlink()
+    link.symlink_to(data / "frames" / "test-0002" / "0001.jpg")
+    with pytest.raises(SystemExit) as ended:
+        run_alone(workspace, tmp_path / "out" / "clean_feat.h5", "--frames-root", str(tmp_path / "root"))
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "2 faults found; check --frames-root, or mend these frames" in told
+    assert "clip test-0000: frames/test-0000/0001.jpg is no image of the formats" in told
+    assert "clip test-0002: frames/test-0002/0001.jpg lies at " in told
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

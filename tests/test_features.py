@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from lr2ppo.data.feature_writer import FeatureWriter, StoredType, read_clip_names
-from lr2ppo.data.features import MOST_OPEN_FILES, FeatureStore
+from lr2ppo.data.features import MOST_OPEN_FILES, FeatureStore, find_feature_files
 from lr2ppo.errors import UserError
 
 Array = NDArray[np.float32]
@@ -496,3 +496,50 @@ def test_a_missing_file_of_which_there_are_shards_is_refused_with_the_setting_th
         write_store(tmp_path / name, {"clip": draw_features([2], 1, seed=0)})
     with pytest.raises(UserError, match=r"but shards of it; read them with 'data\.features=\[feat-\*-of-\*\.h5\]'"):
         FeatureStore([tmp_path / "feat.h5"])
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "two", [1, 2]])
+def test_a_number_of_tokens_a_frame_that_makes_no_sense_is_refused(tmp_path: Path, value: object) -> None:
+    path = write_store(tmp_path / "feat.h5", {"clip": draw_features([2], 2, seed=0)})
+    with h5py.File(path, "a") as file:
+        file.attrs["tokens_per_frame"] = value
+    with pytest.raises(UserError, match=r"feat\.h5: .*attribute tokens_per_frame: found .*, wanted a"):
+        FeatureStore([path])
+
+
+def test_rows_that_make_no_whole_frames_are_told(tmp_path: Path) -> None:
+    clips = {"a": draw_features([2], 4, seed=0), "b": draw_features([2], 6, seed=1)}
+    store = FeatureStore([write_store(tmp_path / "feat.h5", clips, {"tokens_per_frame": 4})])
+    with pytest.raises(ValueError, match="found img_emb of 6 rows, wanted 4 a frame"):
+        store.shape("b")
+
+
+def test_numbers_of_another_kind_than_the_file_tells_are_told(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "feat.h5", {clip: draw_features([2], 1, seed=0) for clip in "ab"}, dtype="bfloat16")
+    with h5py.File(path, "a") as file:
+        del file["b/img_emb"]
+        file["b/img_emb"] = np.ones((1, 1, IMAGE_WIDTH), np.float32)
+    with pytest.raises(ValueError, match="img_emb: found float32, wanted bfloat16"):
+        FeatureStore([path]).shape("b")
+
+
+def test_a_dtype_told_in_bytes_is_told(tmp_path: Path) -> None:
+    text, frames = draw_features([2], 1, seed=0)
+    path = write_store(tmp_path / "feat.h5", {"clip": (text, frames)}, dtype="bfloat16")
+    with h5py.File(path, "a") as file:
+        file.attrs["dtype"] = np.bytes_("bfloat16")
+    np.testing.assert_array_equal(FeatureStore([path]).frames("clip")[:, 0], as_stored(frames, "bfloat16"))
+
+
+def test_links_that_lead_round_for_ever_are_followed_once(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "feat.h5", {"a/b": draw_features([2], 1, seed=0)})
+    with h5py.File(path, "a") as file:
+        file["a/b/up"], file["a/again"], file["alias"] = file["a"], h5py.SoftLink("/"), file["a/b"]
+    assert read_clip_names(path, FACTS, "float32") == {"a/b", "alias"}
+    assert "alias" in FeatureStore([path])
+
+
+def test_a_pattern_may_be_a_path_of_its_own(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "one" / "feat-1.h5", {"clip": draw_features([2], 1, seed=0)})
+    assert find_feature_files(tmp_path / "other", [f"{tmp_path}/one/feat-*.h5"]) == [path]
+    assert find_feature_files(tmp_path, ["one/**.h5"]) == [path]

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lr2ppo.errors import UserError
-from lr2ppo.files import read_tensors, write_json, write_tensors
+from lr2ppo.files import check_tensors, read_tensors, write_json, write_tensors
 
 TENSORS = {"weight": torch.arange(12.0).reshape(3, 4), "bias": torch.ones(3)}
 suffixes = pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt"])
@@ -96,6 +96,28 @@ def test_other_content_is_named(tmp_path: Path) -> None:
     ):
         torch.save(content, tmp_path / "other.bin")
         assert told in message(tmp_path / "other.bin")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "told"),
+    [
+        (torch.tensor([1.0, float("nan"), 2.0]), "weight: holds numbers that are not finite"),
+        (torch.tensor([1.0, -float("inf"), 2.0]).bfloat16(), "weight: holds numbers that are not finite"),
+        (torch.ones(3).to_sparse(), "weight: found torch.float32 (torch.sparse_coo on cpu), wanted floats"),
+        (torch.ones(3, device="meta"), "weight: found torch.float32 (torch.strided on meta), wanted floats"),
+        (torch.ones(3, dtype=torch.int64), "weight: found torch.int64"),
+    ],
+)
+def test_tensors_that_are_no_finite_numbers_are_refused(tmp_path: Path, tensor: torch.Tensor, told: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check_tensors({"weight": torch.Size([3])}, {"weight": tensor}, tmp_path)
+    assert told in str(refused.value)
+
+
+def test_finite_tensors_of_any_width_fit(tmp_path: Path) -> None:
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn):
+        check_tensors({"weight": torch.Size([3])}, {"weight": torch.ones(3).to(dtype)}, tmp_path)
+    check_tensors({"weight": torch.Size([0])}, {"weight": torch.ones(0)}, tmp_path)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:

@@ -25,10 +25,21 @@ class Workspace:
 
     def run(self, *command: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
         """Run a command with this test's interpreter, on this workspace's preset."""
+        environment = self._environment(processes)
+        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=300)
+
+    def start(self, *command: str, processes: int = 1) -> subprocess.Popen[bytes]:
+        """Start a command, to be sent signals; what it prints is of no interest."""
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen(
+            command, cwd=self.root, env=self._environment(processes), stdout=quiet, stderr=quiet, start_new_session=True
+        )
+
+    def _environment(self, processes: int) -> dict[str, str]:
         environment = os.environ | {"PYTHON": sys.executable, "NPROC": str(processes), "PRESET": self.preset}
         environment |= {"CUDA_VISIBLE_DEVICES": ""}
         environment.pop("OMP_NUM_THREADS", None)
-        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=300)
+        return environment
 
     def ok(self, *command: str, processes: int = 1) -> str:
         """Run a command that must succeed; returns what it printed."""

@@ -1,10 +1,12 @@
 """Annotation files in LRMovieNet's layout: a JSON list of clips with labels, grades and, in one file, pairs."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from reprlib import repr as shortened
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,8 @@ TEST = "test_data.json"
 CAPTIONS = "pretrain_data.json"
 
 HIGHEST_GRADE = 2
+# JSON can hold halves of characters and null characters, which no file and no file's name can.
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 Need = Literal["labels", "grades", "pairs", "images"]
 
@@ -37,38 +41,63 @@ class Clip:
     pairs: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), dtype=np.int64))
 
 
+@dataclass(frozen=True)
+class ClipFault:
+    """What is wrong with one clip, which is called by its id or by its place in the annotation file."""
+
+    clip: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"clip {self.clip}: {self.what}"
+
+
 def read_clips(path: Path, need: Need = "labels") -> list[Clip]:
     """Read an annotation file; `need` is what the reader cannot do without (labels alone may lack grades).
 
     Raises `UserError` listing the file's faults, all of them up to a screenful.
     """
+    clips, faults = read_sound_clips(path, need)
+    raise_faults(path, [str(fault) for fault in faults], "mend or remove them")
+    return clips
+
+
+def read_sound_clips(path: Path, need: Need = "labels") -> tuple[list[Clip], list[ClipFault]]:
+    """The clips of an annotation file that can be used, and all faults of the others.
+
+    Raises `UserError` where the file is missing, cannot be read, or is no JSON list of clips.
+    """
+    clips: list[Clip] = []
+    faults: list[ClipFault] = []
+    seen: set[str] = set()
+    for position, entry in enumerate(_read_entries(path)):
+        clip, found = _parse_clip(entry, need)
+        if clip.id in seen:
+            found.append("a second clip of the same id")
+        if not found:
+            seen.add(clip.id)
+            clips.append(clip)
+        faults += [ClipFault(f"{position} ({_name(entry)})", fault) for fault in found]
+    return clips, faults
+
+
+def _read_entries(path: Path) -> list[Any]:
+    """What an annotation file lists; raises `UserError` where it is no JSON list."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such annotation file; check data.root and the file's name") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    except json.JSONDecodeError as error:
+    try:
+        entries = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        # Numbers of thousands of digits and thousands of brackets are JSON, but none that Python reads.
         raise UserError(f"{path}: is not JSON: {error}") from None
     if not isinstance(entries, list) or not entries:
         found = "an empty list" if isinstance(entries, list) else type(entries).__name__
         raise UserError(f"{path}: found {found}, wanted a JSON list of clips")
-
-    clips: list[Clip] = []
-    faults: list[str] = []
-    seen: set[str] = set()
-    for position, entry in enumerate(entries):
-        try:
-            clip = _parse_clip(entry, need)
-            if clip.id in seen:
-                raise ValueError("a second clip of the same id")
-            seen.add(clip.id)
-            clips.append(clip)
-        except ValueError as fault:
-            name = entry.get("id", "without id") if isinstance(entry, dict) else "not a mapping"
-            faults.append(f"clip {position} ({name}): {fault}")
-    raise_faults(path, faults, "mend or remove them")
-    return clips
+    return entries
 
 
 def write_clips(path: Path, clips: Iterable[Clip]) -> None:
@@ -96,60 +125,106 @@ def graded(clip: Clip) -> NDArray[np.int64]:
     return clip.grades
 
 
-def _parse_clip(entry: Any, need: Need) -> Clip:
-    """Raises ValueError with the clip's first fault."""
+def _name(entry: Any) -> str:
+    """What an entry is called in a report."""
     if not isinstance(entry, dict):
-        raise ValueError(f"found {type(entry).__name__}, wanted a mapping")
+        return "not a mapping"
+    clip_id = entry.get("id", "without id")
+    return clip_id if _is_text(clip_id) else shortened(clip_id)
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and not UNWRITABLE.search(value)
+
+
+def _parse_clip(entry: Any, need: Need) -> tuple[Clip, list[str]]:
+    """A clip of what is sound of an entry, and the faults of the rest."""
+    if not isinstance(entry, dict):
+        return Clip("", ()), [f"found {type(entry).__name__}, wanted a mapping"]
+    faults: list[str] = []
     clip_id = entry.get("id")
-    if not isinstance(clip_id, str) or not clip_id:
-        raise ValueError(f"id: found {clip_id!r}, wanted a text")
-    tags = entry.get("tags")
-    if not isinstance(tags, list) or not all(isinstance(tag, dict) and isinstance(tag.get("tag"), str) for tag in tags):
-        raise ValueError('tags: wanted a list of {"tag": text, "target": grade}')
-    if not tags and need != "images":
-        raise ValueError("tags: found no labels, wanted at least one")
-    images = entry.get("image") or []
-    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
-        raise ValueError("image: wanted a list of paths")
-    if not images and need == "images":
-        raise ValueError("image: found no frames, wanted at least one path")
-    pairs = _parse_pairs(entry.get("index"), len(tags))
-    if not len(pairs) and need == "pairs":
-        raise ValueError("index: found no pairs, wanted a list of [better, worse]")
-    return Clip(
+    if not _is_text(clip_id) or not clip_id:
+        faults.append(f"id: found {shortened(clip_id)}, wanted a text")
+        clip_id = ""
+    tags = _parse_tags(entry.get("tags"), need, faults)
+    clip = Clip(
         id=clip_id,
         labels=tuple(tag["tag"] for tag in tags),
-        grades=_parse_grades(tags, required=need == "grades"),
-        description=str(entry.get("description") or ""),
-        filename=str(entry.get("filename") or ""),
-        images=tuple(images),
-        pairs=pairs,
+        grades=_parse_grades(tags, need, faults),
+        description=_parse_text(entry, "description", faults),
+        filename=_parse_text(entry, "filename", faults),
+        images=_parse_images(entry.get("image"), need, faults),
+        pairs=_parse_pairs(entry.get("index"), len(tags), need, faults),
     )
+    return clip, faults
 
 
-def _parse_grades(tags: Sequence[dict[str, Any]], required: bool) -> NDArray[np.int64] | None:
+def _parse_tags(tags: Any, need: Need, faults: list[str]) -> list[dict[str, Any]]:
+    if not isinstance(tags, list) or not all(isinstance(tag, dict) and _is_text(tag.get("tag")) for tag in tags):
+        faults.append('tags: wanted a list of {"tag": text, "target": grade}')
+        return []
+    if not tags and need != "images":
+        faults.append("tags: found no labels, wanted at least one")
+    return tags
+
+
+def _parse_text(entry: dict[str, Any], key: str, faults: list[str]) -> str:
+    text = entry.get(key)
+    if text is not None and not _is_text(text):
+        faults.append(f"{key}: found {shortened(text)}, wanted a text")
+    return text if _is_text(text) else ""
+
+
+def _parse_images(images: Any, need: Need, faults: list[str]) -> tuple[str, ...]:
+    images = images or []
+    if not isinstance(images, list) or not all(_is_text(image) for image in images):
+        faults.append("image: wanted a list of paths")
+        return ()
+    if not images and need == "images":
+        faults.append("image: found no frames, wanted at least one path")
+    return tuple(images)
+
+
+def _parse_grades(tags: Sequence[dict[str, Any]], need: Need, faults: list[str]) -> NDArray[np.int64] | None:
     targets: list[Any] = [tag.get("target") for tag in tags]
-    if not required and all(target is None for target in targets):
+    if need != "grades" and all(target is None for target in targets):
         return None
-    grades = []
-    for tag, target in zip(tags, targets, strict=True):
-        try:
-            grade = float(target)
-        except (TypeError, ValueError, OverflowError):
-            grade = float("nan")
-        if isinstance(target, bool) or grade not in range(HIGHEST_GRADE + 1):
-            raise ValueError(f"target of label {tag['tag']!r}: found {target!r}, wanted 0, 1 or 2")
-        grades.append(int(grade))
+    grades = [_parse_grade(target) for target in targets]
+    bad = [position for position, grade in enumerate(grades) if grade is None]
+    if bad:
+        label, target = tags[bad[0]]["tag"], targets[bad[0]]
+        more = f" (and so for {len(bad) - 1} more)" if len(bad) > 1 else ""
+        faults.append(f"target of label {label!r}: found {shortened(target)}, wanted 0, 1 or 2{more}")
+        return None
     return np.array(grades, dtype=np.int64)
 
 
-def _parse_pairs(index: Any, labels: int) -> NDArray[np.int64]:
-    if index is None or index == []:
+def _parse_grade(target: Any) -> int | None:
+    try:
+        grade = float(target)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return int(grade) if grade in range(HIGHEST_GRADE + 1) and not isinstance(target, bool) else None
+
+
+def _parse_pairs(index: Any, labels: int, need: Need, faults: list[str]) -> NDArray[np.int64]:
+    pairs = [] if index is None else index
+    # Without labels, which is a fault told already, no position can be right.
+    if labels == 0 or pairs == []:
+        if labels and need == "pairs":
+            faults.append("index: found no pairs, wanted a list of [better, worse]")
         return np.empty((0, 2), dtype=np.int64)
-    if not isinstance(index, list):
-        raise ValueError("index: wanted a list of [better, worse]")
-    for pair in index:
-        whole = isinstance(pair, list) and len(pair) == 2 and all(type(position) is int for position in pair)
-        if not whole or not all(0 <= position < labels for position in pair) or pair[0] == pair[1]:
-            raise ValueError(f"index: found {pair!r}, wanted two different positions below {labels}")
-    return np.array(index, dtype=np.int64)
+    if not isinstance(pairs, list):
+        faults.append("index: wanted a list of [better, worse]")
+        return np.empty((0, 2), dtype=np.int64)
+    bad = [pair for pair in pairs if not _is_pair(pair, labels)]
+    if bad:
+        more = f" (and so for {len(bad) - 1} more)" if len(bad) > 1 else ""
+        faults.append(f"index: found {shortened(bad[0])}, wanted two different positions below {labels}{more}")
+        return np.empty((0, 2), dtype=np.int64)
+    return np.array(pairs, dtype=np.int64)
+
+
+def _is_pair(pair: Any, labels: int) -> bool:
+    whole = isinstance(pair, list) and len(pair) == 2 and all(type(position) is int for position in pair)
+    return whole and all(0 <= position < labels for position in pair) and pair[0] != pair[1]

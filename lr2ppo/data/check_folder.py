@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from lr2ppo.data import annotations
-from lr2ppo.data.annotations import Clip, Need, read_clips
+from lr2ppo.data.annotations import Clip, Need, read_sound_clips
 from lr2ppo.data.check import SoundClips, overlap, structure_faults, value_faults
 from lr2ppo.data.features import FeatureStore, find_feature_files
+from lr2ppo.data.images import missing_frames, unusable_frames
 from lr2ppo.errors import UserError, raise_faults, reports_user_errors
 
 NEEDS: dict[str, Need] = {
@@ -23,11 +25,6 @@ NEEDS: dict[str, Need] = {
 }
 # These two hold the same clips on purpose: the annotated pairs are of the target clips.
 SAME_CLIPS = {annotations.TARGET_PAIRS, annotations.TARGET_TRAIN}
-
-
-def missing_frames(clips: Iterable[Clip], frames_root: Path) -> list[str]:
-    """Paths of the clips' frames that lead to no file."""
-    return [image for clip in clips for image in clip.images if not (frames_root / image).is_file()]
 
 
 def describe_clips(clips: Sequence[Clip]) -> str:
@@ -44,7 +41,7 @@ def describe_clips(clips: Sequence[Clip]) -> str:
 
 def describe_store(store: FeatureStore, clips: Iterable[Clip]) -> str:
     """The store's widths, and its clips' text tokens and frames."""
-    shapes = [store.shape(clip.id) for clip in clips if clip.id in store]
+    shapes = [store.shape(clip.id) for clip in clips]
     text = f"text of up to {max(shape.tokens for shape in shapes)} tokens x {store.text_width}"
     frames = f"{min(shape.frames for shape in shapes)} to {max(shape.frames for shape in shapes)} frames a clip"
     per_frame = f"{store.tokens_per_frame} token{'s' * (store.tokens_per_frame > 1)} a frame x {store.image_width}"
@@ -52,61 +49,75 @@ def describe_store(store: FeatureStore, clips: Iterable[Clip]) -> str:
 
 
 def read_splits(root: Path, faults: list[str]) -> dict[str, list[Clip]]:
-    """The clips of each annotation file that can be read; what is wrong with the others is added to `faults`."""
+    """The sound clips of each annotation file that has any; what is wrong with the others is added to `faults`."""
     splits = {}
     for name, need in NEEDS.items():
         try:
-            splits[name] = read_clips(root / name, need)
+            clips, found = read_sound_clips(root / name, need)
         except UserError as error:
             faults.append(str(error))
+            continue
+        faults += [f"{name}: {fault}" for fault in found]
+        if clips:
+            splits[name] = clips
     return splits
 
 
-def check_folder(root: Path, features: Sequence[str], frames_root: Path) -> list[str]:
+def check_folder(splits: Mapping[str, Sequence[Clip]], root: Path, features: Sequence[str]) -> list[str]:
     """Print what a folder in LRMovieNet's layout holds; returns what keeps training from starting."""
-    faults: list[str] = []
-    splits = read_splits(root, faults)
     for name, clips in splits.items():
         print(f"{name}\n    {describe_clips(clips)}")
-    try:
-        store = FeatureStore(find_feature_files(root, features))
-    except UserError as error:
-        faults.append(str(error))
-    else:
-        every = list({clip.id: clip for clips in splits.values() for clip in clips}.values())
-        faults += check_features(splits, every, store)
-    warn_of_frames(splits, frames_root)
+        warn_of_pairs(name, clips)
     for (first, clips), (second, others) in combinations(splits.items(), 2):
         shared = overlap(clips, others)
         if shared and {first, second} != SAME_CLIPS:
             print(f"warning: {first} and {second} share {len(shared):,} clips, such as {shared[0]}")
-    return faults
+    try:
+        store = FeatureStore(find_feature_files(root, features))
+        return check_features(splits, store)
+    except UserError as error:
+        return [str(error)]
 
 
-def check_features(splits: Mapping[str, Sequence[Clip]], every: Sequence[Clip], store: FeatureStore) -> list[str]:
+def check_features(splits: Mapping[str, Sequence[Clip]], store: FeatureStore) -> list[str]:
     """Print what the store holds of the clips; returns its faults."""
-    faults = [f"{name}: {fault}" for name, clips in splits.items() for fault in structure_faults(clips, store)]
-    held = [clip for clip in every if clip.id in store]
-    if held:
-        print(f"{', '.join(path.name for path in store.paths)}\n    {describe_store(store, held)}")
-    fitting = [clip for clip in held if store.shape(clip.id).labels == len(clip.labels)]
+    found = {name: structure_faults(clips, store) for name, clips in splits.items()}
+    faulty = {fault.clip for faults in found.values() for fault in faults}
+    fitting = [clip for clip in every_clip(splits) if clip.id not in faulty]
+    if fitting:
+        print(f"{', '.join(path.name for path in store.paths)}\n    {describe_store(store, fitting)}")
     sound = SoundClips(store)
     unread = sound.missing(fitting)
     bad = value_faults(tqdm(unread, desc="reading all features", unit="clip", disable=None), store)
     if not bad:
         sound.add(unread)
-    return faults + bad
+    return [f"{name}: {fault}" for name, faults in found.items() for fault in faults] + [str(fault) for fault in bad]
 
 
-def warn_of_frames(splits: Mapping[str, Sequence[Clip]], frames_root: Path) -> None:
-    """Frames are needed for extraction and pictures alone, so that missing ones stop no training."""
-    named = sum(len(clip.images) for clips in splits.values() for clip in clips)
-    missing = [image for clips in splits.values() for image in missing_frames(clips, frames_root)]
+def every_clip(splits: Mapping[str, Sequence[Clip]]) -> list[Clip]:
+    """The clips of all files, each id once."""
+    return list({clip.id: clip for clips in splits.values() for clip in clips}.values())
+
+
+def warn_of_pairs(name: str, clips: Iterable[Clip]) -> None:
+    """Pairs are judgements of their own, so that grades which say otherwise stop no training."""
+    for clip in clips:
+        if clip.grades is not None and len(clip.pairs) and (np.diff(clip.grades[clip.pairs]) >= 0).any():
+            print(f"warning: {name} has pairs whose first label is not of the higher grade, as in clip {clip.id}")
+            return
+
+
+def check_frames(splits: Mapping[str, Sequence[Clip]], frames_root: Path) -> list[str]:
+    """What keeps frames that are there from being encoded. Training goes by features alone: others may be missing."""
+    clips = every_clip(splits)
+    missing = missing_frames(clips, frames_root)
     if missing:
         print(
-            f"warning: {len(missing):,} of {named:,} frames are not under {frames_root}, such as {missing[0]}; "
-            "training goes by the features alone"
+            f"warning: {len(missing):,} of {sum(len(clip.images) for clip in clips):,} frames are not under "
+            f"{frames_root}, such as {missing[0]}; training goes by the features alone"
         )
+    progress = tqdm(clips, desc="reading the frames' headers", unit="clip", disable=None)
+    return [str(fault) for fault in unusable_frames(progress, frames_root)]
 
 
 @reports_user_errors
@@ -123,8 +134,16 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.data.is_dir():
         raise UserError(f"{arguments.data}: no such folder; give one in LRMovieNet's layout")
-    faults = check_folder(arguments.data, arguments.features, arguments.frames_root or arguments.data)
-    raise_faults(arguments.data, faults, "training cannot start until they are mended")
+    faults: list[str] = []
+    splits = read_splits(arguments.data, faults)
+    faults += check_folder(splits, arguments.data, arguments.features)
+    of_frames = check_frames(splits, arguments.frames_root or arguments.data)
+    says = (
+        "training cannot start until they are mended"
+        if faults
+        else "training can start, but these frames cannot be encoded"
+    )
+    raise_faults(arguments.data, [*faults, *of_frames], says)
     print("training can start")
 
 

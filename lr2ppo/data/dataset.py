@@ -1,6 +1,6 @@
 """The one dataset and the one batch type of all stages."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, Self
 
@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from lr2ppo.config import DataConfig, ModelConfig
-from lr2ppo.data.annotations import Clip, Need, read_clips
-from lr2ppo.data.check import structure_faults
+from lr2ppo.data.annotations import Clip, ClipFault, Need, read_sound_clips
+from lr2ppo.data.check import LEAVE_OUT, structure_faults
 from lr2ppo.data.features import FeatureStore, find_feature_files
 from lr2ppo.errors import raise_faults
 
@@ -48,6 +48,7 @@ class ClipItem:
     filled: Tensor
     pairs: Tensor
     first_is_better: Tensor
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class ClipBatch:
     clips [B] long, positions in the dataset; labels [B, L] long, positions in the clip's list; text
     [B, L, T, text width]; text_mask [B, L, T]; label_mask [B, L]; frames [B, F, image width]; frame_mask [B, F];
     grades [B, L] float, 0 where there are none; filled [B, N] long, the fixed-length list of stage 1; pairs [B, P, 2]
-    long, positions in `labels` as shown; pair_mask [B, P]; first_is_better [B, P] bool, of annotated pairs.
+    long, positions in `labels` as shown; pair_mask [B, P]; first_is_better [B, P] bool, of annotated pairs; seeds [B]
+    long, which drew the frames.
     """
 
     clips: Tensor
@@ -72,6 +74,7 @@ class ClipBatch:
     pairs: Tensor
     pair_mask: Tensor
     first_is_better: Tensor
+    seeds: Tensor
 
     def to(self, device: torch.device) -> Self:
         return type(self)(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
@@ -91,16 +94,37 @@ class ClipDataset(Dataset[ClipItem]):
         frames: int,
         frame_order: Literal["even", "random"] = "even",
         exact_frames: bool = False,
+        left_out: Sequence[str] = (),
     ) -> None:
-        """`frames` is the most taken of a clip; with `exact_frames`, shorter clips repeat theirs to reach it."""
+        """`frames` is the most taken of a clip; with `exact_frames`, shorter clips repeat theirs to reach it.
+
+        `left_out` names the clips of the annotation file that are none of these for their faults.
+        """
         self.clips = clips
+        self.left_out = list(left_out)
         self.store = store
         self.frames = frames
         self.frame_order = frame_order
         self.exact_frames = exact_frames
 
+    def without(self, faults: Iterable[ClipFault]) -> "ClipDataset":
+        """The same without the clips at fault, which are added to `left_out`."""
+        faulty = {fault.clip for fault in faults}
+        return ClipDataset(
+            [clip for clip in self.clips if clip.id not in faulty],
+            self.store,
+            frames=self.frames,
+            frame_order=self.frame_order,
+            exact_frames=self.exact_frames,
+            left_out=[*self.left_out, *(clip.id for clip in self.clips if clip.id in faulty)],
+        )
+
     def __len__(self) -> int:
         return len(self.clips)
+
+    def names(self, batch: "ClipBatch") -> list[str]:
+        """The ids of a batch's clips."""
+        return [self.clips[clip].id for clip in batch.clips.tolist()]
 
     def __getitem__(self, request: ClipRequest) -> ClipItem:
         clip = self.clips[request.clip]
@@ -117,6 +141,7 @@ class ClipDataset(Dataset[ClipItem]):
             filled=_optional(request.filled, (0,), torch.long),
             pairs=_optional(request.pairs, (0, 2), torch.long),
             first_is_better=_optional(request.first_is_better, (0,), torch.bool),
+            seed=request.seed,
         )
 
     def choose_frames(self, available: int, seed: int) -> Positions:
@@ -152,6 +177,7 @@ def collate(items: Sequence[ClipItem]) -> ClipBatch:
         pairs=pad_sequence([item.pairs for item in items], batch_first=True),
         pair_mask=_mask([len(item.pairs) for item in items]),
         first_is_better=pad_sequence([item.first_is_better for item in items], batch_first=True),
+        seeds=torch.tensor([item.seed for item in items]),
     )
 
 
@@ -161,16 +187,31 @@ def open_store(data: DataConfig) -> FeatureStore:
 
 
 def open_dataset(data: DataConfig, file: str, need: Need, store: FeatureStore, model: ModelConfig) -> ClipDataset:
-    """One annotation file with its features, for a model.
+    """One annotation file with its features, for a model; clips at fault are left out where `data.strict` is false.
 
-    Raises `UserError` naming the clips that lack features or whose features do not fit their labels or the model.
+    Raises `UserError` naming the clips whose entries are at fault, that lack features, or whose features do not fit
+    their labels or the model; with `data.strict` false where nothing else remains.
     """
     path = data.root / file
-    clips = read_clips(path, need)
+    clips, faults = read_sound_clips(path, need)
     flatten = model.head == "flatten"
-    faults = structure_faults(clips, store, most_tokens=model.text_tokens if flatten else None)
-    raise_faults(path, faults, f"extract its features again into {', '.join(data.features)}")
-    return ClipDataset(clips, store, frames=data.frames, frame_order=data.frame_order, exact_frames=flatten)
+    # The pooled head takes the token behind <s> for the label's own.
+    limits = {"most_tokens": model.text_tokens} if flatten else {"least_tokens": 2}
+    unfit = structure_faults(clips, store, **limits)
+    dataset = ClipDataset(
+        clips,
+        store,
+        frames=data.frames,
+        frame_order=data.frame_order,
+        exact_frames=flatten,
+        left_out=list(dict.fromkeys(fault.clip for fault in faults)),
+    ).without(unfit)
+    if data.strict or not len(dataset):
+        advice = ["mend or remove them"] * bool(faults)
+        advice += [f"extract its features again into {', '.join(data.features)}"] * bool(unfit)
+        advice += [LEAVE_OUT if data.strict else "no other clip is in it"]
+        raise_faults(path, [str(fault) for fault in [*faults, *unfit]], ", ".join(advice))
+    return dataset
 
 
 def _mask(lengths: Sequence[int]) -> Tensor:

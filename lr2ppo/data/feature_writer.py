@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lr2ppo.data.features import CLIP_PARTS, Array, clip_names, open_features
+from lr2ppo.data.feature_layout import CLIP_PARTS, DAMAGE, damaged, list_clips, open_features, read_attribute
+from lr2ppo.data.features import Array
 from lr2ppo.errors import UserError
 
 Facts = Mapping[str, str | int]
@@ -85,16 +86,21 @@ def read_clip_names(path: Path, facts: Facts, dtype: StoredType) -> set[str]:
     """
     with open_features(path) as file:
         _check_facts(file, path, facts, dtype)
-        return set(clip_names(file))
+        return set(list_clips(file, path))
 
 
 def _check_facts(file: h5py.File, path: Path, facts: Facts, dtype: StoredType) -> None:
     wanted = {**facts, "dtype": dtype}
-    found = {key: file.attrs[key] for key in wanted if key in file.attrs}
+    try:
+        is_new = len(file) == 0
+    except DAMAGE as error:
+        raise damaged(path, error) from None
+    found = wanted if is_new else {key: read_attribute(file, key, path) for key in wanted}
+    told = {key: fact for key, fact in found.items() if fact is not None}
     # Files made before there was a choice hold float32.
-    if len(file) and {"dtype": "float32"} | found != wanted:
+    if {"dtype": "float32"} | told != wanted:
         raise UserError(
-            f"{path}: holds features made with {_listed(found)}, now asked for {_listed(wanted)}; "
+            f"{path}: holds features made with {_listed(told)}, now asked for {_listed(wanted)}; "
             "remove the file or give another --out"
         )
 

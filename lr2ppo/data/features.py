@@ -2,9 +2,9 @@
 
 import os
 import re
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from lr2ppo.data.feature_layout import ClipShape, group_name, list_clips, open_features, read_facts, read_shape
 from lr2ppo.errors import UserError
 
 Array = NDArray[np.float32]
-CLIP_PARTS = ("text_len", "text_emb", "img_emb")
 MOST_OPEN_FILES = 64
-
-
-@dataclass(frozen=True)
-class ClipShape:
-    """How many labels, text tokens a label and frames a clip's features have, and their widths."""
-
-    labels: int
-    tokens: int
-    frames: int
-    text_width: int
-    image_width: int
+CLIPS_COMPARED = 9
 
 
 class FeatureStore:
@@ -44,16 +34,15 @@ class FeatureStore:
         self._files = _OpenFiles(self.paths)
         self._shard_of: dict[str, int] = {}
         self._unlisted = list(range(len(self.paths)))
-        self.text_width, self.image_width = self._find_widths()
-        attributes = [dict(self._files[shard].attrs) for shard in self._unlisted]
-        self._in_bfloat16 = [found.get("dtype") == "bfloat16" for found in attributes]
-        per_frame = {int(found.get("tokens_per_frame", 1)) for found in attributes}
+        self._facts = [read_facts(self._files[shard], path) for shard, path in enumerate(self.paths)]
+        per_frame = {facts.tokens_per_frame for facts in self._facts}
         if len(per_frame) > 1:
             raise UserError(
                 f"{', '.join(map(str, self.paths))}: found {sorted(per_frame)} tokens a frame, wanted the same in all "
                 "files of a store; extract them with the same --frame-tokens"
             )
         self.tokens_per_frame = per_frame.pop()
+        self.text_width, self.image_width = self._find_widths()
 
     @property
     def bytes_read(self) -> int:
@@ -63,19 +52,10 @@ class FeatureStore:
     def __contains__(self, clip_id: str) -> bool:
         return self._find(clip_id) is not None
 
-    def shape(self, clip_id: str) -> "ClipShape":
+    def shape(self, clip_id: str) -> ClipShape:
         """What is stored of one clip, found without reading its features; raises ValueError where that is malformed."""
-        _, group = self._group(clip_id)
-        text, image = (group[name].shape if name in group else None for name in ("text_emb", "img_emb"))
-        if text is None or image is None or len(text) != 3 or len(image) != 3 or image[0] != 1:
-            raise ValueError(
-                f"found text_emb {text} and img_emb {image}, wanted [labels, tokens, width] and [1, frames, width]"
-            )
-        if "text_len" in group and group["text_len"].shape != text[:1]:
-            raise ValueError(
-                f"found text_len {group['text_len'].shape}, wanted one number for each of {text[0]} labels"
-            )
-        return ClipShape(text[0], text[1], image[1] // self.tokens_per_frame, text[2], image[2])
+        shard = self._shard(clip_id)
+        return read_shape(self._files[shard], clip_id, self._facts[shard])
 
     def text(self, clip_id: str, labels: Sequence[int]) -> tuple[Array, NDArray[np.int64]]:
         """Token features of some labels `[len(labels), T, D]`, zero behind each label's length, and the lengths."""
@@ -100,33 +80,54 @@ class FeatureStore:
 
     def _as_floats(self, shard: int, rows: NDArray[Any]) -> Array:
         self._files.bytes_read += rows.nbytes
-        if self._in_bfloat16[shard]:
+        if self._facts[shard].in_bfloat16:
             # A bfloat16 is the upper half of a float32.
             return (rows.astype(np.uint32) << 16).view(np.float32)
-        return rows.astype(np.float32, copy=False)
+        # What float32 cannot hold becomes infinite, which the check of values tells.
+        with np.errstate(over="ignore"):
+            return rows.astype(np.float32, copy=False)
 
     def _find(self, clip_id: str) -> int | None:
         """The number of the first file that holds a clip; the clips of each file are listed once, when needed."""
         name = group_name(clip_id)
         while name not in self._shard_of and self._unlisted:
-            shard = self._unlisted.pop(0)
-            for listed in clip_names(self._files[shard]):
-                self._shard_of.setdefault(listed, shard)
+            self._list_next()
         return self._shard_of.get(name)
 
-    def _group(self, clip_id: str) -> tuple[int, h5py.Group]:
+    def _list_next(self) -> list[str]:
+        """The names of the clips of the first file that was not listed yet."""
+        shard = self._unlisted.pop(0)
+        names = list_clips(self._files[shard], self.paths[shard])
+        for name in names:
+            self._shard_of.setdefault(name, shard)
+        return names
+
+    def _shard(self, clip_id: str) -> int:
         shard = self._find(clip_id)
         if shard is None:
             raise KeyError(f"clip {clip_id} has no features in {', '.join(map(str, self.paths))}")
+        return shard
+
+    def _group(self, clip_id: str) -> tuple[int, h5py.Group]:
+        shard = self._shard(clip_id)
         return shard, self._files[shard][clip_id]
 
     def _find_widths(self) -> tuple[int, int]:
-        for shard in range(len(self.paths)):
-            file = self._files[shard]
-            for name in clip_names(file):
-                if "text_emb" in file[name]:
-                    return int(file[name]["text_emb"].shape[-1]), int(file[name]["img_emb"].shape[-1])
-        raise UserError(f"{', '.join(map(str, self.paths))}: found no clip with text_emb and img_emb")
+        """The widths that most of the first clips have, so that one at fault does not make the others look so."""
+        widths: Counter[tuple[int, int]] = Counter()
+        fault = ""
+        while not widths and self._unlisted:
+            for name in self._list_next():
+                try:
+                    shape = self.shape(name)
+                    widths[shape.text_width, shape.image_width] += 1
+                except ValueError as error:
+                    fault = fault or f"; clip {name}: {error}"
+                if widths.total() == CLIPS_COMPARED:
+                    break
+        if not widths:
+            raise UserError(f"{', '.join(map(str, self.paths))}: found no clip with text_emb and img_emb{fault}")
+        return widths.most_common(1)[0][0]
 
 
 class _OpenFiles:
@@ -165,16 +166,11 @@ class _OpenFiles:
         self._bytes_read = 0
 
 
-def group_name(clip_id: str) -> str:
-    """The one name of a clip's group in HDF5, to which empty and `.` parts of its id add nothing."""
-    return "/".join(part for part in clip_id.split("/") if part not in ("", "."))
-
-
 def find_feature_files(root: Path, names: Sequence[str]) -> list[Path]:
     """The feature files of a folder, whose names may be patterns; raises `UserError` where nothing matches."""
     paths: list[Path] = []
     for name in names:
-        paths += sorted(root.glob(name)) if any(c in name for c in "*?[") else [root / name]
+        paths += [root / found for found in sorted(glob(name, root_dir=root))] if has_magic(name) else [root / name]
     if not paths:
         raise UserError(f"data.features: nothing in {root} matches {', '.join(names)}")
     return paths
@@ -201,25 +197,3 @@ def _require_file(path: Path) -> None:
         f"{path}: no such feature file; make it with: "
         f"python -m lr2ppo.encoders.extract --data {path.parent} --text ENCODER --image ENCODER"
     )
-
-
-def open_features(path: Path) -> h5py.File:
-    """A feature file, open for reading; raises `UserError` where it is not whole."""
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise UserError(
-            f"{path}: is not a whole HDF5 file, or is still being written: {error}; wait, or remove and make it again"
-        ) from None
-
-
-def clip_names(group: h5py.Group, name: str = "") -> Iterator[str]:
-    """The names of all groups below that hold a clip; no dataset is opened."""
-    # Clip ids may hold slashes, which nest groups, and one clip's group may hold others'.
-    members = list(group)
-    if name and "img_emb" in members:
-        yield name
-    for member in members:
-        inner = None if member in CLIP_PARTS else group.get(member)
-        if isinstance(inner, h5py.Group):
-            yield from clip_names(inner, f"{name}/{member}" if name else member)

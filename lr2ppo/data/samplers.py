@@ -6,10 +6,12 @@ from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, Positions, collate
+from lr2ppo.interruption import ignore_stopping_signals
 
 Draw = Callable[[np.random.Generator], list[ClipRequest]]
 
@@ -22,20 +24,27 @@ class EpochSampler(Sampler[list[ClipRequest]]):
         self.draw, self.batch_size, self.seed = draw, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
+        self._first = 0
         self._requests = len(draw(np.random.default_rng(0)))
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    @property
+    def global_batch(self) -> int:
+        """Requests of a batch over all processes."""
+        return self.batch_size * self.world_size
+
+    def set_epoch(self, epoch: int, done: int = 0) -> None:
+        """What is iterated over next: an epoch's requests, without the first `done` of them."""
+        self.epoch, self._first = epoch, done
 
     def __len__(self) -> int:
-        return -(-self._requests // (self.batch_size * self.world_size))
+        return -(-self._requests // self.global_batch)
 
     def __iter__(self) -> Iterator[list[ClipRequest]]:
         requests = self.draw(np.random.default_rng([self.seed, self.epoch]))
         # Every process needs as many requests in every batch, so that gradients weigh the same: wrap a few around.
         requests += list(islice(cycle(requests), -len(requests) % self.world_size))
-        step = self.batch_size * self.world_size
-        for start in range(0, len(requests), step):
+        step = self.global_batch
+        for start in range(self._first, len(requests), step):
             share = min(step, len(requests) - start) // self.world_size
             first = start + self.rank * share
             yield requests[first : first + share]
@@ -125,23 +134,29 @@ def evaluation_loader(
     """Batches of this process's share of the requests: each is read exactly once over all processes."""
     share = requests[rank::world_size]
     batches = [list(share[start : start + batch_size]) for start in range(0, len(share), batch_size)]
-    loader: DataLoader[Any] = DataLoader(
-        dataset, batch_sampler=batches, collate_fn=collate, num_workers=_cores(workers)
-    )
-    return loader
+    return _loader(dataset, batches, workers)
 
 
 def training_loader(dataset: ClipDataset, sampler: EpochSampler, workers: int) -> Iterable[ClipBatch]:
-    workers = _cores(workers)
+    return _loader(dataset, sampler, workers, persistent=True)
+
+
+def _loader(
+    dataset: ClipDataset, batches: Iterable[list[ClipRequest]], workers: int, persistent: bool = False
+) -> Iterable[ClipBatch]:
+    # No more readers than the machine has cores.
+    workers = min(workers, os.cpu_count() or 1)
     loader: DataLoader[Any] = DataLoader(
-        dataset, batch_sampler=sampler, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=persistent and workers > 0,
+        worker_init_fn=ignore_stopping_signals,
+        # Its own, so that starting to read draws nothing from the generator that dropout draws from.
+        generator=torch.Generator(),
     )
     return loader
-
-
-def _cores(workers: int) -> int:
-    """No more readers than the machine has cores."""
-    return min(workers, os.cpu_count() or 1)
 
 
 def _annotated_request(clip: int, pairs: Positions, rng: np.random.Generator) -> ClipRequest:

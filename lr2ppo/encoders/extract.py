@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from lr2ppo.data import annotations
 from lr2ppo.data.annotations import Clip, read_clips
+from lr2ppo.data.feature_layout import group_name
 from lr2ppo.data.feature_writer import Facts, FeatureWriter, StoredType, read_clip_names
-from lr2ppo.data.features import find_shards, group_name, shards_setting
+from lr2ppo.data.features import find_shards, shards_setting
+from lr2ppo.data.images import missing_frames, read_image, unusable_frames
 from lr2ppo.encoders.image import ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
 from lr2ppo.engine.processes import Processes, choose_device, join_processes
@@ -53,13 +54,14 @@ def find_clips(data: Path) -> list[Clip]:
 
 
 def check_frames(clips: Sequence[Clip], frames_root: Path) -> None:
-    """Raises `UserError` naming the clips whose frames are not there."""
+    """Raises `UserError` naming the clips whose frames are not there, and each frame that cannot be used."""
     faults = []
     for clip in clips:
-        missing = [image for image in clip.images if not (frames_root / image).is_file()]
+        missing = missing_frames([clip], frames_root)
         if not clip.images or missing:
             faults.append(f"clip {clip.id}: {f'no file {missing[0]}' if missing else 'names no frames'}")
-    raise_faults(frames_root, faults, "check --frames-root")
+    faults += map(str, unusable_frames(clips, frames_root))
+    raise_faults(frames_root, faults, "check --frames-root, or mend these frames")
 
 
 def shard_path(out: Path, rank: int, processes: int) -> Path:
@@ -101,16 +103,8 @@ def extract(
     hidden = None if show_progress else True
     for clip in tqdm(clips, desc="extracting features", unit="clip", disable=hidden):
         tokens = text([(label, clip.description) for label in clip.labels])
-        frames = image([_read_image(frames_root / name) for name in clip.images])
+        frames = image([read_image(frames_root / name) for name in clip.images])
         out.write(clip.id, [row.float().cpu().numpy() for row in tokens], frames.float().flatten(0, 1).cpu().numpy())
-
-
-def _read_image(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path}: is not a readable image: {error}; replace it and run again") from None
 
 
 @contextmanager

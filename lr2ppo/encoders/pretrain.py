@@ -16,7 +16,6 @@ import timm
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from timm.models import VisionTransformer
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor, nn
@@ -27,11 +26,12 @@ from transformers.utils import logging as transformers_logging
 from lr2ppo.config import OptimizerConfig
 from lr2ppo.data import annotations
 from lr2ppo.data.annotations import Clip, read_clips
+from lr2ppo.data.images import missing_frames, read_image, unusable_frames
 from lr2ppo.encoders.image import ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
 from lr2ppo.engine.optimizer import build_optimizer
 from lr2ppo.engine.processes import choose_device
-from lr2ppo.errors import UserError, reports_user_errors
+from lr2ppo.errors import UserError, raise_faults, reports_user_errors
 
 TRAINING_FILES = (annotations.SOURCE_TRAIN, annotations.TARGET_TRAIN)
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -53,7 +53,10 @@ class Captions:
 
 
 def read_captions(data: Path, limit: int, rng: np.random.Generator) -> Captions:
-    """Captioned pictures of `pretrain_data.json` or, without it, the training clips' frames and descriptions."""
+    """Captioned pictures of `pretrain_data.json` or, without it, the training clips' frames and descriptions.
+
+    Raises `UserError` where a file or a picture cannot be used, or where no caption names a label.
+    """
     clips = [clip for name in TRAINING_FILES if (data / name).is_file() for clip in read_clips(data / name)]
     if not clips:
         raise UserError(f"{data}: found none of {', '.join(TRAINING_FILES)}; pretraining needs their labels and texts")
@@ -67,6 +70,9 @@ def read_captions(data: Path, limit: int, rng: np.random.Generator) -> Captions:
     named = contains_words(captions, words)
     if not named.any():
         raise UserError(f"{data}: no description names any label, so that the tiny encoders have nothing to learn from")
+    faults = [str(fault) for fault in unusable_frames(captioned, data)]
+    faults += [f"no file {image}" for image in missing_frames(captioned, data)]
+    raise_faults(data, faults, "mend or remove these frames")
     keep = np.flatnonzero(named.any(1))
     return Captions(
         pictures=[shown[i][0] for i in keep],
@@ -195,11 +201,7 @@ def load_pictures(paths: Sequence[Path], image: ImageEncoder) -> Tensor:
     """All pictures as the encoder wants them, in half precision: `[pictures, 3, H, W]`."""
     pictures = []
     for path in tqdm(paths, desc="reading pictures", unit="picture", disable=None):
-        try:
-            with Image.open(path) as picture:
-                pictures.append(image.transform(picture.convert("RGB")).half())
-        except OSError as error:
-            raise UserError(f"{path}: is not a readable image: {error}") from None
+        pictures.append(image.transform(read_image(path)).half())
     return torch.stack(pictures)
 
 

@@ -6,11 +6,11 @@ from tqdm import tqdm
 
 from lr2ppo.config import DataConfig, ModelConfig
 from lr2ppo.data.annotations import Need
-from lr2ppo.data.check import SoundClips, overlap, value_faults
+from lr2ppo.data.check import LEAVE_OUT, SoundClips, overlap, value_faults
 from lr2ppo.data.dataset import ClipDataset, open_dataset
 from lr2ppo.data.features import FeatureStore
 from lr2ppo.engine.processes import Processes
-from lr2ppo.errors import UserError, raise_faults
+from lr2ppo.errors import FAULTS_SHOWN, UserError, raise_faults
 
 
 def open_inputs(
@@ -18,7 +18,8 @@ def open_inputs(
 ) -> list[ClipDataset]:
     """The datasets of some annotation files, every feature of theirs read once and found finite.
 
-    Raises `UserError` on every process where a file, a clip or a feature cannot be used.
+    Clips at fault are left out where `data.strict` is false. Raises `UserError` on every process where a file cannot be
+    used, where a clip or a feature cannot and `data.strict` is true, or where no clip of a file remains.
     """
     datasets = [open_dataset(data, file, need, store, model) for file, need in files]
     sound = SoundClips(store)
@@ -28,10 +29,14 @@ def open_inputs(
         share, desc="checking the features", unit="clip", leave=False, disable=None if processes.is_main else True
     )
     faults = [fault for found in processes.gather(value_faults(progress, store)) for fault in found]
-    raise_faults(", ".join(map(str, store.paths)), faults, "extract these features again")
+    kept = [dataset.without(faults) for dataset in datasets]
+    if data.strict or not all(map(len, kept)):
+        advice = f"extract these features again, {LEAVE_OUT if data.strict else 'no other clip is in one of the files'}"
+        raise_faults(", ".join(map(str, store.paths)), [str(fault) for fault in faults], advice)
     if unread and processes.is_main:
-        sound.add(unread)
-    return datasets
+        faulty = {fault.clip for fault in faults}
+        sound.add(clip for clip in unread if clip.id not in faulty)
+    return kept
 
 
 def complete_model_config(model: ModelConfig, store: FeatureStore, frames: int) -> ModelConfig:
@@ -66,3 +71,13 @@ def overlap_note(train: ClipDataset, validation: ClipDataset) -> str:
     """A warning to put behind a sentence where validation clips are trained on; else nothing."""
     shared = overlap(train.clips, validation.clips)
     return f"; warning: {len(shared)} of the validation clips are trained on, such as {shared[0]}" if shared else ""
+
+
+def left_out_note(*datasets: ClipDataset) -> str:
+    """A warning to put behind a sentence where clips were left out for their faults; else nothing."""
+    names = list(dict.fromkeys(name for dataset in datasets for name in dataset.left_out))
+    if not names:
+        return ""
+    more = f" and {len(names) - FAULTS_SHOWN} more" if len(names) > FAULTS_SHOWN else ""
+    shown = f"{', '.join(names[:FAULTS_SHOWN])}{more}"
+    return f"; warning: left out for faults, which sh scripts/check_data.sh tells: {len(names)} clips, {shown}"

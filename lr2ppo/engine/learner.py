@@ -1,11 +1,13 @@
 """A model on its device and spread over the processes, with its optimizer and the schedule of its learning rate."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointImpl,
@@ -14,8 +16,9 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from lr2ppo.config import ComputeConfig, OptimizerConfig
 from lr2ppo.engine.optimizer import build_optimizer, learning_rate
@@ -31,11 +34,23 @@ M = TypeVar("M", bound=RelevanceRanker | PartialOrderModel)
 class Learner(Generic[M]):
     """A model that learns: call `parallel` for what is to be learned from, `step` with each batch's loss."""
 
+    # The tensors that a checkpoint holds of it.
+    PARTS = ("weights", "exp_avg", "exp_avg_sq")
+
     def __init__(
-        self, model: M, optimizer: OptimizerConfig, steps: int, compute: ComputeConfig, processes: Processes
+        self,
+        model: M,
+        optimizer: OptimizerConfig,
+        steps: int,
+        compute: ComputeConfig,
+        processes: Processes,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
         """`steps` is how many the schedule is laid out over."""
         self.model: M = model
+        self.on_nonfinite, self.clip_gradients = on_nonfinite, optimizer.clip_gradients
+        self.gradient_norm = 0.0
+        self.steps = self.skipped = 0
         self.compute, self.processes = compute, processes
         model.to(processes.device)
         if compute.checkpoint_activations:
@@ -46,14 +61,20 @@ class Learner(Generic[M]):
         self.optimizer, self.schedule = build_optimizer(model, optimizer, steps)
         self._batches = 0
 
-    def step(self, loss: Tensor) -> bool:
-        """Learn from a batch's loss; True where this made a step, which every `accumulate`-th batch does."""
+    def step(self, loss: Tensor, clips: Sequence[str] = ()) -> bool:
+        """Learn from a batch's loss; True where this made a step, which every `accumulate`-th batch does.
+
+        A step whose loss or gradients are not finite changes nothing. Raises `UserError` on every process that names
+        the batch's `clips` and the tensors, or is counted in `skipped` where `on_nonfinite` says so.
+        """
         self._batches += 1
         makes_step = self._batches % self.compute.accumulate == 0
         with nullcontext() if makes_step else self._unshared_gradients():
             (loss / self.compute.accumulate).backward()
         if makes_step:
-            self.optimizer.step()
+            if self._is_sound(loss, clips):
+                self.optimizer.step()
+                self.steps += 1
             # At once: their memory is wanted by what comes next.
             self.optimizer.zero_grad(set_to_none=True)
         return makes_step
@@ -81,9 +102,64 @@ class Learner(Generic[M]):
 
     def save(self, folder: Path) -> None:
         """Write the weights, wherever their parts are; every process has to call it, the main one writes."""
-        tensors = {name: _gather(tensor) for name, tensor in self.model.state_dict().items()}
+        tensors = self.part("weights")
         if self.processes.is_main:
             save_model(folder, self.model, tensors)
+
+    def part(self, part: str) -> dict[str, Tensor]:
+        """The whole tensors of one of `PARTS`, wherever they are; every process has to call it."""
+        if part == "weights":
+            return {name: _gather(tensor) for name, tensor in self.model.state_dict().items()}
+        state = self.optimizer.state
+        # Before the first step the optimizer has none.
+        return {name: _gather(state[p][part]) for name, p in self.model.named_parameters() if p in state}
+
+    @torch.no_grad()
+    def restore(self, part: str, tensors: Mapping[str, Tensor]) -> None:
+        """Take over the whole tensors of one of `PARTS`."""
+        for name, own in self.model.named_parameters():
+            if name in tensors:
+                tensor = _spread_as(own, tensors[name])
+                if part == "weights":
+                    own.copy_(tensor)
+                else:
+                    self.optimizer.state[own][part] = tensor
+
+    def counters(self) -> dict[str, Any]:
+        """What a checkpoint holds of it besides tensors."""
+        return {"steps": self.steps, "skipped": self.skipped, "schedule": self.schedule.state_dict()}
+
+    def restore_counters(self, counters: Mapping[str, Any]) -> None:
+        """Take over what `counters` gave; called after the tensors are restored."""
+        self.steps, self.skipped = counters["steps"], counters["skipped"]
+        self.schedule.load_state_dict(counters["schedule"])
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        for state in self.optimizer.state.values():
+            state["step"] = torch.tensor(float(self.steps), device=self.processes.device)
+
+    def _is_sound(self, loss: Tensor, clips: Sequence[str]) -> bool:
+        """Whether loss and gradients are finite on all processes; clips the gradients where that is asked for."""
+        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        norm = _gather(get_total_norm(gradients.values()))
+        self.gradient_norm = norm.item()
+        finite_here = math.isfinite(self.gradient_norm) and bool(loss.isfinite())
+        if not self.processes.most(not finite_here):
+            if self.clip_gradients is not None:
+                clip_grads_with_norm_(self.model.parameters(), self.clip_gradients, norm)
+            return True
+        if self.on_nonfinite == "skip":
+            self.skipped += 1
+            return False
+        bad = [name for name, gradient in gradients.items() if not _gather(gradient).isfinite().all()]
+        losses = self.processes.gather(loss.item())
+        concerned = [clip for share in self.processes.gather(list(clips)) for clip in share]
+        raise UserError(
+            f"step {self.steps + self.skipped + 1}: found a loss of {', '.join(f'{each:g}' for each in losses)} and "
+            f"gradients that are not finite in {_some(bad)}; clips {_some(concerned)}. Nothing was learned from them, "
+            "and the checkpoint before is whole; lower the learning rate, set clip_gradients, look at these clips, or "
+            "leave such steps out with safety.on_nonfinite=skip"
+        )
 
     @contextmanager
     def _unshared_gradients(self) -> Iterator[None]:
@@ -132,6 +208,16 @@ def _checkpoint_activations(model: nn.Module) -> None:
         checkpoint_wrapper_fn=partial(checkpoint_wrapper, checkpoint_impl=CheckpointImpl.NO_REENTRANT),
         check_fn=lambda module: isinstance(module, MLP | nn.Sequential),
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
+
+
+def _spread_as(own: Tensor, whole: Tensor) -> Tensor:
+    """A whole tensor as this process holds its own."""
+    whole = whole.to(own.device)
+    return distribute_tensor(whole, own.device_mesh, own.placements) if isinstance(own, DTensor) else whole
 
 
 def _gather(tensor: Tensor) -> Tensor:

@@ -1,54 +1,83 @@
 """Run folders `logs/<stage>/<name>/`: making them, finding earlier ones, and what is written there."""
 
 import json
+import os
 import platform
 import re
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from lr2ppo import __version__
 from lr2ppo.config import TrainingConfig, dump_config
+from lr2ppo.engine.checkpoints import Checkpoint, State, newest_checkpoint
+from lr2ppo.engine.earlier import COMMANDS, FINISHED, read_run
+from lr2ppo.engine.lock import lock_run
 from lr2ppo.engine.processes import Processes
-from lr2ppo.errors import UserError
+from lr2ppo.errors import UserError, raise_faults
 from lr2ppo.files import write_json
 
-FINISHED = "finished.json"
+CHECKPOINTS = "checkpoints"
+# What may be another when a run goes on: it changes no result, or the run keeps its own (the batch of all processes).
+FREE_KEYS = ("logs", "device", "data.root", "data.workers", "train.clips_per_batch", "safety", "compute")
 # What a line on the screen holds of an evaluation; `metrics.jsonl` and TensorBoard have it all.
 SHOWN = ("loss", "accuracy", "reward", "reversed", "ndcg@1", "ndcg@5", "ndcg", "pair_accuracy")
 # Writes a model into a folder; every process calls it, for the weights may be spread over them.
 Save = Callable[[Path], None]
-COMMANDS = {"pointwise": "pointwise.sh", "reward": "reward_pair_dataloader.sh", "ppo": "ppo.sh"}
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run starts: the config, and the checkpoint it goes on from (None: anew)."""
+
+    config: Any
+    checkpoint: Checkpoint | None
+    notes: tuple[str, ...] = ()
 
 
 class Run:
     """A training run's folder; only the main process writes to it and to the screen."""
 
-    def __init__(self, config: TrainingConfig, processes: Processes) -> None:
-        """Start the run's folder anew; `check_name` has said before that it may."""
+    def __init__(self, config: TrainingConfig, processes: Processes, start: Start) -> None:
+        """Start the run's folder anew, which `claim_run` has said that it may, or go on where a checkpoint was written.
+
+        Raises `UserError` where the run was begun with another config.
+        """
+        checkpoint = start.checkpoint
         self.folder = run_folder(config)
         self.is_main = processes.is_main
         self.best: float | None = None
         self.best_step = 0
         self._started = time.time()
+        if checkpoint is not None:
+            _check_same(self.folder, config)
+            self.best, self.best_step = checkpoint.state.best, checkpoint.state.best_step
+            self._started -= checkpoint.state.seconds
         if not self.is_main:
             return
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True)
-        (self.folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        if checkpoint is None:
+            _remove(self.folder)
+            self.folder.mkdir(parents=True)
+            (self.folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        else:
+            os.truncate(self.folder / "metrics.jsonl", checkpoint.state.metrics_bytes)
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._log = (self.folder / "train.log").open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(self.folder))
+        purged = None if checkpoint is None else checkpoint.state.step + 1
+        self._tensorboard = SummaryWriter(str(self.folder), purge_step=purged)
+        for note in start.notes:
+            self.say(note)
+        if checkpoint is not None:
+            self.say(f"going on from {checkpoint.folder}")
 
     def say(self, text: str) -> None:
         """One line on the screen, clear of progress bars, and in `train.log` with the time."""
@@ -57,10 +86,11 @@ class Run:
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
             self._log.flush()
 
-    def progress(self, steps: int) -> "tqdm[NoReturn]":
+    def progress(self, steps: int, done: int) -> "tqdm[NoReturn]":
         """A progress bar over the run's steps, on the main process's terminal."""
         return tqdm(
             total=steps,
+            initial=done,
             desc=str(self.folder.relative_to(self.folder.parents[1])),
             disable=None if self.is_main else True,
         )
@@ -90,6 +120,14 @@ class Run:
             self._tensorboard.add_scalar(name, value, step)
         shown = [f"{name} {value:.4f}" for name, value in [*train.items(), *validation.items()] if name in SHOWN]
         self.say(f"step {step:>{len(str(steps))}}/{steps}  {'  '.join(shown)}{'  best so far' if improved else ''}")
+
+    def note_in(self, state: State) -> None:
+        """Put into a checkpoint's state what the run's files go on from."""
+        state.best, state.best_step, state.seconds = self.best, self.best_step, time.time() - self._started
+        if self.is_main:
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())
+            state.metrics_bytes = os.path.getsize(self._metrics.name)
 
     @property
     def best_text(self) -> str:
@@ -125,15 +163,73 @@ class Run:
             self._log.close()
 
 
-def check_name(config: TrainingConfig, processes: Processes, fresh: bool) -> None:
-    """Raises `UserError` where the run's name is missing, malformed or taken (`fresh` allows a taken one)."""
+def claim_run(config: TrainingConfig, processes: Processes, fresh: bool) -> Start:
+    """Take a run's name for this process, and find out whether the run starts anew or goes on.
+
+    Raises `UserError` where the name is missing or malformed, its run is finished (unless `fresh`, which removes it),
+    another process is at work on it, or its folder holds something else.
+    """
     folder = run_folder(config)
-    if processes.is_main and folder.exists() and not fresh:
-        state = "is finished" if (folder / FINISHED).exists() else "has not finished"
+    if not processes.is_main:
+        return _as_begun(config, processes.gather(None)[0])
+    # A process that its launcher started again goes on, whatever was asked for at first.
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    lock_run(folder)
+    found = (None, ()) if not folder.exists() or (fresh and not restarted) else _find_checkpoint(folder)
+    return _as_begun(config, processes.gather(found)[0])
+
+
+def _find_checkpoint(folder: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    if (folder / FINISHED).exists():
         raise UserError(
-            f"{folder}: there is a run of this name already, which {state}; "
+            f"{folder}: there is a run of this name already, which is finished; "
             "take another name, or add --fresh to remove it and start anew"
         )
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: is there already and is no run of ours; take another name, or --fresh to remove it")
+    checkpoint, faults = newest_checkpoint(folder / CHECKPOINTS)
+    return checkpoint, tuple(faults)
+
+
+def _as_begun(config: TrainingConfig, found: Any) -> Start:
+    """A run that goes on keeps the earlier runs that it began from, whichever are the newest now."""
+    checkpoint, notes = found
+    if checkpoint is not None:
+        begun = read_run(run_folder(config))
+        kept = {key: begun[key] for key in ("ranker", "reward") if getattr(config, key, None) == "newest"}
+        config = config.model_copy(update=kept)
+    return Start(config, checkpoint, notes)
+
+
+def _check_same(folder: Path, config: TrainingConfig) -> None:
+    """Raises `UserError` where a run that goes on was begun with settings that lead elsewhere."""
+    begun, wanted = (dict(_leaves(tree)) for tree in (read_run(folder), config.model_dump(mode="json")))
+    differing = [
+        f"{key}: found {wanted.get(key)!r}, the run was begun with {begun.get(key)!r}"
+        for key in sorted(begun.keys() | wanted.keys())
+        if begun.get(key) != wanted.get(key) and not key.startswith(FREE_KEYS)
+    ]
+    raise_faults(
+        folder, differing, "a run goes on with the settings it was begun with; take another name, or add --fresh"
+    )
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _remove(folder: Path) -> None:
+    """Remove a run's folder, and say what that was."""
+    if folder.exists():
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files) / 2**20
+        state = "finished" if (folder / FINISHED).exists() else "unfinished"
+        tqdm.write(f"removing the {state} run in {folder}: {len(files)} files, {size:.1f} MiB")
+        shutil.rmtree(folder)
 
 
 def run_folder(config: TrainingConfig) -> Path:
@@ -143,64 +239,6 @@ def run_folder(config: TrainingConfig) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", config.name):
         raise UserError(f"name: found {config.name!r}, wanted letters, digits and . _ + - alone, such as demo-2")
     return config.logs / config.stage / config.name
-
-
-def find_run(reference: str, stages: tuple[str, ...], logs: Path) -> Path:
-    """The folder of a run given as NAME, STAGE/NAME or a path; of several stages the last that has it.
-
-    Raises `UserError` naming the runs there are, or the command that makes one.
-    """
-    places = [logs / stage / reference for stage in reversed(stages)] + [logs / reference, Path(reference)]
-    for place in places:
-        if is_converted(place):
-            return place
-        if (place / "config.yaml").is_file():
-            found = read_run(place)["stage"]
-            if found not in stages:
-                raise UserError(f"{reference}: is a run of stage {found}, wanted one of {' or '.join(stages)}")
-            return place
-    known = sorted(
-        str(folder.relative_to(logs))
-        for stage in stages
-        for folder in logs.glob(f"{stage}/*")
-        if (folder / "config.yaml").is_file() or is_converted(folder)
-    )
-    there = f"there are: {', '.join(known)}" if known else f"make it with: sh {COMMANDS[stages[-1]]} {reference}"
-    raise UserError(f"{reference}: found no such run under {logs}; {there}")
-
-
-def find_earlier(reference: str, stage: str, preset: str, logs: Path) -> Path:
-    """A finished run of an earlier stage: `newest` of this preset, or as `find_run` takes it."""
-    command = f"PRESET={preset} sh {COMMANDS[stage]} NAME"
-    if reference != "newest":
-        folder = find_run(reference, (stage,), logs)
-        if not (folder / FINISHED).is_file() and not is_converted(folder):
-            raise UserError(f"{folder}: this {stage} run has not finished; wait for it, or make another: {command}")
-        return folder
-    finished = [
-        (json.loads(path.read_text(encoding="utf-8"))["finished"], path.parent)
-        for path in logs.glob(f"{stage}/*/{FINISHED}")
-        if read_run(path.parent).get("preset") == preset
-    ]
-    if not finished:
-        raise UserError(f"found no finished {stage} run of preset {preset} under {logs}; make one first: {command}")
-    return max(finished)[1]
-
-
-def is_converted(folder: Path) -> bool:
-    """Whether a folder holds the weights of a run alone, as a converted published checkpoint does."""
-    return (folder / "best" / "config.json").is_file() and not (folder / "config.yaml").exists()
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """A run's resolved config as a plain tree."""
-    try:
-        tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{folder / 'config.yaml'}: cannot be read: {error}") from None
-    if not isinstance(tree, dict) or "stage" not in tree:
-        raise UserError(f"{folder / 'config.yaml'}: names no stage; is it a run's folder?")
-    return tree
 
 
 def peak_memory_gib() -> float:

@@ -20,8 +20,6 @@ class LabelEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        if config.width % config.heads:
-            raise ValueError(f"model.width {config.width} is not a multiple of model.heads {config.heads}")
         self.config = config
         width, text_width, image_width = (
             config.width,

@@ -46,7 +46,7 @@ def load_model(folder: Path, dropout: float | None = None) -> Model:
         description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config = ModelConfig.model_validate(description["shape"])
         kind = KINDS[description["model"]]
-    except (ValidationError, KeyError, TypeError, ValueError, OSError) as error:
+    except (ValidationError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
         raise UserError(f"{folder / 'config.json'}: does not describe a model of ours: {error}") from None
     if dropout is not None:
         config = config.model_copy(update={"dropout": dropout})
@@ -68,7 +68,11 @@ def build_model(kind: type[M], config: ModelConfig, tensors: Mapping[str, Tensor
 
     Raises `UserError` naming `source`, the file they came from, and every tensor that does not fit.
     """
-    check_tensors(model_shapes(kind, config), tensors, source)
+    try:
+        wanted = model_shapes(kind, config)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{source}: no model can have the shape that is told of it: {error}") from None
+    check_tensors(wanted, tensors, source)
     with torch.device("meta"):
         model = kind(config)
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)

@@ -15,9 +15,9 @@ from lr2ppo.config import DataConfig, EvaluateConfig, load_config
 from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import open_store
 from lr2ppo.engine.command import read_stage_config, stage_parser
+from lr2ppo.engine.earlier import COMMANDS, find_run, is_converted, read_run
 from lr2ppo.engine.inputs import check_fit, open_inputs
 from lr2ppo.engine.processes import autocast, join_processes
-from lr2ppo.engine.runs import COMMANDS, find_run, is_converted, read_run
 from lr2ppo.engine.scoring import Scores, pad_lists, ranking_metrics, score_clips
 from lr2ppo.errors import UserError, reports_user_errors
 from lr2ppo.files import write_json

@@ -1,7 +1,8 @@
 """Stage 3: the frozen reward model's judgement improves the ranker (the actor), with a critic as baseline."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,34 +12,24 @@ from lr2ppo.data.annotations import Need
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, open_store
 from lr2ppo.data.samplers import EpochSampler, random_pairs, training_loader
 from lr2ppo.engine.command import run_stage
-from lr2ppo.engine.inputs import check_fit, open_inputs, overlap_note
+from lr2ppo.engine.earlier import find_earlier
+from lr2ppo.engine.inputs import check_fit, left_out_note, open_inputs, overlap_note
 from lr2ppo.engine.judge import FrozenJudge, open_judge
 from lr2ppo.engine.learner import Learner
 from lr2ppo.engine.processes import Processes
-from lr2ppo.engine.runs import Run, check_name, find_earlier
+from lr2ppo.engine.rollouts import Rollout, pack_rollouts, unpack_rollouts
+from lr2ppo.engine.runs import Run, claim_run
 from lr2ppo.engine.scoring import validation_ndcg
+from lr2ppo.engine.session import Session, share_of_batch
 from lr2ppo.errors import UserError
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
 from lr2ppo.objectives import PPOLosses, Total, ppo_losses, this_process
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """What the weights of the rollout did on a batch, over its pairs.
-
-    scores [B, P, 2]; proposed [B, P, 2], the positions 0 and 1 in the proposed order; reward, value [B, P].
-    """
-
-    batch: ClipBatch
-    scores: Tensor
-    proposed: Tensor
-    reward: Tensor
-    value: Tensor
-
-
 def train(config: PPOConfig, processes: Processes, fresh: bool) -> None:
-    check_name(config, processes, fresh)
+    start = claim_run(config, processes, fresh)
+    config = start.config
     ranker_run = find_earlier(config.ranker, "pointwise", config.preset, config.logs)
     reward_run = find_earlier(config.reward, "reward", config.preset, config.logs)
     config = config.model_copy(update={"ranker": str(ranker_run), "reward": str(reward_run)})
@@ -57,7 +48,7 @@ def train(config: PPOConfig, processes: Processes, fresh: bool) -> None:
     clips, validation = open_inputs(config.data, files, store, ranker.encoder.config, processes)
     sampler = EpochSampler(
         random_pairs(clips.clips, settings.pairs_per_clip, settings.visits_per_epoch),
-        batch_size=settings.clips_per_batch,
+        batch_size=share_of_batch(start, processes),
         seed=config.seed,
         rank=processes.rank,
         world_size=processes.world_size,
@@ -70,64 +61,84 @@ def train(config: PPOConfig, processes: Processes, fresh: bool) -> None:
             f"train.batches_per_rollout: found {settings.batches_per_rollout}, but the run has "
             f"{batches} batches in all; wanted fewer, or more train.epochs"
         )
-    run = Run(config, processes)
+    run = Run(config, processes, start)
     # The reward model's encoder is done with before actor and critic learn: their optimizers want its memory.
     judge = open_judge(reward_model, clips, processes, compute.precision, config.logs / "cache")
     critic_start = load_kind(reward_run / "best", PartialOrderModel, settings.dropout)
-    actor = Learner(ranker, settings.actor, settings.actor.schedule_updates or updates, compute, processes)
-    critic = Learner(critic_start, settings.critic, settings.critic.schedule_updates or updates, compute, processes)
+    bad = config.safety.on_nonfinite
+    actor = Learner(ranker, settings.actor, settings.actor.schedule_updates or updates, compute, processes, bad)
+    critic = Learner(
+        critic_start, settings.critic, settings.critic.schedule_updates or updates, compute, processes, bad
+    )
     run.say(
         f"stage 3: {len(clips)} target clips, {updates} updates; actor {ranker_run}, reward model {reward_run}"
         + overlap_note(clips, validation)
+        + left_out_note(clips, validation)
     )
-    evaluate(0, updates, [], actor, critic, run, validation, settings.clips_per_batch)
 
-    # The first step after a rollout of one batch has the rollout's own weights.
-    reusable = settings.batches_per_rollout == 1 and settings.dropout == 0
-    update = 0
-    seen: list[dict[str, float]] = []
-    rollouts: list[Rollout] = []
-    with run.progress(updates) as progress:
-        for epoch in range(settings.epochs):
-            sampler.set_epoch(epoch)
-            for batch in loader:
-                rollouts.append(roll_out(actor, critic, judge, batch.to(processes.device), reusable))
-                if len(rollouts) < settings.batches_per_rollout:
-                    continue
-                for number in range(settings.passes):
-                    seen += [
-                        learn(actor, critic, rollout, config.loss, reusable and number == 0) for rollout in rollouts
-                    ]
-                actor.schedule.step()
-                critic.schedule.step()
-                rollouts.clear()
-                update += 1
-                progress.update()
-                progress.set_postfix(reward=f"{seen[-1]['reward']:.3f}", best=run.best_text)
-                if update % settings.evaluate_every == 0 or update == updates:
-                    evaluate(update, updates, seen, actor, critic, run, validation, settings.clips_per_batch)
-                    seen.clear()
-    run.finish(update, {"": actor.save, "critic": critic.save})
+    learners: dict[str, Learner[Any]] = {"actor": actor, "critic": critic}
+    with Session(run, start, sampler, loader, learners, updates, processes) as session:
+        improvement = Improvement(config, session, actor, critic, clips, validation)
+        if start.checkpoint is None:
+            improvement.evaluate()
+        improvement.go_on()
+        for batch in session.batches():
+            improvement.collect(batch.to(processes.device), judge)
+    session.finish({"": actor.save, "critic": critic.save})
 
 
-def evaluate(
-    update: int,
-    updates: int,
-    seen: Sequence[dict[str, float]],
-    actor: Learner[RelevanceRanker],
-    critic: Learner[PartialOrderModel],
-    run: Run,
-    validation: ClipDataset,
-    clips_per_batch: int,
-) -> None:
-    """Record what was seen since the last evaluation and how well the actor now orders the validation clips."""
-    averages = {name: sum(each[name] for each in seen) / len(seen) for name in (seen[0] if seen else ())}
-    if averages:
-        averages = actor.processes.mean(averages)
-        averages |= {"actor_learning_rate": actor.learning_rate, "critic_learning_rate": critic.learning_rate}
-    with actor.whole() as ranker:
-        quality = validation_ndcg(ranker, validation, actor.processes, clips_per_batch)
-    run.record(update, updates, averages, quality, "ndcg", actor.save)
+class Improvement:
+    """The loop of stage 3: rollouts are stored, and once there are enough, actor and critic learn from them."""
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        session: Session,
+        actor: Learner[RelevanceRanker],
+        critic: Learner[PartialOrderModel],
+        clips: ClipDataset,
+        validation: ClipDataset,
+    ) -> None:
+        self.settings, self.loss, self.session = config.train, config.loss, session
+        self.actor, self.critic, self.clips, self.validation = actor, critic, clips, validation
+        self.rollouts, self._learned = unpack_rollouts(session.owns, clips, actor.processes)
+        # The first step after a rollout of one batch has the rollout's own weights.
+        self._reusable = self.settings.batches_per_rollout == 1 and self.settings.dropout == 0
+
+    def go_on(self) -> None:
+        """Finish the update in which a run was stopped."""
+        if self._learned:
+            self.update(self._learned)
+
+    def collect(self, batch: ClipBatch, judge: FrozenJudge) -> None:
+        """Store a batch's rollout; where it was the last of an update, learn from all."""
+        self.rollouts.append(roll_out(self.actor, self.critic, judge, batch, self._reusable))
+        if len(self.rollouts) == self.settings.batches_per_rollout:
+            self.update()
+        self.session.checkpoint(partial(pack_rollouts, self.rollouts, 0), len(self.rollouts))
+
+    def update(self, learned: int = 0) -> None:
+        """Pass over what is stored, of which some steps may have been made already."""
+        passes = self.rollouts * self.settings.passes
+        for number in range(learned, len(passes)):
+            reuse = self._reusable and number == 0
+            names = self.clips.names(passes[number].batch)
+            self.session.seen.append(learn(self.actor, self.critic, passes[number], self.loss, reuse, names))
+            if number + 1 < len(passes):
+                packed = partial(pack_rollouts, self.rollouts, number + 1)
+                self.session.checkpoint(packed, len(self.rollouts) + number + 1)
+        self.actor.schedule.step()
+        self.critic.schedule.step()
+        self.rollouts.clear()
+        self.session.advance({"reward": self.session.seen[-1]["reward"]})
+        if self.session.evaluates(self.settings.evaluate_every):
+            self.evaluate()
+
+    def evaluate(self) -> None:
+        """Record how well the actor now orders the validation clips."""
+        with self.actor.whole() as ranker:
+            quality = validation_ndcg(ranker, self.validation, self.actor.processes, self.settings.clips_per_batch)
+        self.session.record(quality, "ndcg", self.actor.save)
 
 
 def roll_out(
@@ -158,8 +169,9 @@ def learn(
     rollout: Rollout,
     loss: PPOLoss,
     reuse: bool = False,
+    clips: Sequence[str] = (),
 ) -> dict[str, float]:
-    """One step of actor and critic on a rollout, whose own scores and values are reused if so asked."""
+    """One step of actor and critic on a rollout of `clips`, whose own scores and values are reused if so asked."""
     scores, value = rollout.scores, rollout.value
     if not reuse:
         actor.model.train()
@@ -167,8 +179,8 @@ def learn(
         with actor.autocast():
             scores, value = look_at(actor.parallel, critic.parallel, rollout.batch)
     losses = rollout_losses(scores, value, rollout, loss, actor.processes.total)
-    actor.step(losses.policy_loss)
-    critic.step(losses.value_loss)
+    actor.step(losses.policy_loss, clips)
+    critic.step(losses.value_loss, clips)
     return summarise(losses, rollout, value)
 
 

@@ -7,11 +7,13 @@ from lr2ppo.data.annotations import Need
 from lr2ppo.data.dataset import open_store
 from lr2ppo.data.samplers import EpochSampler, annotated_pairs, graded_pairs, training_loader
 from lr2ppo.engine.command import run_stage
-from lr2ppo.engine.inputs import complete_model_config, open_inputs, overlap_note
+from lr2ppo.engine.earlier import find_earlier
+from lr2ppo.engine.inputs import complete_model_config, left_out_note, open_inputs, overlap_note
 from lr2ppo.engine.learner import Learner, count_steps
-from lr2ppo.engine.processes import Processes
-from lr2ppo.engine.runs import Run, check_name, find_earlier
+from lr2ppo.engine.processes import Processes, keep_freed_memory
+from lr2ppo.engine.runs import Run, claim_run
 from lr2ppo.engine.scoring import judged_pair_accuracy, preference_rewards
+from lr2ppo.engine.session import Session, share_of_batch
 from lr2ppo.errors import UserError
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
@@ -19,67 +21,56 @@ from lr2ppo.objectives import preference_hinge_loss
 
 
 def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
-    check_name(config, processes, fresh)
-    start = None if config.ranker == "none" else find_earlier(config.ranker, "pointwise", config.preset, config.logs)
+    start = claim_run(config, processes, fresh)
+    config = start.config
+    ranker = None if config.ranker == "none" else find_earlier(config.ranker, "pointwise", config.preset, config.logs)
     store = open_store(config.data)
     config = config.model_copy(update={"model": complete_model_config(config.model, store, config.data.frames)})
     files: list[tuple[str, Need]] = [(config.data.train, "pairs"), (config.data.validation, "grades")]
     clips, validation = open_inputs(config.data, files, store, config.model, processes)
     validation_pairs = graded_pairs(validation.clips, config.train.validation_pairs, config.seed)
     reward_model = PartialOrderModel(config.model)
-    if start is not None:
-        config = config.model_copy(update={"ranker": str(start)})
-        start_from_ranker(reward_model, load_kind(start / "best", RelevanceRanker), str(start))
+    if ranker is not None:
+        config = config.model_copy(update={"ranker": str(ranker)})
+        start_from_ranker(reward_model, load_kind(ranker / "best", RelevanceRanker), str(ranker))
 
     settings = config.train
     sampler = EpochSampler(
         annotated_pairs(clips.clips, settings.pairs_per_clip),
-        batch_size=settings.clips_per_batch,
+        batch_size=share_of_batch(start, processes),
         seed=config.seed,
         rank=processes.rank,
         world_size=processes.world_size,
     )
     loader = training_loader(clips, sampler, config.data.workers)
     steps = count_steps(settings.epochs * len(sampler), config.compute)
-    run = Run(config, processes)
-    learner = Learner(reward_model, settings, steps, config.compute, processes)
+    run = Run(config, processes, start)
+    keep_freed_memory(processes.device)
+    learner = Learner(reward_model, settings, steps, config.compute, processes, config.safety.on_nonfinite)
     pairs = sum(len(clip.pairs) for clip in clips.clips)
     run.say(
-        f"stage 2: {pairs} annotated pairs of {len(clips)} target clips, {steps} steps; trunk from {start or 'scratch'}"
-        + overlap_note(clips, validation)
+        f"stage 2: {pairs} annotated pairs of {len(clips)} target clips, {steps} steps; "
+        f"trunk from {ranker or 'scratch'}" + overlap_note(clips, validation) + left_out_note(clips, validation)
     )
 
-    step = 0
-    losses: list[float] = []
-    accuracies: list[float] = []
-    with run.progress(steps) as progress:
-        for epoch in range(settings.epochs):
-            sampler.set_epoch(epoch)
-            for batch in loader:
-                with learner.autocast():
-                    chosen, rejected = preference_rewards(learner.parallel, batch.to(processes.device))
-                    loss = preference_hinge_loss(chosen, rejected, config.loss.margin, processes.total)
-                losses.append(loss.item())
-                accuracies.append((chosen > rejected).float().mean().item())
-                if not learner.step(loss):
-                    continue
-                learner.schedule.step()
-                step += 1
-                progress.update()
-                progress.set_postfix(loss=f"{losses[-1]:.4f}", best=run.best_text)
-                if step % settings.evaluate_every == 0 or step == steps:
-                    averages = processes.mean(
-                        {"loss": sum(losses) / len(losses), "accuracy": sum(accuracies) / len(accuracies)}
+    with Session(run, start, sampler, loader, {"": learner}, steps, processes) as session:
+        for batch in session.batches():
+            with learner.autocast():
+                chosen, rejected = preference_rewards(learner.parallel, batch.to(processes.device))
+                loss = preference_hinge_loss(chosen, rejected, config.loss.margin, processes.total)
+            session.seen.append({"loss": loss.item(), "accuracy": (chosen > rejected).float().mean().item()})
+            if not learner.step(loss, clips.names(batch)):
+                continue
+            learner.schedule.step()
+            session.advance({"loss": loss.item()})
+            if session.evaluates(settings.evaluate_every):
+                with learner.whole() as model:
+                    accuracy = judged_pair_accuracy(
+                        model, validation, validation_pairs, processes, settings.clips_per_batch
                     )
-                    averages["learning_rate"] = learner.learning_rate
-                    with learner.whole() as model:
-                        accuracy = judged_pair_accuracy(
-                            model, validation, validation_pairs, processes, settings.clips_per_batch
-                        )
-                    run.record(step, steps, averages, {"pair_accuracy": accuracy}, "pair_accuracy", learner.save)
-                    losses.clear()
-                    accuracies.clear()
-    run.finish(step, {"": learner.save})
+                session.record({"pair_accuracy": accuracy}, "pair_accuracy", learner.save)
+            session.checkpoint()
+    session.finish({"": learner.save})
 
 
 def start_from_ranker(reward_model: PartialOrderModel, ranker: RelevanceRanker, source: str) -> None:

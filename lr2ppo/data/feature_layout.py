@@ -1,0 +1,158 @@
+"""How a clip's features stand in an HDF5 file, and what is told of those that stand there otherwise."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+
+from lr2ppo.errors import UserError
+
+CLIP_PARTS = ("text_len", "text_emb", "img_emb")
+# h5py tells a damaged file in all these ways.
+DAMAGE = (OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
+# Zeros, the best case of deflate, become 1/1032 of their size.
+MOST_COMPRESSED = 1100
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """How many labels, text tokens a label and frames a clip's features have, and their widths."""
+
+    labels: int
+    tokens: int
+    frames: int
+    text_width: int
+    image_width: int
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a feature file tells of all its clips."""
+
+    in_bfloat16: bool
+    tokens_per_frame: int
+
+
+def open_features(path: Path) -> h5py.File:
+    """A feature file, open for reading; raises `UserError` where it is not whole."""
+    try:
+        return h5py.File(path, "r")
+    except DAMAGE as error:
+        raise UserError(
+            f"{path}: is not a whole HDF5 file, or is still being written: {error}; wait, or remove and make it again"
+        ) from None
+
+
+def read_facts(file: h5py.File, path: Path) -> FileFacts:
+    """Raises `UserError` where the file's attributes cannot be read or make no sense."""
+    dtype, per_frame = (read_attribute(file, name, path) for name in ("dtype", "tokens_per_frame"))
+    per_frame = 1 if per_frame is None else per_frame
+    if not isinstance(per_frame, int) or per_frame < 1:
+        raise UserError(f"{path}: attribute tokens_per_frame: found {per_frame!r}, wanted a whole number above 0")
+    return FileFacts(dtype == "bfloat16", per_frame)
+
+
+def read_attribute(file: h5py.File, name: str, path: Path) -> str | int | None:
+    """A text or a whole number that a file tells, None where it does not; raises `UserError` where that is another."""
+    try:
+        if name not in file.attrs:
+            return None
+        stored = file.attrs.get_id(name)
+        is_text = h5py.check_string_dtype(stored.dtype) is not None
+        # Reading what damage has made a thing of no known kind can end this process.
+        if stored.shape != () or not (is_text or stored.dtype.kind in "iu"):
+            raise ValueError(f"attribute {name}: found {stored.dtype} {stored.shape}, wanted a text or a whole number")
+        value = file.attrs[name]
+        if not is_text:
+            return int(value)
+        return value if isinstance(value, str) else str(value, "utf-8")
+    except DAMAGE as error:
+        raise damaged(path, error) from None
+
+
+def list_clips(file: h5py.File, path: Path) -> list[str]:
+    """The `group_name` of each clip that a file holds; raises `UserError` where its groups cannot be listed."""
+    try:
+        return list(clip_names(file))
+    except DAMAGE as error:
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: BaseException) -> UserError:
+    return UserError(f"{path}: is damaged: {error}; copy or make it again")
+
+
+def group_name(clip_id: str) -> str:
+    """The one name of a clip's group in HDF5, to which empty and `.` parts of its id add nothing."""
+    return "/".join(part for part in clip_id.split("/") if part not in ("", "."))
+
+
+def clip_names(group: h5py.Group, name: str = "", above: frozenset[object] = frozenset()) -> Iterator[str]:
+    """The names of all groups below that hold a clip; no dataset is opened."""
+    info = h5py.h5o.get_info(group.id)
+    here = (info.fileno, info.addr)
+    if here in above:
+        # A link to a group above would lead round for ever.
+        return
+    # Clip ids may hold slashes, which nest groups, and one clip's group may hold others'.
+    # A name in another encoding than HDF5's own is the id of no clip.
+    members = [member for member in group if isinstance(member, str)]
+    if name and "img_emb" in members:
+        yield name
+    for member in members:
+        inner = None if member in CLIP_PARTS else group.get(member)
+        if isinstance(inner, h5py.Group):
+            yield from clip_names(inner, f"{name}/{member}" if name else member, above | {here})
+
+
+def read_shape(file: h5py.File, clip_id: str, facts: FileFacts) -> ClipShape:
+    """What a file holds of a clip, found without reading its features; raises ValueError where that is malformed."""
+    try:
+        group = file[clip_id]
+        arrays = {name: _find_array(group, name) for name in CLIP_PARTS if name in group}
+        shapes = {name: array.shape for name, array in arrays.items()}
+        labels, tokens, rows, text_width, image_width = _read_sizes(shapes)
+        for name in ("text_emb", "img_emb"):
+            _check_numbers(name, arrays[name], facts.in_bfloat16)
+        if "text_len" in arrays and arrays["text_len"].dtype.kind not in "iu":
+            raise ValueError(f"text_len: found {arrays['text_len'].dtype}, wanted whole numbers")
+    except (OSError, RuntimeError, TypeError, LookupError) as error:
+        raise ValueError(f"its features cannot be read: {error}") from None
+    if rows % facts.tokens_per_frame:
+        raise ValueError(f"found img_emb of {rows} rows, wanted {facts.tokens_per_frame} a frame, as the file tells")
+    return ClipShape(labels, tokens, rows // facts.tokens_per_frame, text_width, image_width)
+
+
+def _find_array(group: h5py.Group, name: str) -> h5py.Dataset:
+    found = group[name]
+    if not isinstance(found, h5py.Dataset):
+        raise ValueError(f"{name}: found a {type(found).__name__.lower()}, wanted an array")
+    return found
+
+
+def _read_sizes(shapes: Mapping[str, tuple[int, ...] | None]) -> tuple[int, int, int, int, int]:
+    """Labels, tokens, rows of frames and both widths; raises ValueError where the arrays' shapes are others."""
+    text, image = shapes.get("text_emb"), shapes.get("img_emb")
+    if text is None or image is None or len(text) != 3 or len(image) != 3 or image[0] != 1 or not text[2] * image[2]:
+        raise ValueError(
+            f"found text_emb {text} and img_emb {image}, wanted [labels, tokens, width] and [1, frames, width]"
+        )
+    if "text_len" in shapes and shapes["text_len"] != text[:1]:
+        raise ValueError(f"found text_len {shapes['text_len']}, wanted one number for each of {text[0]} labels")
+    return text[0], text[1], image[1], text[2], image[2]
+
+
+def _check_numbers(name: str, array: h5py.Dataset, in_bfloat16: bool) -> None:
+    dtype = array.dtype
+    if in_bfloat16 and (dtype.kind, dtype.itemsize) != ("u", 2):
+        raise ValueError(f"{name}: found {dtype}, wanted bfloat16 stored as uint16, as the file tells")
+    if not in_bfloat16 and dtype.kind != "f":
+        raise ValueError(f"{name}: found {dtype}, wanted floats")
+    stored = array.id.get_storage_size()
+    if stored >= array.nbytes or array.is_virtual or array.external:
+        return
+    # A size that was never written, or is wrong, would be read as so many zeros, if they found a place in memory.
+    compressed = array.id.get_create_plist().get_nfilters() > 0
+    if not compressed or array.nbytes > stored * MOST_COMPRESSED:
+        raise ValueError(f"{name}: found {stored} bytes, wanted {array.nbytes}; was it written whole?")

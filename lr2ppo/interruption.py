@@ -1,0 +1,49 @@
+"""Signals that ask a run to stop: it finishes its step, writes a checkpoint and ends with 128 + the signal's number."""
+
+import os
+import signal
+import time
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+# Ctrl-C, a kill, a closed terminal, and the warning that Slurm sends before a job's time is over.
+STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# Slurm and the launcher may both hand the same signal on.
+SAME_SIGNAL_SECONDS = 1.0
+NOTICE = b"\nasked to stop: finishing this step and writing a checkpoint; once more ends the run at once\n"
+
+
+class StopRequest:
+    """Within it, the first stopping signal is noted in `signal`, else 0; a second one ends the process at once."""
+
+    def __init__(self, talks: bool) -> None:
+        """`talks` where this process is the one that writes to the screen."""
+        self.signal = 0
+        self._noted = 0.0
+        self._talks = talks
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._note) for number in STOPPING_SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            if time.monotonic() - self._noted > SAME_SIGNAL_SECONDS:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self.signal, self._noted = number, time.monotonic()
+        if self._talks:
+            # Not print: the signal may have come within one.
+            os.write(2, NOTICE)
+
+
+def ignore_stopping_signals(*_: object) -> None:
+    """Leave it to the training process to stop: for processes that read ahead, which end with it."""
+    for number in STOPPING_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

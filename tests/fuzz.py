@@ -1,0 +1,128 @@
+"""Broken files by the hundred, the same in every run: what the fuzz tests damage, and how."""
+
+import copy
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, event, settings
+from hypothesis import strategies as st
+
+from lr2ppo.errors import UserError
+
+
+def fuzzed(cases: int) -> settings:
+    """Settings of a fuzz test of so many cases."""
+    return settings(
+        max_examples=cases,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        # A test writes the one file of its folder anew for each case.
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
+
+@contextmanager
+def may_refuse(path: Path) -> Iterator[None]:
+    """Within it a `UserError` that names the file is as good as an end without one; nothing else is."""
+    try:
+        yield
+        event("read")
+    except UserError as error:
+        if str(path) not in str(error):
+            raise
+        event("refused")
+
+
+def run_apart(check: Callable[[], object]) -> None:
+    """A check in a process of its own, which a crash of a library may end; raises AssertionError where it fails."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 0
+        try:
+            check()
+        except BaseException:
+            os.write(writer, traceback.format_exc().encode()[-4000:])
+            status = 1
+        os._exit(status)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        told = pipe.read().decode()
+    _, status = os.waitpid(child, 0)
+    assert status == 0, f"ended by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else told
+
+
+ODD_VALUES = st.sampled_from(
+    [
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1,
+        3,
+        2**70,
+        0.5,
+        1e308,
+        float("nan"),
+        float("inf"),
+        "",
+        "2",
+        "a\0b",
+        "\ud800",
+        "..",
+        "/",
+    ]
+)
+values = st.recursive(
+    ODD_VALUES | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn, tree: Any) -> Any:
+    """A tree of lists and mappings with some values replaced, dropped, emptied or repeated."""
+    tree = [copy.deepcopy(tree)]
+    for _ in range(draw(st.integers(1, 3))):
+        places = list(_places(tree))
+        container, key = places[draw(st.integers(0, len(places) - 1))]
+        action = draw(st.sampled_from(["replace", "drop", "empty", "repeat"]))
+        if action == "drop" and container is not tree:
+            del container[key]
+        elif action == "empty":
+            container[key] = type(container[key])()
+        elif action == "repeat" and isinstance(container[key], list):
+            container[key] = container[key] + copy.deepcopy(container[key])
+        else:
+            container[key] = draw(values)
+    return tree[0]
+
+
+def _places(container: Any) -> Iterator[tuple[Any, Any]]:
+    keys = list(container) if isinstance(container, dict) else range(len(container))
+    for key in keys:
+        yield container, key
+        if isinstance(container[key], dict | list):
+            yield from _places(container[key])
+
+
+@st.composite
+def damaged(draw: st.DrawFn, content: bytes) -> bytes:
+    """Bytes of which some are changed, or some are missing at the end or in the middle."""
+    kind = draw(st.sampled_from(["flip", "flip", "flip", "cut", "lose"]))
+    if kind == "cut":
+        return content[: draw(st.integers(0, len(content) - 1))]
+    if kind == "lose":
+        start = draw(st.integers(0, len(content) - 1))
+        return content[:start] + content[start + draw(st.integers(1, 64)) :]
+    changed = bytearray(content)
+    for place in draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=8)):
+        changed[place] = draw(st.integers(0, 255))
+    return bytes(changed)
