@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lr2ppo import torchrun
 from lr2ppo.benchmark_steps import Shape, make_step, optimizer_bytes
-from lr2ppo.config import STAGES, load_config
+from lr2ppo.config import STAGES
+from lr2ppo.config_file import load_config
 from lr2ppo.engine.processes import Processes, join_processes, resolve_precision
 from lr2ppo.engine.runs import peak_memory_gib
 from lr2ppo.errors import UserError, reports_user_errors

@@ -13,6 +13,7 @@ from typing import ParamSpec
 Arguments = ParamSpec("Arguments")
 # A file may hold thousands of faults; a screenful tells what kind they are.
 FAULTS_SHOWN = 10
+SECONDS_TO_LET_ANOTHER_TELL = 20
 DISK_ERRORS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -61,7 +62,7 @@ def reports_user_errors(command: Callable[Arguments, None]) -> Callable[Argument
         except UserError as error:
             # All processes of a job meet the same mistake; the launcher ends the others while they wait.
             if int(os.environ.get("LOCAL_RANK", "0")) > 0:
-                time.sleep(3)
+                time.sleep(SECONDS_TO_LET_ANOTHER_TELL)
             print(f"\nerror: {error}", file=sys.stderr, flush=True)
             sys.exit(2)
         except (OSError, MemoryError, RuntimeError) as error:

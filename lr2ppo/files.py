@@ -90,8 +90,10 @@ def check_tensors(wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor],
             faults.append(f"{name}: no part of this model")
         elif tensor.shape != wanted[name]:
             faults.append(f"{name}: found shape {list(tensor.shape)}, wanted {list(wanted[name])}")
-        elif not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
-            faults.append(f"{name}: found {tensor.dtype} ({tensor.layout} on {tensor.device}), wanted floats")
+        elif not tensor.is_floating_point():
+            faults.append(f"{name}: found {tensor.dtype}, wanted floats")
+        elif tensor.layout != torch.strided or tensor.is_meta:
+            faults.append(f"{name}: found {tensor.layout} on {tensor.device}, wanted a plain tensor")
         elif not _is_finite(tensor):
             faults.append(f"{name}: holds numbers that are not finite")
     raise_faults(source, faults, "is it the right file, whole?")

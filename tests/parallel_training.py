@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lr2ppo.config import load_config
+from lr2ppo.config_file import load_config
 from lr2ppo.engine.processes import Processes, join_processes
 from lr2ppo.stages import pointwise, ppo, reward
 from tests.conftest import REPOSITORY

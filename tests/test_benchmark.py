@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lr2ppo.benchmark import count_flops, main
 from lr2ppo.benchmark_steps import Shape, encode_slots, judge_slots, make_step, optimizer_bytes, random_batch
-from lr2ppo.config import ModelConfig, load_config
+from lr2ppo.config import ModelConfig
+from lr2ppo.config_file import load_config
 from lr2ppo.engine.processes import Processes
 from lr2ppo.models import LabelEncoder, PartialOrderModel, RelevanceRanker
 from tests.conftest import REPOSITORY

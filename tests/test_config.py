@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lr2ppo.config import STAGES, Section, dump_config, load_config
+from lr2ppo.config import STAGES, Section
+from lr2ppo.config_file import dump_config, load_config
 from lr2ppo.errors import UserError
 
 MINI = Path(__file__).parents[1] / "configs" / "mini"

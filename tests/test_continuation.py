@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lr2ppo.config import load_config
+from lr2ppo.config_file import load_config
 from lr2ppo.data import ClipDataset, FeatureStore, annotations, read_clips
 from lr2ppo.data.dataset import collate
 from lr2ppo.data.samplers import random_pairs

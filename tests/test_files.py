@@ -103,8 +103,8 @@ def test_other_content_is_named(tmp_path: Path) -> None:
     [
         (torch.tensor([1.0, float("nan"), 2.0]), "weight: holds numbers that are not finite"),
         (torch.tensor([1.0, -float("inf"), 2.0]).bfloat16(), "weight: holds numbers that are not finite"),
-        (torch.ones(3).to_sparse(), "weight: found torch.float32 (torch.sparse_coo on cpu), wanted floats"),
-        (torch.ones(3, device="meta"), "weight: found torch.float32 (torch.strided on meta), wanted floats"),
+        (torch.ones(3).to_sparse(), "weight: found torch.sparse_coo on cpu, wanted a plain tensor"),
+        (torch.ones(3, device="meta"), "weight: found torch.strided on meta, wanted a plain tensor"),
         (torch.ones(3, dtype=torch.int64), "weight: found torch.int64"),
     ],
 )

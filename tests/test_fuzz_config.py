@@ -8,7 +8,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lr2ppo.config import STAGES, Section, dump_config, load_config
+from lr2ppo.config import STAGES, Section
+from lr2ppo.config_file import dump_config, load_config
 from lr2ppo.errors import UserError
 from tests.conftest import REPOSITORY
 from tests.fuzz import damaged, fuzzed, mutated

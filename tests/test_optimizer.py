@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lr2ppo.config import ModelConfig, OptimizerConfig, load_config
+from lr2ppo.config import ModelConfig, OptimizerConfig
+from lr2ppo.config_file import load_config
 from lr2ppo.engine.optimizer import build_optimizer, learning_rate
 from lr2ppo.models import PartialOrderModel
 from tests.conftest import REPOSITORY

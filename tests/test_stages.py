@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lr2ppo.config import PointwiseConfig, PPOConfig, RewardConfig, load_config
+from lr2ppo.config import PointwiseConfig, PPOConfig, RewardConfig
+from lr2ppo.config_file import load_config
 from lr2ppo.engine.processes import Processes
 from lr2ppo.errors import UserError
 from lr2ppo.stages import pointwise, ppo, reward

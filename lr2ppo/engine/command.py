@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lr2ppo.config import dump_config, load_config
+from lr2ppo.config_file import dump_config, load_config
 from lr2ppo.engine.processes import Processes, join_processes
 from lr2ppo.errors import UserError, reports_user_errors
 

@@ -18,7 +18,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from lr2ppo import __version__
-from lr2ppo.config import TrainingConfig, dump_config
+from lr2ppo.config import ComputeConfig, TrainingConfig
+from lr2ppo.config_file import dump_config
 from lr2ppo.engine.checkpoints import Checkpoint, State, newest_checkpoint
 from lr2ppo.engine.earlier import COMMANDS, FINISHED, read_run
 from lr2ppo.engine.lock import lock_run
@@ -28,7 +29,10 @@ from lr2ppo.files import write_json
 
 CHECKPOINTS = "checkpoints"
 # What may be another when a run goes on: it changes no result, or the run keeps its own (the batch of all processes).
-FREE_KEYS = ("logs", "device", "data.root", "data.workers", "train.clips_per_batch", "safety", "compute")
+FREE_KEYS = (
+    *("logs", "device", "data.root", "data.workers", "train.clips_per_batch", "safety."),
+    *(f"compute.{key}" for key in ComputeConfig.model_fields if key != "accumulate"),
+)
 # What a line on the screen holds of an evaluation; `metrics.jsonl` and TensorBoard have it all.
 SHOWN = ("loss", "accuracy", "reward", "reversed", "ndcg@1", "ndcg@5", "ndcg", "pair_accuracy")
 # Writes a model into a folder; every process calls it, for the weights may be spread over them.

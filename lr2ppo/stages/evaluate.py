@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from lr2ppo.comparison import METRICS, ClipMetrics, Row, describe_gain, format_table, summarise
-from lr2ppo.config import DataConfig, EvaluateConfig, load_config
+from lr2ppo.config import DataConfig, EvaluateConfig
+from lr2ppo.config_file import load_config
 from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import open_store
 from lr2ppo.engine.command import read_stage_config, stage_parser

@@ -29,6 +29,11 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
     files: list[tuple[str, Need]] = [(config.data.train, "pairs"), (config.data.validation, "grades")]
     clips, validation = open_inputs(config.data, files, store, config.model, processes)
     validation_pairs = graded_pairs(validation.clips, config.train.validation_pairs, config.seed)
+    if not validation_pairs:
+        raise UserError(
+            f"{config.data.root / config.data.validation}: found no clip with labels of different grades, "
+            "wanted some whose order the reward model can be chosen by"
+        )
     reward_model = PartialOrderModel(config.model)
     if ranker is not None:
         config = config.model_copy(update={"ranker": str(ranker)})
