@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 import yaml
