@@ -5,7 +5,12 @@ import os
 import re
 import runpy
 import signal
+import socket
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
 from lr2ppo.errors import UserError, raise_faults, reports_user_errors
-from lr2ppo.interruption import STOPPING_SIGNALS
+from lr2ppo.interruption import SAME_SIGNAL_SECONDS, STOPPING_SIGNALS
 
 SEVERAL_NODES = "NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 MASTER_PORT=29500"
 HIGHEST_PORT = 65535
@@ -83,6 +88,33 @@ def _is_whole(text: str, least: int, most: int | None = None) -> bool:
     return bool(re.fullmatch(r"[0-9]{1,9}", text)) and least <= int(text) and (most is None or int(text) <= most)
 
 
+@contextmanager
+def ended_by_second_signal() -> Iterator[None]:
+    """Within it, a second stopping signal kills all processes at once, whatever the launcher waits for."""
+    woken, waking = socket.socketpair()
+    waking.setblocking(False)
+
+    def watch() -> None:
+        first = None
+        while number := woken.recv(1):
+            if number[0] not in STOPPING_SIGNALS:
+                continue
+            if first is None:
+                first = time.monotonic()
+            elif time.monotonic() - first > SAME_SIGNAL_SECONDS:
+                _kill_children()
+                os._exit(128 + number[0])
+
+    threading.Thread(target=watch, daemon=True).start()
+    # Told of signals beside the launcher's own handlers, which wait for the processes to end.
+    before = signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        waking.close()
+
+
 def _kill_children() -> None:
     for children in Path("/proc/self/task").glob("*/children"):
         for child in children.read_text().split():
@@ -113,10 +145,9 @@ def main() -> None:
     ]
     arguments = get_args_parser().parse_args([*rendezvous, f"--nproc-per-node={processes}", *safety, *sys.argv[1:]])
     try:
-        run(arguments)
+        with ended_by_second_signal():
+            run(arguments)
     except SignalException as stopped:
-        # Asked a second time, it comes here before the processes have ended.
-        _kill_children()
         sys.exit(128 + stopped.sigval)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()

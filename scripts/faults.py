@@ -4,6 +4,7 @@ Prints each broken promise as it is found, and a table at the end; exits with 1 
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -66,6 +67,8 @@ def main() -> None:
         parser.error(f"--only: found {', '.join(unknown)}, wanted one of {', '.join(groups)}")
     found: dict[str, list[Outcome]] = {}
     started = time.monotonic()
+    # What a shell started in the background ignores it, and hands that on to all that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="lr2ppo-faults-") as folder:
         workshop = Workshop(Path(folder))
         for name in chosen:

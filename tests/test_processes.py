@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -96,3 +97,25 @@ def test_the_number_of_processes_must_be_one(workspace: Workspace) -> None:
     environment_error = workspace.run("env", "NPROC=two", "sh", "pointwise.sh", "x")
     assert environment_error.returncode == 2
     assert "NPROC: found 'two', wanted a whole number" in environment_error.stderr
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_large_tensors_take_the_memory_of_earlier_ones() -> None:
+    """Counted in fresh pages that the system had to clear for them."""
+    code = """
+import resource, sys, torch
+from lr2ppo.engine.processes import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory(torch.device("cpu"))
+pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**25), torch.ones(2**25)
+before = pages()
+for _ in range(5):
+    torch.ones(2**25)
+print(pages() - before)
+"""
+    kept, given_back = (
+        int(subprocess.run([sys.executable, "-c", code, way], cwd=REPOSITORY, capture_output=True, check=True).stdout)
+        for way in ("keep", "give back")
+    )
+    assert kept < 0.2 * given_back

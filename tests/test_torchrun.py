@@ -2,14 +2,17 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from lr2ppo import torchrun
+from lr2ppo.interruption import SAME_SIGNAL_SECONDS
 from tests.conftest import REPOSITORY
 from tests.workspace import Workspace
 
@@ -204,3 +207,33 @@ def test_a_slurm_job_without_a_stage_is_refused(cluster: Workspace, arguments: t
     assert done.returncode == 2
     assert message in done.stderr
     assert not done.stdout
+
+
+def test_a_second_signal_ends_processes_that_hang(tmp_path: Path) -> None:
+    script = tmp_path / "hang.py"
+    script.write_text(
+        "import os, signal, time, pathlib\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'pid-' + os.environ['RANK']).write_text(str(os.getpid()))\n"
+        "time.sleep(300)\n"
+    )
+    environment = os.environ | {"NPROC": "2", "CUDA_VISIBLE_DEVICES": ""}
+    launcher = subprocess.Popen([sys.executable, "-m", "lr2ppo.torchrun", str(script)], cwd=REPOSITORY, env=environment)
+    notes = [tmp_path / f"pid-{rank}" for rank in range(2)]
+    deadline = time.monotonic() + 120
+    while not all(note.is_file() and note.read_text() for note in notes):
+        assert time.monotonic() < deadline, "the processes did not start"
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGTERM)
+    time.sleep(SAME_SIGNAL_SECONDS + 0.5)
+    assert launcher.poll() is None
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(20) == 143
+    time.sleep(0.5)
+    assert not [note for note in notes if is_alive(note)]
+
+
+def is_alive(note: Path) -> bool:
+    """Whether a process is there, and more than an entry that nobody has asked after yet."""
+    status = Path("/proc", note.read_text(), "stat")
+    return status.exists() and ") Z" not in status.read_text()
