@@ -218,3 +218,20 @@ def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
     while not happened():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+
+
+def test_a_run_killed_before_it_had_written_anything_begins_anew(world: World) -> None:
+    folder = world.logs / "reward" / "early"
+    folder.mkdir()
+    (folder / ".config.yaml-half").write_text("seed")
+    world.train("reward", "early")
+    assert world.weights("reward", "early") == world.weights("reward", "whole")
+
+
+def test_a_folder_that_is_no_run_is_not_removed_unasked(world: World) -> None:
+    folder = world.logs / "reward" / "thesis"
+    folder.mkdir()
+    (folder / "chapter.txt").write_text("years of work")
+    with pytest.raises(UserError, match="is no run of ours"):
+        world.train("reward", "thesis")
+    assert (folder / "chapter.txt").exists()

@@ -153,7 +153,12 @@ class Learner(Generic[M]):
             return False
         bad = [name for name, gradient in gradients.items() if not _gather(gradient).isfinite().all()]
         losses = self.processes.gather(loss.item())
-        concerned = [clip for share in self.processes.gather(list(clips)) for clip in share]
+        shares = self.processes.gather(list(clips))
+        # Those of processes whose own loss is at fault; where none is, all of the batch.
+        concerned = [
+            clip for own, share in zip(losses, shares, strict=True) if not math.isfinite(own) for clip in share
+        ]
+        concerned = concerned or [clip for share in shares for clip in share]
         raise UserError(
             f"step {self.steps + self.skipped + 1}: found a loss of {', '.join(f'{each:g}' for each in losses)} and "
             f"gradients that are not finite in {_some(bad)}; clips {_some(concerned)}. Nothing was learned from them, "

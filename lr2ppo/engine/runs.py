@@ -25,7 +25,7 @@ from lr2ppo.engine.earlier import COMMANDS, FINISHED, read_run
 from lr2ppo.engine.lock import lock_run
 from lr2ppo.engine.processes import Processes
 from lr2ppo.errors import UserError, raise_faults
-from lr2ppo.files import write_json
+from lr2ppo.files import write_json, write_whole
 
 CHECKPOINTS = "checkpoints"
 # What may be another when a run goes on: it changes no result, or the run keeps its own (the batch of all processes).
@@ -71,7 +71,8 @@ class Run:
         if checkpoint is None:
             _remove(self.folder)
             self.folder.mkdir(parents=True)
-            (self.folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+            text = dump_config(config)
+            write_whole(self.folder / "config.yaml", lambda partial: partial.write_text(text, encoding="utf-8"))
         else:
             os.truncate(self.folder / "metrics.jsonl", checkpoint.state.metrics_bytes)
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
@@ -189,6 +190,9 @@ def _find_checkpoint(folder: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
             f"{folder}: there is a run of this name already, which is finished; "
             "take another name, or add --fresh to remove it and start anew"
         )
+    if all(path.name.startswith(".") for path in folder.iterdir()):
+        # A run that was killed before it had written anything.
+        return None, ()
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: is there already and is no run of ours; take another name, or --fresh to remove it")
     checkpoint, faults = newest_checkpoint(folder / CHECKPOINTS)
@@ -233,7 +237,9 @@ def _remove(folder: Path) -> None:
         size = sum(path.stat().st_size for path in files) / 2**20
         state = "finished" if (folder / FINISHED).exists() else "unfinished"
         tqdm.write(f"removing the {state} run in {folder}: {len(files)} files, {size:.1f} MiB")
-        shutil.rmtree(folder)
+        # Out of the way at once: half a folder would be no run's.
+        leaving = folder.rename(folder.with_name(f".{folder.name}.removed-{os.getpid()}"))
+        shutil.rmtree(leaving)
 
 
 def run_folder(config: TrainingConfig) -> Path:
