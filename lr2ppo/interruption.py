@@ -13,6 +13,11 @@ SAME_SIGNAL_SECONDS = 1.0
 NOTICE = b"\nasked to stop: finishing this step and writing a checkpoint; once more ends the run at once\n"
 
 
+def heeded_signals() -> list[signal.Signals]:
+    """Those of them that whoever started this process has not had ignored, as `nohup` does with a closed terminal."""
+    return [number for number in STOPPING_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 class StopRequest:
     """Within it, the first stopping signal is noted in `signal`, else 0; a second one ends the process at once."""
 
@@ -24,7 +29,7 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._note) for number in STOPPING_SIGNALS}
+        self._before = {number: signal.signal(number, self._note) for number in heeded_signals()}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -1,10 +1,15 @@
 """torchrun with one process a GPU by default, whose failures end as the stage ended: its message and exit code."""
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Importing torch takes seconds, in which Ctrl-C is to leave no traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import logging
 import os
 import re
 import runpy
-import signal
 import socket
 import sys
 import threading
@@ -20,7 +25,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
 from lr2ppo.errors import UserError, raise_faults, reports_user_errors
-from lr2ppo.interruption import SAME_SIGNAL_SECONDS, STOPPING_SIGNALS
+from lr2ppo.interruption import SAME_SIGNAL_SECONDS, STOPPING_SIGNALS, heeded_signals
 
 SEVERAL_NODES = "NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 MASTER_PORT=29500"
 HIGHEST_PORT = 65535
@@ -125,6 +130,8 @@ def _kill_children() -> None:
 @reports_user_errors
 def main() -> None:
     """Takes torchrun's own arguments; exits with 2 where the stage refused its input, else as the failed process."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     processes, nodes = count_processes(), count_nodes()
     restarts, sys.argv[1:] = take_restarts(sys.argv[1:])
     rendezvous = rendezvous_arguments(nodes)
@@ -143,7 +150,7 @@ def main() -> None:
     safety = [
         f"--max-restarts={restarts}",
         f"--shutdown-timeout={SECONDS_TO_STOP}",
-        f"--signals-to-handle={','.join(number.name for number in STOPPING_SIGNALS)}",
+        f"--signals-to-handle={','.join(number.name for number in heeded_signals())}",
     ]
     arguments = get_args_parser().parse_args([*rendezvous, f"--nproc-per-node={processes}", *safety, *sys.argv[1:]])
     try:

@@ -1,0 +1,46 @@
+"""Signals that ask a run to stop."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from lr2ppo import interruption
+from lr2ppo.interruption import STOPPING_SIGNALS, StopRequest
+
+
+@pytest.mark.parametrize("number", STOPPING_SIGNALS)
+def test_the_first_signal_is_noted_and_handlers_are_put_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopRequest(talks=False) as stop:
+        assert stop.signal == 0
+        os.kill(os.getpid(), number)
+        assert stop.signal == number
+        # At once again, as Slurm and a launcher may: it is the same request.
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == before
+
+
+def test_signals_that_were_ignored_stay_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest(talks=False) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signal == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruption, "SAME_SIGNAL_SECONDS", 0.0)
+    child = os.fork()
+    if child == 0:
+        with StopRequest(talks=False):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGTERM
