@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lr2ppo import interruption
 from lr2ppo.config_file import load_config
 from lr2ppo.data import ClipDataset, FeatureStore, annotations, read_clips
 from lr2ppo.data.dataset import collate
@@ -48,6 +49,8 @@ class World:
         common = [f"logs={self.logs}", f"data.root={self.data}", f"name={name}", "data.frames=3", "device=cpu"]
         overrides = [*common, "train.clips_per_batch=8", *SETTINGS[stage], *more]
         config = load_config(REPOSITORY / "configs" / "mini" / f"{stage}.yaml", stage, overrides)
+        # The same in every run: sums are rounded as they are shared out over threads.
+        torch.set_num_threads(1)
         torch.manual_seed(config.seed)
         STAGES[stage](config, self.alone, fresh)
 
@@ -71,6 +74,8 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def arrange(number: int, sent: signal.Signals = signal.SIGTERM) -> None:
         real, count = Session.checkpoint, 0
+        # Whoever runs the tests in the background may have had it ignored.
+        monkeypatch.setattr(interruption, "heeded_signals", lambda: interruption.STOPPING_SIGNALS)
 
         def checkpoint(self: Session, *arguments: Any) -> None:
             nonlocal count
