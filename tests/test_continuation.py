@@ -240,3 +240,17 @@ def test_a_folder_that_is_no_run_is_not_removed_unasked(world: World) -> None:
     with pytest.raises(UserError, match="is no run of ours"):
         world.train("reward", "thesis")
     assert (folder / "chapter.txt").exists()
+
+
+def test_a_run_that_computes_activations_again_goes_on_likewise(
+    world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its nets are wrapped, which changes what their weights are called within the model."""
+    world.train("pointwise", "thrifty", "compute.checkpoint_activations=true")
+    stop_at(3)
+    with pytest.raises(SystemExit):
+        world.train("pointwise", "thrifty-stopped", "compute.checkpoint_activations=true")
+    monkeypatch.undo()
+    world.train("pointwise", "thrifty-stopped", "compute.checkpoint_activations=true")
+    assert world.rows("pointwise", "thrifty-stopped") == world.rows("pointwise", "thrifty")
+    assert world.weights("pointwise", "thrifty-stopped") == world.weights("pointwise", "thrifty")

@@ -109,21 +109,21 @@ class Learner(Generic[M]):
     def part(self, part: str) -> dict[str, Tensor]:
         """The whole tensors of one of `PARTS`, wherever they are; every process has to call it."""
         if part == "weights":
-            return {name: _gather(tensor) for name, tensor in self.model.state_dict().items()}
+            return {name: _gather(weight) for name, weight in self._weights().items()}
         state = self.optimizer.state
         # Before the first step the optimizer has none.
-        return {name: _gather(state[p][part]) for name, p in self.model.named_parameters() if p in state}
+        return {name: _gather(state[weight][part]) for name, weight in self._weights().items() if weight in state}
 
     @torch.no_grad()
     def restore(self, part: str, tensors: Mapping[str, Tensor]) -> None:
         """Take over the whole tensors of one of `PARTS`."""
-        for name, own in self.model.named_parameters():
-            if name in tensors:
-                tensor = _spread_as(own, tensors[name])
-                if part == "weights":
-                    own.copy_(tensor)
-                else:
-                    self.optimizer.state[own][part] = tensor
+        weights = self._weights()
+        for name, tensor in tensors.items():
+            own = weights[name]
+            if part == "weights":
+                own.copy_(_spread_as(own, tensor))
+            else:
+                self.optimizer.state[own][part] = _spread_as(own, tensor)
 
     def counters(self) -> dict[str, Any]:
         """What a checkpoint holds of it besides tensors."""
@@ -137,6 +137,11 @@ class Learner(Generic[M]):
             group["lr"] = rate
         for state in self.optimizer.state.values():
             state["step"] = torch.tensor(float(self.steps), device=self.processes.device)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The weights that the optimizer knows, by their names in the plain model, however it is wrapped or spread."""
+        weights: dict[str, Tensor] = self.model.state_dict(keep_vars=True)
+        return weights
 
     def _is_sound(self, loss: Tensor, clips: Sequence[str]) -> bool:
         """Whether loss and gradients are finite on all processes; clips the gradients where that is asked for."""
