@@ -197,10 +197,18 @@ def test_rollouts_of_two_processes_are_shared_out_anew(world: World) -> None:
                 assert torch.equal(getattr(again[1].batch, name), getattr(wanted.batch, name))
 
 
-def test_one_process_goes_on_with_what_two_began(world: World, tiny_world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_process_goes_on_with_what_two_began(world: World, tiny_world: Path, tmp_path: Path, strategy: str) -> None:
     workspace = Workspace.make(tmp_path)
     command = ["sh", "reward_pair_dataloader.sh", "moved", f"data.root={tiny_world}", f"logs={tmp_path / 'logs'}"]
-    command += ["data.frames=3", "model.dropout=0", *SETTINGS["reward"][:-1], "ranker=none", "device=cpu"]
+    command += [
+        f"compute.strategy={strategy}",
+        "data.frames=3",
+        "model.dropout=0",
+        *SETTINGS["reward"][:-1],
+        "ranker=none",
+        "device=cpu",
+    ]
     clips = "train.clips_per_batch=4"
     begun = workspace.start(*command, clips, "safety.checkpoint_steps=1", processes=2)
     checkpoints = tmp_path / "logs" / "reward" / "moved" / "checkpoints"
@@ -208,7 +216,7 @@ def test_one_process_goes_on_with_what_two_began(world: World, tiny_world: Path,
     begun.send_signal(signal.SIGTERM)
     assert begun.wait(60) == 143
     assert "going on from" in workspace.ok(*command, clips, processes=1)
-    world.train("reward", "moved", "ranker=none", "model.dropout=0")
+    world.train("reward", "moved", "ranker=none", "model.dropout=0", fresh=True)
     two, one = (
         load_file(logs / "reward" / "moved" / "checkpoints" / "last" / "model.safetensors")
         for logs in (tmp_path / "logs", world.logs)
