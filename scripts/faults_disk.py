@@ -54,13 +54,13 @@ def _fills_up(workshop: Workshop) -> Tried:
             return
         folder, ballast = logs / "pointwise" / "full", logs / "ballast"
         job = series.start("full", OFTEN, f"logs={logs}")
-        job.wait_for(lambda: len(list((folder / "checkpoints").glob("step-*"))) >= 2, 120)
+        series.wait_for_checkpoints(job, "full", number=2, logs=logs)
         _fill(ballast)
         ended = job.end()
         yield what, _refused(ended, fault_of_refusal(ended, "No space left on device"))
         ballast.unlink()
         ended = series.start("full", OFTEN, f"logs={logs}").end()
-        why = difference(series.whole, folder)
+        why = difference(series.make_whole(), folder)
         if "going on from" not in ended.printed:
             why = f"did not go on; {why}; it said: {ended.printed[-600:]}"
         yield "the same command after room was made", Outcome("lost" if why else "continued", ended.seconds, why)
@@ -84,8 +84,9 @@ def _read_only(workshop: Workshop) -> Tried:
 
 def _vanishes(workshop: Workshop) -> Outcome:
     logs = workshop.root / "vanishing"
-    job = Series(workshop, "pointwise", 1).start("gone", OFTEN, f"logs={logs}")
-    job.wait_for(lambda: bool(list(logs.glob("pointwise/gone/checkpoints/step-*"))), 120)
+    series = Series(workshop, "pointwise", 1)
+    job = series.start("gone", OFTEN, f"logs={logs}")
+    series.wait_for_checkpoints(job, "gone", logs=logs)
     logs.rename(workshop.root / "vanished")
     shutil.rmtree(workshop.root / "vanished")
     ended = job.end()

@@ -24,7 +24,7 @@ def try_mistakes(workshop: Workshop) -> Tried:
     """What goes wrong on the first day, with each stage's script."""
     for stage in STAGES:
         series = Series(workshop, stage, 1)
-        series.whole  # noqa: B018 (a finished run)
+        series.make_whole()
         commands = {
             "without data": (["first", "data.root=nowhere"], "no such"),
             "with a misspelt key": (["first", "train.epoch=3"], "did you mean train.epochs?"),

@@ -41,8 +41,7 @@ class Series:
     def folder(self, name: str) -> Path:
         return self.workshop.folder(self.stage, name)
 
-    @property
-    def whole(self) -> Path:
+    def make_whole(self) -> Path:
         """The folder of the undisturbed run, which is made on first use."""
         folder = self.folder(f"whole-{self.processes}")
         if not folder.exists():
@@ -55,7 +54,7 @@ class Series:
     def make_earlier(self) -> None:
         """Make the runs of earlier stages that this stage's begin from."""
         for stage in STAGES[: STAGES.index(self.stage)]:
-            _ = Series(self.workshop, stage, 1).whole
+            Series(self.workshop, stage, 1).make_whole()
 
     def newest(self, name: str) -> str:
         """The newest whole checkpoint of a run; empty where it has none."""
@@ -66,18 +65,22 @@ class Series:
         """Wait until a run makes steps; False where it ended before."""
         return job.wait_for(lambda: bool(re.search(r"(?m)^stage \d:", job.printed)), seconds)
 
+    def wait_for_checkpoints(self, job: Job, name: str, number: int = 1, logs: Path | None = None) -> None:
+        """Wait until a run has so many checkpoints."""
+        place = (logs or self.workshop.logs) / self.stage / name / "checkpoints"
+        job.wait_for(lambda: len(list(place.glob("step-*"))) >= number, 120)
+
     def stop(self, name: str, logs: Path | None = None) -> Ended:
         """Run until there are two checkpoints, and ask it to stop then."""
         logs = logs or self.workshop.logs
         job = self.start(name, OFTEN, f"logs={logs}")
-        place = logs / self.stage / name / "checkpoints"
-        job.wait_for(lambda: len(list(place.glob("step-*"))) >= 2, 120)
+        self.wait_for_checkpoints(job, name, number=2, logs=logs)
         os.kill(job.script.pid, signal.SIGTERM)
         return job.end()
 
     def finish(self, name: str, *more: str, says: str = "") -> Outcome:
         """Run to the end and compare with the undisturbed run."""
-        whole = self.whole
+        whole = self.make_whole()
         ended = self.start(name, *more).end()
         why = _screen_fault(ended) or difference(whole, self.folder(name))
         if not why and says not in ended.printed:
@@ -156,7 +159,7 @@ def try_kills(workshop: Workshop, kills: int, seed: int) -> Tried:
     dice = random.Random(seed)  # noqa: S311 (no secret is drawn)
     every = [Series(workshop, stage, processes) for processes in (1, 2) for stage in STAGES]
     for place, series in enumerate(every):
-        series.whole  # noqa: B018 (made before it is needed)
+        series.make_whole()
         victim, hits = Victim(series, dice), 0
         while hits < kills // len(every) + (place < kills % len(every)):
             if found := victim.hit():
@@ -172,9 +175,8 @@ def try_restarts(workshop: Workshop) -> Tried:
     """Kill one of two processes of a run that the launcher may start again."""
     for stage in STAGES:
         series = Series(workshop, stage, 2)
-        whole, job = series.whole, series.start("restarted", OFTEN, "--max-restarts", "2")
-        place = series.folder("restarted") / "checkpoints"
-        job.wait_for(lambda place=place: bool(list(place.glob("step-*"))), 120)  # type: ignore[misc]
+        whole, job = series.make_whole(), series.start("restarted", OFTEN, "--max-restarts", "2")
+        series.wait_for_checkpoints(job, "restarted")
         os.kill(job.training()[-1], signal.SIGKILL)
         ended = job.end()
         why = _screen_fault(ended) or difference(whole, series.folder("restarted"))
@@ -202,8 +204,7 @@ def try_second_signal(workshop: Workshop) -> Tried:
 
 def _ask_twice(series: Series, job: Job, name: str, hang: bool = False) -> Outcome:
     """Ask a run to stop once it has a checkpoint, and again two seconds later."""
-    place = series.folder(name) / "checkpoints"
-    job.wait_for(lambda: bool(list(place.glob("step-*"))), 120)
+    series.wait_for_checkpoints(job, name)
     if hang:
         os.kill(job.training()[-1], signal.SIGSTOP)
     os.kill(job.script.pid, signal.SIGTERM)
@@ -222,9 +223,9 @@ def _ask_twice(series: Series, job: Job, name: str, hang: bool = False) -> Outco
 def try_one_name(workshop: Workshop) -> Tried:
     """Start a run twice at once; then kill the first and start it again."""
     series = Series(workshop, "pointwise", 1)
-    first = series.start("shared", OFTEN)
-    place = series.folder("shared") / "checkpoints"
-    first.wait_for(lambda: bool(list(place.glob("step-*"))), 120)
+    # Slow enough to be still at work when the second has been refused.
+    first = series.start("shared", "safety.checkpoint_steps=1")
+    series.wait_for_checkpoints(first, "shared")
     second = series.start("shared").end()
     owner = f"(process {first.script.pid} on {socket.gethostname()})"
     why = _screen_fault(second)
@@ -265,7 +266,7 @@ def _compared(victim: Victim) -> tuple[str, Outcome]:
     series = victim.series
     folder = series.folder(victim.name)
     if (folder / "finished.json").exists():
-        why = difference(series.whole, folder)
+        why = difference(series.make_whole(), folder)
         outcome = Outcome("lost" if why else "continued", why=why)
     else:
         outcome = series.finish(victim.name)

@@ -8,6 +8,7 @@
 # Under Slurm, scripts/slurm/train.sbatch does that.
 
 : "${PRESET:=lrmovienet}"
+BY=""
 if [ -z "${PYTHON:-}" ]; then
     if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
 fi
@@ -18,7 +19,7 @@ fi
 
 # launch_module MODULE ARGUMENT...
 launch_module() {
-    "$PYTHON" -m lr2ppo.torchrun -m "$@"
+    $BY "$PYTHON" -m lr2ppo.torchrun -m "$@"
 }
 
 # launch STAGE ARGUMENT...
@@ -30,9 +31,16 @@ launch() {
 
 # become STAGE ARGUMENT...: launch as the script's last act, so that signals to the script reach the stage
 become() {
+    BY="exec"
+    launch "$@"
+}
+
+# runs STAGE NAME SEED...: one row of a table of several seeds, STAGE/NAME-SEED,STAGE/NAME-SEED,...
+runs() {
     stage=$1
-    shift
-    exec "$PYTHON" -m lr2ppo.torchrun -m "lr2ppo.stages.$stage" --config "configs/$PRESET/$stage.yaml" "$@"
+    name=$2
+    shift 2
+    printf "$stage/$name-%s\n" "$@" | paste -sd, -
 }
 
 # named SCRIPT ARGUMENT...: ends with the usage unless the first argument is a run's name

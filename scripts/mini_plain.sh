@@ -24,13 +24,6 @@ for seed in "$@"; do
     done
 done
 
-# runs STAGE NAME SEED ...: one row of the table, STAGE/NAME-SEED,STAGE/NAME-SEED,...
-runs() {
-    stage=$1
-    name=$2
-    shift 2
-    printf "$stage/$name-%s\n" "$@" | paste -sd, -
-}
 for stage in reward ppo; do
     printf '\n== %s, all seeds together: the plain way, then ours\n' "$stage"
     "$PYTHON" -m lr2ppo.stages.evaluate --config configs/mini/evaluate.yaml \

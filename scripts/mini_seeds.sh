@@ -13,12 +13,6 @@ for seed in "$@"; do
     sh scripts/mini.sh "seed-$seed" "$seed" "data/mini-$seed"
 done
 
-# stage/seed-1,stage/seed-2,...: one row of the table
-row() {
-    stage=$1
-    shift
-    printf "$stage/seed-%s\n" "$@" | paste -sd, -
-}
 printf '\n== all seeds together\n'
 "$PYTHON" -m lr2ppo.stages.evaluate --config configs/mini/evaluate.yaml \
-    --table "$(row pointwise "$@")" "$(row ppo "$@")" "$(row reward "$@")"
+    --table "$(runs pointwise seed "$@")" "$(runs ppo seed "$@")" "$(runs reward seed "$@")"

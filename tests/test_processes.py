@@ -108,7 +108,9 @@ from lr2ppo.engine.processes import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory(torch.device("cpu"))
 pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(2**25), torch.ones(2**25)
+# Alignment has the heap grow a few times before a tensor finds room in what was freed.
+for _ in range(20):
+    torch.ones(2**25)
 before = pages()
 for _ in range(5):
     torch.ones(2**25)
@@ -118,4 +120,4 @@ print(pages() - before)
         int(subprocess.run([sys.executable, "-c", code, way], cwd=REPOSITORY, capture_output=True, check=True).stdout)
         for way in ("keep", "give back")
     )
-    assert kept < 0.5 * given_back
+    assert kept < 0.2 * given_back

@@ -91,7 +91,7 @@ def write_checkpoint(
     processes: Processes,
     substep: int = 0,
 ) -> None:
-    """Write `folder/step-N[-substep]`, whole before it takes its name, and keep the newest `keep`.
+    """Write `folder/step-N-SUBSTEP`, whole before it takes its name, and keep the newest `keep`.
 
     Every process calls it. Raises `UserError` where the disk does not take it; earlier ones stay as they are.
     """

@@ -57,9 +57,9 @@ class Processes:
         """Every process's value, by rank, on every process."""
         if self.world_size == 1:
             return [value]
-        values: list[T | None] = [None] * self.world_size
+        values = [value] * self.world_size
         dist.all_gather_object(values, value)
-        return values  # type: ignore[return-value]
+        return values
 
     def most(self, value: int) -> int:
         """The highest of every process's values, on every process."""

@@ -141,7 +141,7 @@ class Run:
     def finish(self, step: int, models: Mapping[str, Save]) -> None:
         """Save the last weights under `checkpoints/last/` (the critic beside its actor) and mark the run finished."""
         for name, save in models.items():
-            save(self.folder / "checkpoints" / "last" / name)
+            save(self.folder / CHECKPOINTS / "last" / name)
         if not self.is_main:
             return
         seconds = round(time.time() - self._started, 1)
@@ -160,12 +160,6 @@ class Run:
             },
         )
         self.say(f"finished in {seconds:.0f} s; best weights (step {self.best_step}) are in {self.folder / 'best'}")
-
-    def close(self) -> None:
-        if self.is_main:
-            self._tensorboard.close()
-            self._metrics.close()
-            self._log.close()
 
 
 def claim_run(config: TrainingConfig, processes: Processes, fresh: bool) -> Start:

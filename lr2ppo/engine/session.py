@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from lr2ppo.data.dataset import ClipBatch
-from lr2ppo.data.samplers import EpochSampler
+from lr2ppo.data.dataset import ClipBatch, ClipDataset
+from lr2ppo.data.samplers import Draw, EpochSampler, training_loader
 from lr2ppo.engine.checkpoints import Own, State, check_space, remove_checkpoints, write_checkpoint
 from lr2ppo.engine.learner import Learner
 from lr2ppo.engine.processes import Processes
@@ -21,8 +21,8 @@ Values = dict[str, float]
 class Session:
     """Runs a stage's loop so that it can be stopped at any batch and go on as if it had not been.
 
-    `step` counts what the stage calls a step: an optimizer step, or in stage 3 an update. `own` is what this process
-    stored of its own in the checkpoint that the run goes on from.
+    `step` counts what the stage calls a step: an optimizer step, or in stage 3 an update. `owns` is what each process
+    had of its own in the checkpoint that the run goes on from.
     """
 
     def __init__(
@@ -144,7 +144,21 @@ class Session:
         return [{name: sum(each[name] for each in row) / len(row) for name in row[0]} for row in rows]
 
 
-def share_of_batch(start: Start, processes: Processes) -> int:
+def open_batches(
+    start: Start, clips: ClipDataset, draw: Draw, processes: Processes
+) -> tuple[EpochSampler, Iterable[ClipBatch]]:
+    """What a stage learns from: the sampler of what `draw` draws, for this process, and what reads its batches."""
+    sampler = EpochSampler(
+        draw,
+        batch_size=_share_of_batch(start, processes),
+        seed=start.config.seed,
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+    return sampler, training_loader(clips, sampler, start.config.data.workers)
+
+
+def _share_of_batch(start: Start, processes: Processes) -> int:
     """Clips of this process's batches: as the config says, but a run that goes on keeps the batch of all processes.
 
     Raises `UserError` where that cannot be dealt out.

@@ -5,14 +5,14 @@ from torch import Tensor, nn
 from lr2ppo.config import PointwiseConfig
 from lr2ppo.data.annotations import Need
 from lr2ppo.data.dataset import ClipBatch, open_store
-from lr2ppo.data.samplers import EpochSampler, graded_lists, training_loader
+from lr2ppo.data.samplers import graded_lists
 from lr2ppo.engine.command import run_stage
 from lr2ppo.engine.inputs import complete_model_config, left_out_note, open_inputs, overlap_note
 from lr2ppo.engine.learner import Learner, count_steps
 from lr2ppo.engine.processes import Processes, keep_freed_memory
 from lr2ppo.engine.runs import Run, claim_run
 from lr2ppo.engine.scoring import validation_ndcg
-from lr2ppo.engine.session import Session, share_of_batch
+from lr2ppo.engine.session import Session, open_batches
 from lr2ppo.models import RelevanceRanker
 from lr2ppo.objectives import smooth_l1_loss
 
@@ -24,14 +24,8 @@ def train(config: PointwiseConfig, processes: Processes, fresh: bool) -> None:
     files: list[tuple[str, Need]] = [(config.data.train, "grades"), (config.data.validation, "grades")]
     clips, validation = open_inputs(config.data, files, store, config.model, processes)
     settings = config.train
-    sampler = EpochSampler(
-        graded_lists(clips.clips, settings.max_labels),
-        batch_size=share_of_batch(start, processes),
-        seed=config.seed,
-        rank=processes.rank,
-        world_size=processes.world_size,
-    )
-    loader = training_loader(clips, sampler, config.data.workers)
+    draw = graded_lists(clips.clips, settings.max_labels)
+    sampler, loader = open_batches(start, clips, draw, processes)
     steps = count_steps(settings.epochs * len(sampler), config.compute)
     run = Run(config, processes, start)
     keep_freed_memory(processes.device)

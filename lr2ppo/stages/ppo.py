@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lr2ppo.config import PPOConfig, PPOLoss
 from lr2ppo.data.annotations import Need
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, open_store
-from lr2ppo.data.samplers import EpochSampler, random_pairs, training_loader
+from lr2ppo.data.samplers import random_pairs
 from lr2ppo.engine.command import run_stage
 from lr2ppo.engine.earlier import find_earlier
 from lr2ppo.engine.inputs import check_fit, left_out_note, open_inputs, overlap_note
@@ -20,7 +20,7 @@ from lr2ppo.engine.processes import Processes
 from lr2ppo.engine.rollouts import Rollout, pack_rollouts, unpack_rollouts
 from lr2ppo.engine.runs import Run, claim_run
 from lr2ppo.engine.scoring import validation_ndcg
-from lr2ppo.engine.session import Session, share_of_batch
+from lr2ppo.engine.session import Session, open_batches
 from lr2ppo.errors import UserError
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
@@ -46,14 +46,8 @@ def train(config: PPOConfig, processes: Processes, fresh: bool) -> None:
         check_fit(model.encoder.config, store, config.data.frames, str(source))
     files: list[tuple[str, Need]] = [(config.data.train, "labels"), (config.data.validation, "grades")]
     clips, validation = open_inputs(config.data, files, store, ranker.encoder.config, processes)
-    sampler = EpochSampler(
-        random_pairs(clips.clips, settings.pairs_per_clip, settings.visits_per_epoch),
-        batch_size=share_of_batch(start, processes),
-        seed=config.seed,
-        rank=processes.rank,
-        world_size=processes.world_size,
-    )
-    loader = training_loader(clips, sampler, config.data.workers)
+    draw = random_pairs(clips.clips, settings.pairs_per_clip, settings.visits_per_epoch)
+    sampler, loader = open_batches(start, clips, draw, processes)
     batches = settings.epochs * len(sampler)
     updates = batches // settings.batches_per_rollout
     if updates == 0:

@@ -5,7 +5,7 @@ import torch
 from lr2ppo.config import ModelConfig, RewardConfig
 from lr2ppo.data.annotations import Need
 from lr2ppo.data.dataset import open_store
-from lr2ppo.data.samplers import EpochSampler, annotated_pairs, graded_pairs, training_loader
+from lr2ppo.data.samplers import annotated_pairs, graded_pairs
 from lr2ppo.engine.command import run_stage
 from lr2ppo.engine.earlier import find_earlier
 from lr2ppo.engine.inputs import complete_model_config, left_out_note, open_inputs, overlap_note
@@ -13,7 +13,7 @@ from lr2ppo.engine.learner import Learner, count_steps
 from lr2ppo.engine.processes import Processes, keep_freed_memory
 from lr2ppo.engine.runs import Run, claim_run
 from lr2ppo.engine.scoring import judged_pair_accuracy, preference_rewards
-from lr2ppo.engine.session import Session, share_of_batch
+from lr2ppo.engine.session import Session, open_batches
 from lr2ppo.errors import UserError
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
@@ -40,14 +40,8 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
         start_from_ranker(reward_model, load_kind(ranker / "best", RelevanceRanker), str(ranker))
 
     settings = config.train
-    sampler = EpochSampler(
-        annotated_pairs(clips.clips, settings.pairs_per_clip),
-        batch_size=share_of_batch(start, processes),
-        seed=config.seed,
-        rank=processes.rank,
-        world_size=processes.world_size,
-    )
-    loader = training_loader(clips, sampler, config.data.workers)
+    draw = annotated_pairs(clips.clips, settings.pairs_per_clip)
+    sampler, loader = open_batches(start, clips, draw, processes)
     steps = count_steps(settings.epochs * len(sampler), config.compute)
     run = Run(config, processes, start)
     keep_freed_memory(processes.device)
