@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,6 +16,8 @@ CUTOFFS: dict[str, int | None] = {
     "ndcg@20": 20,
     "ndcg": None,
 }
+# Tried temperatures, from certain of every pair to certain of none.
+TEMPERATURES = torch.logspace(-2, 2, 401, dtype=torch.float64)
 
 
 def ndcg(scores: Tensor, grades: Tensor, mask: Tensor | None = None, k: int | None = None) -> Tensor:
@@ -50,6 +53,16 @@ def pair_accuracy(scores: Tensor, grades: Tensor, mask: Tensor | None = None) ->
     difference = scores.double().unsqueeze(-1) - scores.double().unsqueeze(-2)
     right = (difference > 0).double() + 0.5 * (difference == 0).double()
     return (right * better).sum((-1, -2)) / better.sum((-1, -2))
+
+
+def fit_temperature(margins: Tensor) -> float:
+    """The temperature under which `sigmoid(margin / temperature)` tells best how likely a preference is.
+
+    Shapes: margins: [pairs], by how much the reward of the better order exceeds that of the worse one. Least negative
+    log-likelihood, as in Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2.
+    """
+    losses = F.softplus(-margins.double().unsqueeze(-1) / TEMPERATURES).mean(0)
+    return float(TEMPERATURES[losses.argmin()])
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,14 @@
 import argparse
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lr2ppo.comparison import CELL, TITLES
-from lr2ppo.engine.earlier import FINISHED, find_run
-from lr2ppo.errors import UserError, reports_user_errors
+from lr2ppo.engine.earlier import FINISHED, best_validation, find_run
+from lr2ppo.errors import reports_user_errors
 
 CURVES = Path(__file__).parent / "published_curves"
 NDCG = ("ndcg@1", "ndcg@3", "ndcg@5", "ndcg@10", "ndcg@20")
@@ -44,23 +44,13 @@ def published_best(stage: Stage) -> dict[str, float]:
     return max(curve, key=lambda row: row[stage.chosen_by])
 
 
-def validation_best(run: Path, metrics: Sequence[str]) -> dict[str, float]:
-    """A finished run's validation metrics at the step whose weights it kept."""
-    if not (run / FINISHED).is_file():
-        raise UserError(f"{run}: has not finished; sh scripts/reproduce.sh {run.name} goes on where it stopped")
-    best = _read_json(run / FINISHED)["best_step"]
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    row = next(row for row in rows if row["step"] == best)
-    return {name: row[f"validation/{name}"] for name in metrics}
-
-
 def compare_stage(stage: Stage, run: Path) -> str:
     """A stage's part of the table: published, ours and the difference on validation, ours on test, and the times."""
-    published, ours = published_best(stage), validation_best(run, stage.metrics)
+    published, ours = published_best(stage), best_validation(run)
     lines = [
         f"{stage.title:<{NAME_WIDTH}}" + "".join(f"{TITLES[name]:>{CELL}}" for name in stage.metrics),
         _row("published, validation", published),
-        _row("ours, validation", ours),
+        _row("ours, validation", {name: ours[name] for name in stage.metrics}),
         _row("difference", {name: ours[name] - published[name] for name in stage.metrics}, sign="+"),
     ]
     test = _read_json(run / "results.json").get("test") if (run / "results.json").is_file() else None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 from torch import Tensor
 
-from lr2ppo.metrics import CUTOFFS, bootstrap_mean, chance_ndcg, ndcg, pair_accuracy
+from lr2ppo.metrics import CUTOFFS, bootstrap_mean, chance_ndcg, fit_temperature, ndcg, pair_accuracy
 
 CUTS = (1, 3, 5, 10, 20, None)
 MODERATE = settings(deadline=None, max_examples=60)
@@ -224,3 +224,13 @@ def test_bootstrap_interval_is_as_wide_as_its_level_says(level: float, deviation
     error = values.std() / math.sqrt(len(values))
     assert estimate.low == pytest.approx(values.mean() - deviations * error, abs=0.15 * error)
     assert estimate.high == pytest.approx(values.mean() + deviations * error, abs=0.15 * error)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(0.1, 10.0), st.integers(0, 2**31))
+def test_the_fitted_temperature_is_that_by_which_preferences_were_drawn(temperature: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    size = 3 * temperature * torch.randn(20_000, generator=generator).abs()
+    right = torch.rand(20_000, generator=generator) < torch.sigmoid(size / temperature)
+    found = fit_temperature(torch.where(right, size, -size))
+    assert found == pytest.approx(temperature, rel=0.15)

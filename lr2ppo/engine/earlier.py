@@ -54,6 +54,16 @@ def find_earlier(reference: str, stage: str, preset: str, logs: Path) -> Path:
     return max(finished)[1]
 
 
+def best_validation(folder: Path) -> dict[str, float]:
+    """A finished run's validation metrics at the step whose weights it kept; raises `UserError` where it goes on."""
+    if not (folder / FINISHED).is_file():
+        raise UserError(f"{folder}: has not finished; the command that began it goes on where it stopped")
+    best = json.loads((folder / FINISHED).read_text(encoding="utf-8"))["best_step"]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    row = next(row for row in rows if row["step"] == best)
+    return {name.partition("/")[2]: value for name, value in row.items() if name.startswith("validation/")}
+
+
 def is_converted(folder: Path) -> bool:
     """Whether a folder holds the weights of a run alone, as a converted published checkpoint does."""
     return (folder / "best" / "config.json").is_file() and not (folder / "config.yaml").exists()

@@ -12,7 +12,7 @@ from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest
 from lr2ppo.data.samplers import evaluation_loader, whole_clips
 from lr2ppo.engine.processes import Processes
-from lr2ppo.metrics import CUTOFFS, ndcg, pair_accuracy
+from lr2ppo.metrics import CUTOFFS, fit_temperature, ndcg, pair_accuracy
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 
 Scores = NDArray[np.float64]
@@ -98,27 +98,26 @@ def pad_lists(scores: Sequence[Scores], grades: Sequence[NDArray[np.int64]]) -> 
 
 
 @torch.inference_mode()
-def judged_pair_accuracy(
+def judged_pairs(
     model: PartialOrderModel,
     dataset: ClipDataset,
     requests: Sequence[ClipRequest],
     processes: Processes,
     batch_size: int,
-) -> float:
-    """Share of annotated pairs whose better order the reward model rewards more."""
+) -> dict[str, float]:
+    """How a reward model judges annotated pairs: the share whose better order it rewards more, and its temperature."""
     loader = evaluation_loader(
         dataset, requests, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size
     )
     training = model.training
     model.eval()
-    right = pairs = 0
+    mine: list[float] = []
     for batch in loader:
         chosen, rejected = preference_rewards(model, batch.to(processes.device))
-        right += int((chosen > rejected).sum())
-        pairs += len(chosen)
+        mine += (chosen - rejected).double().tolist()
     model.train(training)
-    counts = processes.gather((right, pairs))
-    return sum(r for r, _ in counts) / sum(p for _, p in counts)
+    margins = torch.tensor([margin for share in processes.gather(mine) for margin in share], dtype=torch.float64)
+    return {"pair_accuracy": float((margins > 0).double().mean()), "temperature": fit_temperature(margins)}
 
 
 def preference_rewards(model: torch.nn.Module, batch: ClipBatch) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from lr2ppo.engine.inputs import complete_model_config, left_out_note, open_inpu
 from lr2ppo.engine.learner import Learner, count_steps
 from lr2ppo.engine.processes import Processes, keep_freed_memory
 from lr2ppo.engine.runs import Run, claim_run
-from lr2ppo.engine.scoring import judged_pair_accuracy, preference_rewards
+from lr2ppo.engine.scoring import judged_pairs, preference_rewards
 from lr2ppo.engine.session import Session, open_batches
 from lr2ppo.errors import UserError
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
@@ -64,10 +64,8 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
             session.advance({"loss": loss.item()})
             if session.evaluates(settings.evaluate_every):
                 with learner.whole() as model:
-                    accuracy = judged_pair_accuracy(
-                        model, validation, validation_pairs, processes, settings.clips_per_batch
-                    )
-                session.record({"pair_accuracy": accuracy}, "pair_accuracy", learner.save)
+                    quality = judged_pairs(model, validation, validation_pairs, processes, settings.clips_per_batch)
+                session.record(quality, "pair_accuracy", learner.save)
             session.checkpoint()
     session.finish({"": learner.save})
 
