@@ -34,6 +34,11 @@ STAGES = {
     "ppo": Stage("stage 3: LR2PPO", "ppo_val.csv", NDCG, "ndcg@20", 636),
 }
 PUBLISHED_NAMES = {"pair_accuracy": "val_pair_accuracy"}
+LOGGED_NAMES = {name: f"validation/{name}" for name in NDCG} | {
+    "val_pair_accuracy": "validation/pair_accuracy",
+    "train_pair_accuracy": "train/accuracy",
+    "train_loss": "train/loss",
+}
 
 
 def published_best(stage: Stage) -> dict[str, float]:
@@ -42,6 +47,13 @@ def published_best(stage: Stage) -> dict[str, float]:
         rows = list(csv.DictReader(file))
     curve = [{name: float(row[PUBLISHED_NAMES.get(name, name)]) for name in stage.metrics} for row in rows]
     return max(curve, key=lambda row: row[stage.chosen_by])
+
+
+def published_curve(stage: Stage) -> dict[str, list[float]]:
+    """The published curve by the names under which a run logs the same, evenly over the length of its run."""
+    with (CURVES / stage.curve).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {LOGGED_NAMES.get(name, f"train/{name}"): [float(row[name]) for row in rows] for name in rows[0]}
 
 
 def compare_stage(stage: Stage, run: Path) -> str:

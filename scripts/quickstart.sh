@@ -12,13 +12,12 @@ sh scripts/mini.sh quickstart 7 data/mini
 printf '\n== the test clips, ordered by each stage\n'
 "$PYTHON" -m lr2ppo.stages.evaluate --config configs/mini/evaluate.yaml --table pointwise/quickstart ppo/quickstart
 echo
-"$PYTHON" -m lr2ppo.plots pointwise/quickstart reward/quickstart ppo/quickstart --out logs/quickstart
+"$PYTHON" -m lr2ppo.report ppo/quickstart -o logs/quickstart.html
 
 cat <<END
 
 done in $(($(date +%s) - started)) s. Where to look next:
-  logs/quickstart/results.png      NDCG by stage, with 95 % intervals
-  logs/quickstart/training.png     the three stages' training curves
+  logs/quickstart.html             the report, in the browser: results, training curves, clips before and after
   logs/ppo/quickstart/cases.json   every test clip: labels, grades, scores, order
   .venv/bin/tensorboard --logdir logs     all curves, in the browser
   PRESET=mini sh ppo.sh mine loss.margin=0.1 && sh ppo_eval.sh ppo/mine     a variation of your own

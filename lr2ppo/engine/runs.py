@@ -2,13 +2,12 @@
 
 import json
 import os
-import platform
 import re
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,13 +16,13 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from lr2ppo import __version__
 from lr2ppo.config import ComputeConfig, TrainingConfig
-from lr2ppo.config_file import dump_config
+from lr2ppo.config_file import config_leaves, dump_config
 from lr2ppo.engine.checkpoints import Checkpoint, State, newest_checkpoint
 from lr2ppo.engine.earlier import COMMANDS, FINISHED, read_run
 from lr2ppo.engine.lock import lock_run
 from lr2ppo.engine.processes import Processes
+from lr2ppo.engine.provenance import describe_machine, describe_program
 from lr2ppo.errors import UserError, raise_faults
 from lr2ppo.files import write_json, write_whole
 
@@ -59,6 +58,7 @@ class Run:
         checkpoint = start.checkpoint
         self.folder = run_folder(config)
         self.is_main = processes.is_main
+        self._processes = processes
         self.best: float | None = None
         self.best_step = 0
         self._started = time.time()
@@ -154,9 +154,8 @@ class Run:
                 "seconds": seconds,
                 "peak_memory_gib": round(peak_memory_gib(), 2),
                 "finished": time.time(),
-                "lr2ppo": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
+                **describe_program(),
+                "machine": describe_machine(self._processes),
             },
         )
         self.say(f"finished in {seconds:.0f} s; best weights (step {self.best_step}) are in {self.folder / 'best'}")
@@ -205,7 +204,7 @@ def _as_begun(config: TrainingConfig, found: Any) -> Start:
 
 def _check_same(folder: Path, config: TrainingConfig) -> None:
     """Raises `UserError` where a run that goes on was begun with settings that lead elsewhere."""
-    begun, wanted = (dict(_leaves(tree)) for tree in (read_run(folder), config.model_dump(mode="json")))
+    begun, wanted = (dict(config_leaves(tree)) for tree in (read_run(folder), config.model_dump(mode="json")))
     differing = [
         f"{key}: found {wanted.get(key)!r}, the run was begun with {begun.get(key)!r}"
         for key in sorted(begun.keys() | wanted.keys())
@@ -214,14 +213,6 @@ def _check_same(folder: Path, config: TrainingConfig) -> None:
     raise_faults(
         folder, differing, "a run goes on with the settings it was begun with; take another name, or add --fresh"
     )
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _remove(folder: Path) -> None:

@@ -1,11 +1,12 @@
 """Score every clip of a dataset once, over all processes, and measure the orders that follow."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lr2ppo.data.annotations import Clip, graded
@@ -20,7 +21,6 @@ Scores = NDArray[np.float64]
 JUDGED_AT_ONCE = 4096
 
 
-@torch.inference_mode()
 def score_clips(
     model: RelevanceRanker | PartialOrderModel,
     dataset: ClipDataset,
@@ -29,6 +29,38 @@ def score_clips(
     workers: int = 0,
 ) -> list[Scores]:
     """Every label's score, `[labels]` a clip: a ranker's own, or the share of pairs that an order model lets it win."""
+    if isinstance(model, PartialOrderModel):
+        return [win_shares(margins) for margins in judge_clips(model, dataset, processes, batch_size, workers)]
+
+    def score(batch: ClipBatch) -> list[Scores]:
+        return [_numbers(row[mask]) for row, mask in zip(rank_labels(model, batch), batch.label_mask, strict=True)]
+
+    return _measure_clips(score, model, dataset, processes, batch_size, workers)
+
+
+def judge_clips(
+    model: PartialOrderModel, dataset: ClipDataset, processes: Processes, batch_size: int, workers: int = 0
+) -> list[Scores]:
+    """A clip's `judge_pairs` without padding: `[2, pairs]`, pairs in the order of `np.triu_indices(labels, 1)`."""
+
+    def judge(batch: ClipBatch) -> list[Scores]:
+        first, second = label_pairs(batch.label_mask.shape[1], batch.label_mask.device)
+        real = batch.label_mask[:, first] & batch.label_mask[:, second]
+        return [_numbers(row[:, mask]) for row, mask in zip(judge_pairs(model, batch), real, strict=True)]
+
+    return _measure_clips(judge, model, dataset, processes, batch_size, workers)
+
+
+@torch.inference_mode()
+def _measure_clips(
+    measure: Callable[[ClipBatch], list[Scores]],
+    model: nn.Module,
+    dataset: ClipDataset,
+    processes: Processes,
+    batch_size: int,
+    workers: int,
+) -> list[Scores]:
+    """What `measure` gives of each clip, every clip measured once by one of the processes."""
     requests = whole_clips(dataset.clips)
     loader = evaluation_loader(
         dataset, requests, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size, workers=workers
@@ -38,11 +70,9 @@ def score_clips(
     mine: dict[int, Scores] = {}
     for batch in loader:
         batch = batch.to(processes.device)
-        scores = rank_labels(model, batch) if isinstance(model, RelevanceRanker) else win_shares(model, batch)
-        for clip, row, mask in zip(batch.clips.tolist(), scores, batch.label_mask, strict=True):
-            mine[clip] = row[mask].double().cpu().numpy()
+        mine |= zip(batch.clips.tolist(), measure(batch), strict=True)
     model.train(training)
-    everyone = {clip: scores for share in processes.gather(mine) for clip, scores in share.items()}
+    everyone = {clip: measured for share in processes.gather(mine) for clip, measured in share.items()}
     return [everyone[clip] for clip in range(len(dataset))]
 
 
@@ -52,25 +82,52 @@ def rank_labels(model: RelevanceRanker, batch: ClipBatch) -> Tensor:
     return scores
 
 
-def win_shares(model: PartialOrderModel, batch: ClipBatch) -> Tensor:
-    """For each label the share of pairs with another label of its clip, shown both ways, that it wins: [B, L]."""
+def judge_pairs(model: PartialOrderModel, batch: ClipBatch) -> Tensor:
+    """By how much proposing the first label of a pair first is rewarded above proposing the second first.
+
+    Returns `[B, 2, pairs]` for all pairs of `label_pairs`, shown as listed and shown the other way round.
+    """
     vectors = model.encoder(batch.text, batch.frames, text_mask=batch.text_mask, frame_mask=batch.frame_mask)
-    labels = batch.label_mask.shape[1]
-    first, second = torch.triu_indices(labels, labels, offset=1, device=vectors.device)
+    first, second = label_pairs(batch.label_mask.shape[1], vectors.device)
     forward, backward = torch.stack([first, second], 1), torch.stack([second, first], 1)
-    first_wins = torch.zeros(len(batch), len(first), device=vectors.device)
+    ways = []
     for shown in (forward, backward):
         margins = []
         for part in torch.arange(len(first), device=vectors.device).split(JUDGED_AT_ONCE):
             orders = torch.stack([torch.cat([shown[part], proposed[part]], 1) for proposed in (forward, backward)])
             rewards = model.judge(vectors, orders.flatten(0, 1).expand(len(batch), -1, -1)).unflatten(1, (2, -1))
             margins.append(rewards[:, 0] - rewards[:, 1])
-        first_wins += 0.25 * (1 + torch.cat(margins, 1).sign())
-    both = batch.label_mask[:, first] & batch.label_mask[:, second]
-    wins = torch.zeros_like(batch.grades)
-    wins.index_add_(1, first, first_wins * both)
-    wins.index_add_(1, second, (1 - first_wins) * both)
-    return wins / (batch.label_mask.sum(1, keepdim=True) - 1).clamp(min=1)
+        ways.append(torch.cat(margins, 1))
+    return torch.stack(ways, 1)
+
+
+def label_pairs(labels: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """The positions of the first and of the second label of every pair: [pairs] each."""
+    first, second = torch.triu_indices(labels, labels, offset=1, device=device)
+    return first, second
+
+
+def win_shares(margins: Scores) -> Scores:
+    """For each label of a clip the share of pairs with another, shown both ways, that it wins; ties count half.
+
+    Shapes: margins: [2, pairs] as of `judge_clips`. Returns [labels].
+    """
+    labels = count_labels(margins)
+    first, second = np.triu_indices(labels, 1)
+    first_wins = (0.25 * (1 + np.sign(margins))).sum(0)
+    wins = np.bincount(first, first_wins, labels) + np.bincount(second, 1 - first_wins, labels)
+    shares: Scores = wins / max(labels - 1, 1)
+    return shares
+
+
+def count_labels(margins: Scores) -> int:
+    """Of how many labels these are all the pairs."""
+    return (1 + math.isqrt(1 + 8 * margins.shape[1])) // 2
+
+
+def _numbers(tensor: Tensor) -> Scores:
+    numbers: Scores = tensor.double().cpu().numpy()
+    return numbers
 
 
 def ranking_metrics(clips: Sequence[Clip], scores: Sequence[Scores]) -> dict[str, Scores]:

@@ -1,6 +1,5 @@
 """Evaluate a run on a split, or show evaluated runs side by side (`--table RUN RUN ...`)."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -9,22 +8,34 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
-from lr2ppo.comparison import METRICS, ClipMetrics, Row, describe_gain, format_table, summarise
+from lr2ppo.calibration import describe_judgement
+from lr2ppo.comparison import Row, describe_gain, format_table, summarise
 from lr2ppo.config import DataConfig, EvaluateConfig
 from lr2ppo.config_file import load_config
 from lr2ppo.data.annotations import Clip, graded
-from lr2ppo.data.dataset import open_store
+from lr2ppo.data.dataset import ClipDataset, open_store
 from lr2ppo.engine.command import read_stage_config, stage_parser
-from lr2ppo.engine.earlier import COMMANDS, find_run, is_converted, read_run
-from lr2ppo.engine.inputs import check_fit, open_inputs
+from lr2ppo.engine.earlier import COMMANDS, FINISHED, best_validation, find_run, is_converted, read_run
+from lr2ppo.engine.evaluations import (
+    CASES,
+    RESULTS,
+    cases_clips,
+    describe_cases,
+    read_cases,
+    reference_rows,
+    run_name,
+    write_split,
+)
+from lr2ppo.engine.inputs import check_fit, left_out_note, open_inputs
 from lr2ppo.engine.processes import autocast, join_processes
-from lr2ppo.engine.scoring import Scores, pad_lists, ranking_metrics, score_clips
+from lr2ppo.engine.scoring import Scores, judge_clips, ranking_metrics, score_clips, win_shares
 from lr2ppo.errors import UserError, reports_user_errors
-from lr2ppo.files import write_json
-from lr2ppo.metrics import CUTOFFS, chance_ndcg
-from lr2ppo.models import RelevanceRanker
+from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_model
+from lr2ppo.report import write_report
+from lr2ppo.report.gather import find_runs
 
 TRAINING_STAGES = tuple(COMMANDS)
 
@@ -45,8 +56,14 @@ def evaluate(config: EvaluateConfig, preset: Path) -> None:
     with join_processes(config.device) as processes:
         (dataset,) = open_inputs(data, [(file, "grades")], store, model.encoder.config, processes)
         model.to(processes.device)
+        judged: dict[str, Any] = {}
         with autocast(config.precision, processes.device):
-            scores = score_clips(model, dataset, processes, config.clips_per_batch, config.workers)
+            if isinstance(model, PartialOrderModel):
+                margins = judge_clips(model, dataset, processes, config.clips_per_batch, config.workers)
+                scores = [win_shares(judged_clip) for judged_clip in margins]
+                judged = {"judgement": judge_split(folder, dataset, margins, config)}
+            else:
+                scores = score_clips(model, dataset, processes, config.clips_per_batch, config.workers)
         if not processes.is_main:
             return
         metrics = ranking_metrics(dataset.clips, scores)
@@ -54,15 +71,15 @@ def evaluate(config: EvaluateConfig, preset: Path) -> None:
         results: dict[str, Any] = {name: asdict(estimate) for name, estimate in estimates.items()}
         references = reference_rows(dataset.clips)
         results["chance"] = {name: float(np.nanmean(values)) for name, values in references[0].metrics.items()}
-        results |= {"clips": len(dataset), "annotations": str(data.root / file)}
-        update_json(folder / "results.json", config.split, results)
-        update_json(folder / "cases.json", config.split, describe_cases(dataset.clips, scores))
+        results |= {"clips": len(dataset), "annotations": str(data.root / file), **judged}
+        write_split(folder / RESULTS, config.split, results)
+        write_split(folder / CASES, config.split, describe_cases(dataset.clips, scores))
     what = "scores" if isinstance(model, RelevanceRanker) else "share of pairs won"
-    print(
-        f"{folder}, {config.split} split, {len(dataset)} clips, labels ordered by {what}; 95 % intervals over clips\n"
-    )
+    of_all = f"{len(dataset)} clips, labels ordered by {what}; 95 % intervals over clips{left_out_note(dataset)}"
+    print(f"{folder}, {config.split} split, {of_all}\n")
     print(format_table([Row(run_name(folder), metrics)], config.bootstrap_samples, config.seed, references))
-    print(f"\nwritten: {folder / 'results.json'}, {folder / 'cases.json'}")
+    report = write_report(find_runs([str(folder)], config.logs), config.split, folder / "report.html")
+    print(f"\nwritten: {folder / RESULTS}, {folder / CASES}, {report}")
 
 
 def run_data(folder: Path, root: Path | None, preset: Path) -> DataConfig:
@@ -70,28 +87,22 @@ def run_data(folder: Path, root: Path | None, preset: Path) -> DataConfig:
     if is_converted(folder):
         data: DataConfig = load_config(preset / "pointwise.yaml", "pointwise").data
     else:
-        data = DataConfig.model_validate(read_run(folder)["data"])
+        try:
+            data = DataConfig.model_validate(read_run(folder).get("data"))
+        except ValidationError as error:
+            raise UserError(f"{folder / 'config.yaml'}: its section data cannot be used: {error}") from None
     return data if root is None else data.model_copy(update={"root": root})
 
 
-def describe_cases(clips: Sequence[Clip], scores: Sequence[Scores]) -> list[dict[str, Any]]:
-    """Each clip's labels, grades and scores as given, and the order of positions that the scores make."""
-    return [
-        {
-            "id": clip.id,
-            "labels": list(clip.labels),
-            "grades": graded(clip).tolist(),
-            "scores": row.tolist(),
-            "order": np.argsort(-row, kind="stable").tolist(),
-        }
-        for clip, row in zip(clips, scores, strict=True)
-    ]
-
-
-def update_json(path: Path, split: str, value: Any) -> None:
-    """Set one split's part of a JSON file and keep the others."""
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_json(path, known | {split: value})
+def judge_split(
+    folder: Path, dataset: ClipDataset, margins: Sequence[Scores], config: EvaluateConfig
+) -> dict[str, Any]:
+    """What `results.json` holds of a reward model besides the metrics of the order that it makes."""
+    temperature = 1.0
+    if (folder / FINISHED).is_file():
+        temperature = best_validation(folder).get("temperature", 1.0)
+    grades = [graded(clip) for clip in dataset.clips]
+    return describe_judgement(grades, margins, temperature, config.bootstrap_samples, config.seed)
 
 
 def show_table(runs: Sequence[str], config: EvaluateConfig) -> None:
@@ -100,7 +111,7 @@ def show_table(runs: Sequence[str], config: EvaluateConfig) -> None:
     clips: list[Clip] = []
     for number, group in enumerate(runs):
         folders = [find_run(name, TRAINING_STAGES, config.logs) for name in group.split(",")]
-        found, scores = read_cases(folders, config.split)
+        found, scores = pool_cases(folders, config.split)
         if number == 0:
             clips = found
         elif [clip.id for clip in found] != [clip.id for clip in clips]:
@@ -118,35 +129,15 @@ def show_table(runs: Sequence[str], config: EvaluateConfig) -> None:
         print(describe_gain(before, after, config.bootstrap_samples, config.seed))
 
 
-def read_cases(folders: Sequence[Path], split: str) -> tuple[list[Clip], list[Scores]]:
+def pool_cases(folders: Sequence[Path], split: str) -> tuple[list[Clip], list[Scores]]:
     """The clips and scores that evaluations have left, several runs one after another."""
     clips: list[Clip] = []
     scores: list[Scores] = []
     for place, folder in enumerate(folders):
-        path = folder / "cases.json"
-        cases = json.loads(path.read_text(encoding="utf-8")).get(split) if path.exists() else None
-        if cases is None:
-            raise UserError(
-                f"{folder}: has not been evaluated on {split}; run: sh ppo_eval.sh {run_name(folder)} split={split}"
-            )
-        for case in cases:
-            clips.append(Clip(f"{place}/{case['id']}", tuple(case["labels"]), np.array(case["grades"])))
-            scores.append(np.array(case["scores"]))
+        own_clips, own_scores = cases_clips(read_cases(folder, split), prefix=f"{place}/")
+        clips += own_clips
+        scores += own_scores
     return clips, scores
-
-
-def reference_rows(clips: Sequence[Clip]) -> tuple[Row, Row]:
-    """What a random order is expected to reach, and a perfect one."""
-    grades = [graded(clip) for clip in clips]
-    _, targets, mask = pad_lists([np.zeros(len(row)) for row in grades], grades)
-    chance: ClipMetrics = {name: chance_ndcg(targets, mask, k).numpy() for name, k in CUTOFFS.items()}
-    chance["pair_accuracy"] = np.full(len(clips), 0.5)
-    perfect = {name: np.ones(len(clips)) for name in METRICS}
-    return Row("chance", chance), Row("perfect order", perfect)
-
-
-def run_name(folder: Path) -> str:
-    return f"{folder.parent.name}/{folder.name}"
 
 
 @reports_user_errors

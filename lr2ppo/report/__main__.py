@@ -1,0 +1,31 @@
+"""`python -m lr2ppo.report RUN ...`"""
+
+import argparse
+from pathlib import Path
+
+from lr2ppo.errors import reports_user_errors
+from lr2ppo.report.gather import find_runs
+from lr2ppo.report.page import write_report
+
+
+@reports_user_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m lr2ppo.report",
+        description="One HTML page of some runs: results, training, reward model, clips and facts. A run that is given "
+        "alone comes with the runs that it began from.",
+        epilog="example: python -m lr2ppo.report ppo/demo -o report.html",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs, as STAGE/NAME, NAME or a path")
+    parser.add_argument("-o", "--out", type=Path, default=Path("report.html"), help="the page (default report.html)")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="the evaluated split (default test)")
+    parser.add_argument("--frames-root", type=Path, help="folder of the clips' images (default the data's own)")
+    parser.add_argument("--logs", type=Path, default=Path("logs"), help="folder of the runs (default logs)")
+    arguments = parser.parse_args()
+    folders = find_runs(arguments.runs, arguments.logs)
+    out = write_report(folders, arguments.split, arguments.out, arguments.frames_root)
+    print(f"written: {out} ({out.stat().st_size / 2**20:.1f} MiB); open it in a browser")
+
+
+if __name__ == "__main__":
+    main()

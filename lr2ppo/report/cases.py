@@ -1,0 +1,106 @@
+"""The report's clips: what the page needs of each to show how its labels' order changed, frames included."""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lr2ppo.data.images import read_image
+from lr2ppo.errors import UserError
+from lr2ppo.report.gather import Evaluation, ReportedRun
+
+GROUP = 4
+FRAMES_SHOWN = 4
+THUMBNAIL = (160, 96)
+# Beyond these the page would open slowly: clips that no group shows go without their frames, then are left out.
+MOST_THUMBNAIL_BYTES = 4 * 2**20
+MOST_CLIPS = 1000
+
+
+def describe_clips(before: Evaluation | None, after: Evaluation, root: Path, seed: int) -> dict[str, Any]:
+    """The clips and the groups that are shown at first; without `before` the order by grades takes its place.
+
+    `groups` name positions in `clips`: most gained (or best), most lost (or worst), and some at random.
+    """
+    quality = after.metrics["ndcg"]
+    gains = quality if before is None else quality - before.metrics["ndcg"]
+    groups = choose_groups(gains, seed, compared=before is not None)
+    shown_first = [number for group in groups for number in group["clips"]]
+    rest = [number for number in range(len(after.clips)) if number not in set(shown_first)]
+    chosen = [*dict.fromkeys(shown_first), *rest][:MOST_CLIPS]
+    place = {number: at for at, number in enumerate(chosen)}
+    budget = MOST_THUMBNAIL_BYTES
+    clips = []
+    for number in chosen:
+        frames = thumbnails(root, after.cases[number].get("images", [])) if budget > 0 else []
+        budget -= sum(map(len, frames))
+        clips.append(_describe(number, before, after, frames))
+    return {
+        "clips": clips,
+        "groups": [group | {"clips": [place[number] for number in group["clips"]]} for group in groups],
+        "left_out": len(after.clips) - len(clips),
+        "compared": before is not None,
+    }
+
+
+def choose_groups(gains: NDArray[np.float64], seed: int, compared: bool) -> list[dict[str, Any]]:
+    """Which clips are shown at first: those of the largest and of the least gain, and a random few of the others."""
+    order = np.argsort(-gains, kind="stable").tolist()
+    most = [number for number in order[:GROUP] if not compared or gains[number] > 0]
+    least = [number for number in order[::-1][:GROUP] if (not compared or gains[number] < 0) and number not in most]
+    others = [number for number in order if number not in {*most, *least}]
+    drawn = sorted(np.random.default_rng(seed).permutation(others)[:GROUP].tolist())
+    titles = ("Gained most", "Lost most") if compared else ("Best ordered", "Worst ordered")
+    named = zip((*titles, "A random few"), (most, least, drawn), strict=True)
+    return [{"title": title, "clips": clips} for title, clips in named]
+
+
+def thumbnails(root: Path, images: Sequence[str]) -> list[str]:
+    """Some of a clip's frames, evenly spaced, as small JPEG data URIs; those that cannot be read are left out."""
+    places = np.unique(np.linspace(0, len(images) - 1, min(FRAMES_SHOWN, len(images))).round().astype(int))
+    found = []
+    for place in places.tolist():
+        path = root / images[place]
+        # A report shows no picture that training would refuse: what lies outside of the data folder.
+        if not path.resolve().is_relative_to(root.resolve()):
+            continue
+        try:
+            image = read_image(path)
+        except UserError:
+            continue
+        image.thumbnail(THUMBNAIL)
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=82)
+        found.append(f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}")
+    return found
+
+
+def frames_root(run: ReportedRun) -> Path:
+    """The folder that a run's image paths are relative to, where nothing else is told."""
+    if run.evaluation is None or "data.test" not in run.config:
+        return Path()
+    # An evaluation may have read the files of another root than training did.
+    path = Path(run.evaluation.results["annotations"])
+    file = next((name for name in ("data.test", "data.validation") if path.match(run.config[name])), "data.test")
+    return path.parents[len(Path(run.config[file]).parts) - 1]
+
+
+def _describe(number: int, before: Evaluation | None, after: Evaluation, frames: Sequence[str]) -> dict[str, Any]:
+    case = after.cases[number]
+    grades = case["grades"]
+    ideal = np.argsort(-np.array(grades), kind="stable").tolist()
+    return {
+        "id": case["id"],
+        "description": case.get("description", ""),
+        "labels": case["labels"],
+        "grades": grades,
+        "before": ideal if before is None else before.cases[number]["order"],
+        "after": case["order"],
+        "ndcg_before": None if before is None else round(float(before.metrics["ndcg"][number]), 3),
+        "ndcg_after": round(float(after.metrics["ndcg"][number]), 3),
+        "frames": list(frames),
+    }

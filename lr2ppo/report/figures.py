@@ -1,0 +1,239 @@
+"""The report's pictures, as SVG text whose colours are the page's own, so that they follow light and dark."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from lr2ppo.comparison import TITLES, Row, summarise
+from lr2ppo.report.gather import ReportedRun
+from lr2ppo.reproduction import STAGES as PUBLISHED_STAGES
+from lr2ppo.reproduction import published_curve
+
+# Stand-ins that no other colour equals, by the variable of the page's style that takes their place.
+INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
+SERIES = ("#050501", "#050502", "#050503", "#050504", "#050505", "#050506")
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", PAPER: "paper"} | {
+    colour: f"series-{number}" for number, colour in enumerate(SERIES)
+}
+STAGE_SERIES = {"pointwise": 0, "reward": 1, "ppo": 2}
+SHOWN_METRICS = ("ndcg@1", "ndcg@3", "ndcg@5", "ndcg@10", "ndcg")
+STYLES = ("-", "--", ":")
+SMALL, WIDE = (4.3, 2.7), (5.6, 3.2)
+SETTINGS: Any = {
+    "svg.fonttype": "none",
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": GRID,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10.0,
+    "axes.titlelocation": "left",
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "legend.frameon": False,
+    "legend.fontsize": 8.0,
+}
+
+
+def draw(plot: Callable[[Axes], None], title: str, size: tuple[float, float] = SMALL) -> str:
+    """A picture with one pair of axes as SVG to put into a page; the title tells it apart from others."""
+    with mpl.rc_context(SETTINGS | {"svg.hashsalt": title}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        plot(axes)
+        axes.set_title(title)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    return svg
+
+
+def draw_results(rows: Sequence[Row], stages: Sequence[str], chance: Row, samples: int, seed: int) -> str:
+    """NDCG at each cut-off of each row with its 95 % interval, between chance and the perfect order."""
+
+    def plot(axes: Axes) -> None:
+        places = np.arange(len(SHOWN_METRICS))
+        for number, (row, colour) in enumerate(zip(rows, series_colours(stages), strict=True)):
+            estimates = [summarise(row.metrics, samples, seed)[name] for name in SHOWN_METRICS]
+            means = np.array([estimate.mean for estimate in estimates])
+            below = means - [estimate.low for estimate in estimates]
+            above = np.array([estimate.high for estimate in estimates]) - means
+            at = places + (number - (len(rows) - 1) / 2) * min(0.16, 0.6 / len(rows))
+            axes.errorbar(at, means, [below, above], fmt="o", markersize=4.5, color=colour, label=row.name)
+        expected = [float(np.nanmean(chance.metrics[name])) for name in SHOWN_METRICS]
+        axes.hlines(expected, places - 0.38, places + 0.38, colors=MUTED, linestyles="dotted")
+        axes.hlines(np.ones(len(places)), places - 0.38, places + 0.38, colors=MUTED, linewidth=0.9)
+        axes.annotate("perfect order", (places[0] - 0.38, 0.985), color=MUTED, fontsize=8, va="top")
+        axes.annotate("chance", (places[0] - 0.38, expected[0] + 0.01), color=MUTED, fontsize=8, va="bottom")
+        axes.set_xticks(places, [TITLES[name] for name in SHOWN_METRICS])
+        axes.set_ylim(0, 1.04)
+        axes.legend(loc="lower right")
+
+    return draw(plot, "How good the orders are", WIDE)
+
+
+def draw_gains(gains: NDArray[np.float64], names: tuple[str, str]) -> str:
+    """How many clips gained or lost how much NDCG over whole lists."""
+
+    def plot(axes: Axes) -> None:
+        reach = max(0.05, float(np.abs(gains).max()))
+        edges = np.linspace(-reach, reach, 30).tolist()
+        counts = axes.hist(gains, edges, color=SERIES[2], alpha=0.85)[0]
+        axes.axvline(0, color=INK, linewidth=1)
+        axes.axvline(float(gains.mean()), color=INK, linewidth=1, linestyle="--")
+        axes.set_ylim(0, float(np.max(counts)) * 1.15)
+        axes.annotate("mean", (float(gains.mean()), float(np.max(counts)) * 1.08), fontsize=8, ha="center")
+        axes.set_xlabel(f"NDCG of {names[1]} less {names[0]}, per clip")
+        axes.set_ylabel("clips")
+
+    return draw(plot, "Who gained and who lost", WIDE)
+
+
+# What is drawn of a stage's training: a picture's title, and its curves by the names they are logged under.
+PANELS: Mapping[str, Sequence[tuple[str, Mapping[str, str]]]] = {
+    "pointwise": (
+        ("Validation NDCG", {"validation/ndcg": "all", "validation/ndcg@5": "@5", "validation/ndcg@1": "@1"}),
+        ("Loss (smooth L1)", {"train/loss": "loss"}),
+        ("Learning rate", {"train/learning_rate": "rate"}),
+        ("Gradient norm", {"train/gradient_norm": "norm"}),
+    ),
+    "reward": (
+        ("Pair accuracy", {"validation/pair_accuracy": "validation", "train/accuracy": "training"}),
+        ("Loss (hinge)", {"train/loss": "loss"}),
+        ("Learning rate", {"train/learning_rate": "rate"}),
+        ("Gradient norm", {"train/gradient_norm": "norm"}),
+    ),
+    "ppo": (
+        ("Validation NDCG", {"validation/ndcg": "all", "validation/ndcg@5": "@5", "validation/ndcg@1": "@1"}),
+        ("Reward and value", {"train/reward": "reward", "train/value": "value"}),
+        ("Advantage", {"train/advantage": "advantage"}),
+        ("Reversed orders", {"train/reversed": "share"}),
+        ("KL to the rollout's scores", {"train/kl": "KL"}),
+        ("Entropy of a pair's scores", {"train/entropy": "entropy"}),
+        ("Policy and rank loss", {"train/policy_loss": "policy", "train/rank_loss": "rank"}),
+        ("Value loss", {"train/value_loss": "value loss"}),
+        ("Learning rates", {"train/actor_learning_rate": "actor", "train/critic_learning_rate": "critic"}),
+        ("Gradient norms", {"train/actor_gradient_norm": "actor", "train/critic_gradient_norm": "critic"}),
+    ),
+}
+
+
+def draw_training(stage: str, runs: Sequence[ReportedRun]) -> list[str]:
+    """A picture for each of the stage's `PANELS`, all runs in it; published curves where a preset is the published."""
+    pictures = []
+    for title, names in PANELS[stage]:
+        if any(name in run.curves for run in runs for name in names):
+            pictures.append(draw(partial(_plot_curves, stage, runs, names), title))
+    return pictures
+
+
+def _plot_curves(stage: str, runs: Sequence[ReportedRun], names: Mapping[str, str], axes: Axes) -> None:
+    several = len(runs) > 1
+    colours = series_colours([stage] * len(runs)) if several else [SERIES[STAGE_SERIES[stage]]]
+    for run, colour in zip(runs, colours, strict=True):
+        for (name, label), style in zip(names.items(), STYLES, strict=False):
+            if name not in run.curves:
+                continue
+            steps, values = run.curves[name]
+            of_run = f"{run.folder.name} {label}" if several else label
+            axes.plot(steps, values, style, color=colour, linewidth=1.5, label=of_run)
+            if name.startswith("validation/") and run.best_step in steps:
+                axes.plot(run.best_step, values[steps.index(run.best_step)], "o", color=colour, markersize=5)
+    if any(run.preset.startswith("lrmovienet") for run in runs):
+        longest = max(max(run.curves[name][0]) for run in runs for name in names if name in run.curves)
+        _plot_published(axes, stage, names, longest)
+    axes.set_xlabel("update" if stage == "ppo" else "step")
+    if len(names) * len(runs) > 1:
+        axes.legend(loc="best")
+
+
+def _plot_published(axes: Axes, stage: str, names: Mapping[str, str], steps: float) -> None:
+    """The published run as thin lines, its length brought to ours."""
+    published = published_curve(PUBLISHED_STAGES[stage])
+    for (name, label), style in zip(names.items(), STYLES, strict=False):
+        if name in published:
+            places = np.linspace(0, steps, len(published[name]) + 1)[1:]
+            axes.plot(places, published[name], style, color=MUTED, linewidth=0.8, label=f"published {label}")
+
+
+def draw_reward_against_ndcg(run: ReportedRun) -> str:
+    """The path of stage 3 through mean reward and validation NDCG."""
+    rewards = dict(zip(*run.curves["train/reward"], strict=True))
+    ndcg = dict(zip(*run.curves["validation/ndcg"], strict=True))
+    steps = [step for step in ndcg if step in rewards]
+
+    def plot(axes: Axes) -> None:
+        across, up = [rewards[step] for step in steps], [ndcg[step] for step in steps]
+        axes.plot(across, up, color=GRID, linewidth=1)
+        sizes = np.linspace(8, 45, len(steps))
+        axes.scatter(across, up, s=sizes, color=SERIES[2], linewidths=0, zorder=3)
+        for place, text in ((0, "first"), (-1, "last")):
+            axes.annotate(
+                f"{text} ({steps[place]:g})", (across[place], up[place]), xytext=(5, 5), textcoords="offset points",
+                fontsize=8,
+            )  # fmt: skip
+        axes.margins(0.15)
+        axes.set_xlabel("mean reward of the rollouts")
+        axes.set_ylabel("validation NDCG")
+
+    return draw(plot, "Reward against NDCG")
+
+
+def draw_accuracy_by_gap(by_gap: Sequence[Mapping[str, float]]) -> str:
+    """The reward model's accuracy on pairs of labels whose grades are so far apart."""
+
+    def plot(axes: Axes) -> None:
+        places = np.arange(len(by_gap))
+        means = np.array([gap["mean"] for gap in by_gap])
+        errors = [means - [gap["low"] for gap in by_gap], np.array([gap["high"] for gap in by_gap]) - means]
+        axes.bar(places, means, 0.5, color=SERIES[1], yerr=errors, capsize=3, ecolor=INK)
+        axes.axhline(0.5, color=MUTED, linestyle="dotted")
+        axes.set_xticks(places, [f"gap {gap['gap']:.0f}\n{gap['pairs']:,.0f} pairs" for gap in by_gap])
+        axes.set_xlim(-0.6, len(by_gap) - 0.4)
+        axes.set_ylim(0, 1)
+        axes.set_ylabel("pairs ordered rightly")
+
+    return draw(plot, "Accuracy by grade gap")
+
+
+def draw_calibration(bins: Sequence[Mapping[str, float]]) -> str:
+    """How often the reward model's preferences of each sureness are right."""
+
+    def plot(axes: Axes) -> None:
+        predicted, observed = [each["predicted"] for each in bins], [each["observed"] for each in bins]
+        share = np.array([each["pairs"] for each in bins]) / sum(each["pairs"] for each in bins)
+        axes.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1, linestyle="dotted")
+        axes.plot(predicted, observed, color=SERIES[1], linewidth=1.2)
+        axes.scatter(predicted, observed, s=15 + 350 * share, color=SERIES[1], linewidths=0, alpha=0.85, zorder=3)
+        axes.set_xlim(0.48, 1.02)
+        axes.set_ylim(min(0.45, *observed) - 0.03, 1.03)
+        axes.set_xlabel("how sure")
+        axes.set_ylabel("how often right")
+
+    return draw(plot, "Calibration")
+
+
+def series_colours(stages: Sequence[str]) -> list[str]:
+    """A colour for each of some rows: its stage's own, then those that are left where a stage comes again."""
+    spare = [colour for colour in SERIES if colour not in {SERIES[STAGE_SERIES[stage]] for stage in stages}]
+    colours: list[str] = []
+    for stage in stages:
+        own = SERIES[STAGE_SERIES[stage]]
+        colours.append(own if own not in colours else spare[len(colours) % len(spare)])
+    return colours

@@ -1,0 +1,142 @@
+"""What the report tells of a run, read from its folder; what is not there yet is left out."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lr2ppo.comparison import ClipMetrics
+from lr2ppo.config_file import config_leaves, load_config
+from lr2ppo.data.annotations import Clip
+from lr2ppo.engine.earlier import COMMANDS, FINISHED, find_run, is_converted, read_run
+from lr2ppo.engine.evaluations import cases_clips, has_split, read_cases, read_results, run_name
+from lr2ppo.engine.scoring import Scores, ranking_metrics
+from lr2ppo.errors import UserError
+
+STAGES = tuple(COMMANDS)
+EARLIER = {"ranker": "pointwise", "reward": "reward"}
+# Filled in by a run itself, or never alike.
+OWN_KEYS = (
+    *("name", "preset", "ranker", "reward"),
+    *("model.frames", "model.tokens_per_frame", "model.text_width", "model.image_width"),
+)
+
+Curve = tuple[list[float], list[float]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run on one split: its results, and each clip's case, scores and metrics, clips in the same order."""
+
+    results: Mapping[str, Any]
+    cases: Sequence[Mapping[str, Any]]
+    clips: Sequence[Clip]
+    scores: Sequence[Scores]
+    metrics: ClipMetrics
+
+
+@dataclass(frozen=True)
+class ReportedRun:
+    """A run: `config` by dotted keys, `curves` by name; None for what it has not come to."""
+
+    folder: Path
+    stage: str
+    config: Mapping[str, Any]
+    curves: Mapping[str, Curve]
+    finished: Mapping[str, Any] | None
+    evaluation: Evaluation | None
+
+    @property
+    def name(self) -> str:
+        return run_name(self.folder)
+
+    @property
+    def preset(self) -> str:
+        return str(self.config.get("preset", ""))
+
+    @property
+    def best_step(self) -> int | None:
+        return None if self.finished is None else int(self.finished["best_step"])
+
+
+def find_runs(references: Sequence[str], logs: Path) -> list[Path]:
+    """The folders of some runs in the order of the stages; with one run alone come those that it began from."""
+    folders = [find_run(reference, STAGES, logs) for reference in references]
+    if len(folders) == 1:
+        folders += _earlier_runs(folders[0], logs)
+    unique = {folder.resolve(): folder for folder in folders}
+    return sorted(unique.values(), key=lambda folder: STAGES.index(_stage(folder)))
+
+
+def gather(folder: Path, split: str) -> ReportedRun:
+    """All of a run; raises `UserError` where a file of it is damaged."""
+    finished = folder / FINISHED
+    try:
+        told = json.loads(finished.read_text(encoding="utf-8")) if finished.is_file() else None
+        curves = read_curves(folder)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder}: its {FINISHED} or metrics.jsonl is damaged: {error}") from None
+    return ReportedRun(
+        folder=folder,
+        stage=_stage(folder),
+        config={} if is_converted(folder) else dict(config_leaves(read_run(folder))),
+        curves=curves,
+        finished=told,
+        evaluation=_read_evaluation(folder, split),
+    )
+
+
+def read_curves(folder: Path) -> dict[str, Curve]:
+    """Each scalar's steps and values, from a run's `metrics.jsonl`; the last row of a run in progress may be half."""
+    path = folder / "metrics.jsonl"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    curves: dict[str, Curve] = {}
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        row = json.loads(line)
+        for name, value in row.items():
+            if "/" in name:
+                steps, values = curves.setdefault(name, ([], []))
+                steps.append(row["step"])
+                values.append(value)
+    return curves
+
+
+def preset_differences(run: ReportedRun) -> dict[str, Any]:
+    """What the preset has where a run's config has another value, by key; empty where the preset is not known."""
+    try:
+        preset = load_config(Path("configs") / run.preset / f"{run.stage}.yaml", run.stage)
+    except UserError:
+        return {}
+    wanted = dict(config_leaves(preset.model_dump(mode="json")))
+    return {
+        key: wanted.get(key)
+        for key, value in run.config.items()
+        if key not in OWN_KEYS and wanted.get(key) != value
+    }  # fmt: skip
+
+
+def _stage(folder: Path) -> str:
+    return folder.parent.name if is_converted(folder) else str(read_run(folder)["stage"])
+
+
+def _earlier_runs(folder: Path, logs: Path) -> list[Path]:
+    config = {} if is_converted(folder) else read_run(folder)
+    found = []
+    for key, stage in EARLIER.items():
+        reference = config.get(key)
+        if isinstance(reference, str) and reference not in ("newest", "none"):
+            try:
+                found.append(find_run(reference, (stage,), logs))
+            except UserError:
+                # Moved or removed since: the report does without.
+                continue
+    return found
+
+
+def _read_evaluation(folder: Path, split: str) -> Evaluation | None:
+    if not has_split(folder, split):
+        return None
+    cases = read_cases(folder, split)
+    clips, scores = cases_clips(cases)
+    return Evaluation(read_results(folder, split), cases, clips, scores, ranking_metrics(clips, scores))

@@ -1,0 +1,270 @@
+"""The report as one HTML page: everything that it shows is in it, and all text is escaped."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lr2ppo import __version__
+from lr2ppo.comparison import METRICS, TITLES, Row, compare, describe_gain, summarise
+from lr2ppo.engine.earlier import best_validation
+from lr2ppo.engine.evaluations import reference_rows
+from lr2ppo.files import write_whole
+from lr2ppo.metrics import Estimate
+from lr2ppo.report import figures
+from lr2ppo.report.cases import describe_clips, frames_root
+from lr2ppo.report.gather import Evaluation, ReportedRun, gather, preset_differences
+from lr2ppo.reproduction import STAGES as PUBLISHED
+from lr2ppo.reproduction import published_best
+
+STAGE_TITLES = {
+    "pointwise": "Stage 1: the ranker",
+    "reward": "Stage 2: the reward model",
+    "ppo": "Stage 3: LR2PPO",
+}
+CAPTIONS = {
+    "pointwise": "NDCG on validation should rise and settle; where it falls while the loss still falls, the ranker "
+    "learns the source domain by heart.",
+    "reward": "Validation accuracy should follow training accuracy; a gap that opens is overfitting to the annotated "
+    "pairs.",
+    "ppo": "Value should come to follow reward, and the advantage to tend to 0. Reversed orders, the share of pairs "
+    "whose proposed order was judged wrong, should become fewer. A KL that jumps or an entropy that collapses tells of "
+    "steps that are too large.",
+}
+SAMPLES, SEED = 2000, 7
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The runs that were evaluated on the same clips, in the order of the stages, their evaluations and rows."""
+
+    runs: Sequence[ReportedRun]
+    evaluations: Sequence[Evaluation]
+    rows: Sequence[Row]
+    chance: Row
+
+    @property
+    def before(self) -> int | None:
+        """The first stage 1 run, which the others are compared to."""
+        return next((place for place, run in enumerate(self.runs) if run.stage == "pointwise"), None)
+
+    @property
+    def after(self) -> int:
+        """The run whose orders are shown: the last of stage 3, else the last of stage 1, else the last."""
+        stages = [run.stage for run in self.runs]
+        for stage in ("ppo", "pointwise", "reward"):
+            if stage in stages:
+                return len(stages) - 1 - stages[::-1].index(stage)
+        raise ValueError("no run was evaluated")
+
+
+def write_report(folders: Sequence[Path], split: str, out: Path, frames: Path | None = None) -> Path:
+    """Write the page of some runs; `frames` is the folder of the clips' images, by default that of the data.
+
+    Raises `UserError` where a run's folder is damaged or the page cannot be written.
+    """
+    runs = [gather(folder, split) for folder in folders]
+    text = render(runs, split, frames)
+    write_whole(out, lambda partial: partial.write_text(text, encoding="utf-8"))
+    return out
+
+
+def render(runs: Sequence[ReportedRun], split: str, frames: Path | None = None) -> str:
+    """The page's text."""
+    environment = Environment(
+        loader=PackageLoader("lr2ppo.report", "template"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"value": _value, "interval": _interval}
+    compared = compare_runs(runs)
+    stages = [(stage, list(own)) for stage, own in groupby(runs, key=lambda run: run.stage)]
+    return environment.get_template("page.html").render(
+        title=f"lr2ppo: {runs[-1].name}",
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        version=__version__,
+        split=split,
+        runs=runs,
+        stage_titles=STAGE_TITLES,
+        captions=CAPTIONS,
+        results=None if compared is None else results_part(compared),
+        not_compared=[run.name for run in runs if compared is None or run not in compared.runs],
+        published=published_part(runs),
+        training=[(stage, figures.draw_training(stage, own), _chosen(own)) for stage, own in stages],
+        reward=reward_part(runs),
+        cases=None if compared is None else cases_part(compared, frames),
+        facts=[facts_part(run) for run in runs],
+    )
+
+
+def compare_runs(runs: Sequence[ReportedRun]) -> Compared | None:
+    """The evaluated runs that share their clips with the last of them; None where there is none."""
+    evaluated = [(run, run.evaluation) for run in runs if run.evaluation is not None]
+    if not evaluated:
+        return None
+    clips = evaluated[-1][1].clips
+    same = [(run, own) for run, own in evaluated if [clip.id for clip in own.clips] == [clip.id for clip in clips]]
+    rows = [Row(run.name, own.metrics) for run, own in same]
+    return Compared([run for run, _ in same], [own for _, own in same], rows, reference_rows(clips)[0])
+
+
+def results_part(compared: Compared) -> dict[str, Any]:
+    """The first part: a sentence, the table with intervals, paired differences and two pictures."""
+    rows, stages = compared.rows, [run.stage for run in compared.runs]
+    metrics = [name for name in METRICS if name != "ndcg@20" or _has_long_lists(rows)]
+    before, after = compared.before, compared.after
+    is_pair = before is not None and before != after
+    gains = rows[after].metrics["ndcg"] - rows[before].metrics["ndcg"] if before is not None and is_pair else None
+    return {
+        "clips": len(rows[0].metrics["ndcg"]),
+        "titles": [TITLES[name] for name in metrics],
+        "chance": [float(np.nanmean(compared.chance.metrics[name])) for name in metrics],
+        "rows": [(row.name, _pick(summarise(row.metrics, SAMPLES, SEED), metrics)) for row in rows],
+        "differences": [
+            (f"{row.name} less {rows[0].name}", _pick(compare(rows[0].metrics, row.metrics, SAMPLES, SEED), metrics))
+            for row in rows[1:]
+        ],
+        "headline": describe_gain(rows[before], rows[after], SAMPLES, SEED) if before is not None and is_pair else None,
+        "alone": (rows[after].name, summarise(rows[after].metrics, SAMPLES, SEED)["ndcg"]),
+        "picture": figures.draw_results(rows, stages, compared.chance, SAMPLES, SEED),
+        "gains": None if gains is None or before is None
+        else {
+            "picture": figures.draw_gains(gains, (rows[before].name, rows[after].name)),
+            "better": int((gains > 1e-9).sum()),
+            "worse": int((gains < -1e-9).sum()),
+        },
+    }  # fmt: skip
+
+
+def published_part(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
+    """Finished runs of the published settings beside the published validation figures."""
+    parts = []
+    for run in runs:
+        if not run.preset.startswith("lrmovienet") or run.finished is None:
+            continue
+        stage, ours = PUBLISHED[run.stage], best_validation(run.folder)
+        best = published_best(stage)
+        parts.append(
+            {
+                "name": run.name,
+                "title": stage.title,
+                "titles": [TITLES[name] for name in stage.metrics],
+                "published": [best[name] for name in stage.metrics],
+                "ours": [ours[name] for name in stage.metrics],
+                "differences": [ours[name] - best[name] for name in stage.metrics],
+                "minutes": stage.minutes,
+                "seconds": run.finished["seconds"],
+            }
+        )
+    return parts
+
+
+def reward_part(runs: Sequence[ReportedRun]) -> dict[str, Any]:
+    """Whether the reward model measures what is wanted: over stage 3, by grade gap, and as sure as it says."""
+    paths = [
+        (run.name, figures.draw_reward_against_ndcg(run))
+        for run in runs
+        if run.stage == "ppo" and {"train/reward", "validation/ndcg"} <= run.curves.keys()
+    ]
+    judged = [
+        (run.name, run.evaluation.results["judgement"])
+        for run in runs
+        if run.evaluation is not None and "judgement" in run.evaluation.results
+    ]
+    return {
+        "paths": paths,
+        "judged": [
+            {
+                "name": name,
+                "temperature": judgement["temperature"],
+                "by_gap": figures.draw_accuracy_by_gap(judgement["by_gap"]),
+                "calibration": figures.draw_calibration(judgement["calibration"]),
+            }
+            for name, judgement in judged
+        ],
+    }
+
+
+def cases_part(compared: Compared, frames: Path | None) -> dict[str, Any]:
+    """Clips whose order changed most, and all others for the search."""
+    before, after = compared.before, compared.after
+    is_pair = before is not None and before != after
+    first = compared.evaluations[before] if before is not None and is_pair else None
+    last = compared.runs[after]
+    data = describe_clips(first, compared.evaluations[after], frames or frames_root(last), SEED)
+    names = {
+        "before": compared.runs[before].name if before is not None and is_pair else "by grade",
+        "after": last.name,
+    }
+    return {"data": data | {"names": names}, **names, "compared": is_pair, "left_out": data["left_out"]}
+
+
+def facts_part(run: ReportedRun) -> dict[str, Any]:
+    """How a run was made: time, memory, machine, versions, data, and its config beside the preset's."""
+    finished = run.finished or {}
+    differences = preset_differences(run)
+    machine = finished.get("machine", {})
+    evaluation = run.evaluation
+    facts = {
+        "State": "finished" if run.finished is not None else "in progress" if run.config else "converted weights",
+        "Steps": finished.get("steps"),
+        "Best validation": f"{finished['best_metric']:.4f} at {finished['best_step']}" if finished else None,
+        "Time": _duration(finished["seconds"]) if finished else None,
+        "Peak memory": f"{finished['peak_memory_gib']} GiB" if finished else None,
+        "Machine": _machine(machine) if machine else None,
+        "Commit": finished.get("commit"),
+        "Versions": ", ".join(f"{name} {finished[name]}" for name in VERSIONS if name in finished) or None,
+        "Data": run.config.get("data.root"),
+        "Evaluated on": None if evaluation is None
+        else f"{evaluation.results['annotations']}, {evaluation.results['clips']} clips",
+    }  # fmt: skip
+    return {
+        "name": run.name,
+        "preset": run.preset,
+        "facts": {name: value for name, value in facts.items() if value is not None},
+        "config": [(key, value, key in differences, differences.get(key)) for key, value in run.config.items()],
+        "changed": len(differences),
+    }
+
+
+VERSIONS = ("lr2ppo", "python", "torch", "transformers", "timm", "numpy")
+
+
+def _chosen(runs: Sequence[ReportedRun]) -> str:
+    """Where the weights were kept from, of each run."""
+    return "; ".join(
+        f"{run.name} kept its weights of {'update' if run.stage == 'ppo' else 'step'} {run.best_step}"
+        for run in runs
+        if run.best_step is not None
+    )
+
+
+def _has_long_lists(rows: Sequence[Row]) -> bool:
+    return any(not np.array_equal(row.metrics["ndcg@20"], row.metrics["ndcg"]) for row in rows)
+
+
+def _pick(estimates: Mapping[str, Estimate], metrics: Sequence[str]) -> list[Estimate]:
+    return [estimates[name] for name in metrics]
+
+
+def _value(number: float, sign: bool = False) -> str:
+    return f"{number:+.3f}" if sign else f"{number:.3f}"
+
+
+def _interval(estimate: Estimate, sign: bool = False) -> str:
+    return f"{_value(estimate.low, sign)} to {_value(estimate.high, sign)}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    processes = "1 process" if machine["processes"] == 1 else f"{machine['processes']} processes"
+    where = "" if machine["device"] == "CPU" else f"{machine['device']}, "
+    return f"{where}{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB, {processes}"
