@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests.workspace import Workspace
 
@@ -59,11 +58,13 @@ def test_runs_of_several_seeds_are_one_row(workspace: Workspace) -> None:
     )
 
 
-def test_the_pictures_are_drawn(workspace: Workspace) -> None:
-    workspace.ok("sh", "-c", '"$PYTHON" -m lr2ppo.plots pointwise/tiny reward/tiny ppo/tiny --out pictures')
-    for name in ("results.png", "training.png"):
-        with Image.open(workspace.root / "pictures" / name) as picture:
-            assert np.asarray(picture.convert("L")).std() > 10
+def test_a_report_is_written_of_runs_by_name(workspace: Workspace) -> None:
+    printed = workspace.ok("sh", "-c", '"$PYTHON" -m lr2ppo.report ppo/tiny -o page.html')
+    assert "written: page.html" in printed
+    text = (workspace.root / "page.html").read_text(encoding="utf-8")
+    assert all(name in text for name in ("pointwise/tiny", "reward/tiny", "ppo/tiny"))
+    assert "data:image/jpeg" in text
+    assert "found no such run" in workspace.refused("sh", "-c", '"$PYTHON" -m lr2ppo.report gone')
 
 
 def test_extraction_is_continued_where_it_stopped(workspace: Workspace) -> None:

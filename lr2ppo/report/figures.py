@@ -3,12 +3,13 @@
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from lr2ppo.comparison import TITLES, Row, summarise
@@ -25,7 +26,7 @@ VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", PAPER: "paper"} | {
 STAGE_SERIES = {"pointwise": 0, "reward": 1, "ppo": 2}
 SHOWN_METRICS = ("ndcg@1", "ndcg@3", "ndcg@5", "ndcg@10", "ndcg")
 STYLES = ("-", "--", ":")
-SMALL, WIDE = (4.3, 2.7), (5.6, 3.2)
+SMALL, WIDE = (3.3, 2.3), (5.6, 3.2)
 SETTINGS: Any = {
     "svg.fonttype": "none",
     "font.size": 9.0,
@@ -39,6 +40,7 @@ SETTINGS: Any = {
     "axes.spines.right": False,
     "axes.titlesize": 10.0,
     "axes.titlelocation": "left",
+    "axes.formatter.limits": (-3, 4),
     "grid.color": GRID,
     "grid.linewidth": 0.7,
     "xtick.color": MUTED,
@@ -99,48 +101,87 @@ def draw_gains(gains: NDArray[np.float64], names: tuple[str, str]) -> str:
         axes.axvline(float(gains.mean()), color=INK, linewidth=1, linestyle="--")
         axes.set_ylim(0, float(np.max(counts)) * 1.15)
         axes.annotate("mean", (float(gains.mean()), float(np.max(counts)) * 1.08), fontsize=8, ha="center")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(f"NDCG of {names[1]} less {names[0]}, per clip")
         axes.set_ylabel("clips")
 
     return draw(plot, "Who gained and who lost", WIDE)
 
 
-# What is drawn of a stage's training: a picture's title, and its curves by the names they are logged under.
-PANELS: Mapping[str, Sequence[tuple[str, Mapping[str, str]]]] = {
+class Panel(NamedTuple):
+    """A picture of training: its title, its curves by the names they are logged under, and what to look for."""
+
+    title: str
+    curves: Mapping[str, str]
+    caption: str
+
+
+NDCG_CURVES = {"validation/ndcg": "all", "validation/ndcg@5": "@5", "validation/ndcg@1": "@1"}
+RATE = "Rises over the warm-up, then falls to 0; a restart shows as a jump."
+NORM = "Steady is good; spikes tell of odd clips or of steps that are too large: see clip_gradients."
+PANELS: Mapping[str, Sequence[Panel]] = {
     "pointwise": (
-        ("Validation NDCG", {"validation/ndcg": "all", "validation/ndcg@5": "@5", "validation/ndcg@1": "@1"}),
-        ("Loss (smooth L1)", {"train/loss": "loss"}),
-        ("Learning rate", {"train/learning_rate": "rate"}),
-        ("Gradient norm", {"train/gradient_norm": "norm"}),
+        Panel(
+            "Validation NDCG",
+            NDCG_CURVES,
+            "Should rise and settle; where it falls while the loss still falls, the source is learned by heart.",
+        ),
+        Panel("Loss (smooth L1)", {"train/loss": "loss"}, "Should fall and flatten; the mean since the row before."),
+        Panel("Learning rate", {"train/learning_rate": "rate"}, RATE),
+        Panel("Gradient norm", {"train/gradient_norm": "norm"}, NORM),
     ),
     "reward": (
-        ("Pair accuracy", {"validation/pair_accuracy": "validation", "train/accuracy": "training"}),
-        ("Loss (hinge)", {"train/loss": "loss"}),
-        ("Learning rate", {"train/learning_rate": "rate"}),
-        ("Gradient norm", {"train/gradient_norm": "norm"}),
+        Panel(
+            "Pair accuracy",
+            {"validation/pair_accuracy": "validation", "train/accuracy": "training"},
+            "A gap that opens between the two is overfitting to the annotated pairs.",
+        ),
+        Panel("Loss (hinge)", {"train/loss": "loss"}, "Should fall; near 0 every pair keeps its margin."),
+        Panel("Learning rate", {"train/learning_rate": "rate"}, RATE),
+        Panel("Gradient norm", {"train/gradient_norm": "norm"}, NORM),
     ),
     "ppo": (
-        ("Validation NDCG", {"validation/ndcg": "all", "validation/ndcg@5": "@5", "validation/ndcg@1": "@1"}),
-        ("Reward and value", {"train/reward": "reward", "train/value": "value"}),
-        ("Advantage", {"train/advantage": "advantage"}),
-        ("Reversed orders", {"train/reversed": "share"}),
-        ("KL to the rollout's scores", {"train/kl": "KL"}),
-        ("Entropy of a pair's scores", {"train/entropy": "entropy"}),
-        ("Policy and rank loss", {"train/policy_loss": "policy", "train/rank_loss": "rank"}),
-        ("Value loss", {"train/value_loss": "value loss"}),
-        ("Learning rates", {"train/actor_learning_rate": "actor", "train/critic_learning_rate": "critic"}),
-        ("Gradient norms", {"train/actor_gradient_norm": "actor", "train/critic_gradient_norm": "critic"}),
+        Panel("Validation NDCG", NDCG_CURVES, "What counts: should rise from stage 1's level and hold."),
+        Panel(
+            "Reward and value",
+            {"train/reward": "reward", "train/value": "value"},
+            "Value is what the critic expects: it should come to follow the reward.",
+        ),
+        Panel(
+            "Advantage",
+            {"train/advantage": "advantage"},
+            "Reward less value: large while the critic learns, then near 0.",
+        ),
+        Panel(
+            "Reversed orders",
+            {"train/reversed": "share"},
+            "The share of proposed orders judged wrong; what stays is about the pairs of equal grades.",
+        ),
+        Panel("KL to the rollout's scores", {"train/kl": "KL"}, "Small and falling; a jump tells of too large steps."),
+        Panel(
+            "Entropy of a pair's scores",
+            {"train/entropy": "entropy"},
+            "At most 0.69, an even choice; a collapse to 0 means scores that run apart.",
+        ),
+        Panel(
+            "Policy and rank loss",
+            {"train/policy_loss": "policy", "train/rank_loss": "rank"},
+            "Should fall with the reversed orders.",
+        ),
+        Panel("Value loss", {"train/value_loss": "value loss"}, "Should fall quickly and stay low."),
+        Panel("Learning rates", {"train/actor_learning_rate": "actor", "train/critic_learning_rate": "critic"}, RATE),
+        Panel("Gradient norms", {"train/actor_gradient_norm": "actor", "train/critic_gradient_norm": "critic"}, NORM),
     ),
 }
 
 
-def draw_training(stage: str, runs: Sequence[ReportedRun]) -> list[str]:
-    """A picture for each of the stage's `PANELS`, all runs in it; published curves where a preset is the published."""
-    pictures = []
-    for title, names in PANELS[stage]:
-        if any(name in run.curves for run in runs for name in names):
-            pictures.append(draw(partial(_plot_curves, stage, runs, names), title))
-    return pictures
+def draw_training(stage: str, runs: Sequence[ReportedRun]) -> list[tuple[str, str]]:
+    """A picture and its caption for each of the stage's `PANELS`, all runs in it; published curves beside ours."""
+    return [
+        (draw(partial(_plot_curves, stage, runs, panel.curves), panel.title), panel.caption)
+        for panel in PANELS[stage]
+        if any(name in run.curves for run in runs for name in panel.curves)
+    ]
 
 
 def _plot_curves(stage: str, runs: Sequence[ReportedRun], names: Mapping[str, str], axes: Axes) -> None:

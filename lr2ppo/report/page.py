@@ -27,15 +27,6 @@ STAGE_TITLES = {
     "reward": "Stage 2: the reward model",
     "ppo": "Stage 3: LR2PPO",
 }
-CAPTIONS = {
-    "pointwise": "NDCG on validation should rise and settle; where it falls while the loss still falls, the ranker "
-    "learns the source domain by heart.",
-    "reward": "Validation accuracy should follow training accuracy; a gap that opens is overfitting to the annotated "
-    "pairs.",
-    "ppo": "Value should come to follow reward, and the advantage to tend to 0. Reversed orders, the share of pairs "
-    "whose proposed order was judged wrong, should become fewer. A KL that jumps or an entropy that collapses tells of "
-    "steps that are too large.",
-}
 SAMPLES, SEED = 2000, 7
 
 
@@ -89,7 +80,6 @@ def render(runs: Sequence[ReportedRun], split: str, frames: Path | None = None) 
         split=split,
         runs=runs,
         stage_titles=STAGE_TITLES,
-        captions=CAPTIONS,
         results=None if compared is None else results_part(compared),
         not_compared=[run.name for run in runs if compared is None or run not in compared.runs],
         published=published_part(runs),
