@@ -127,18 +127,26 @@ def _kill_children() -> None:
             os.killpg(int(child), signal.SIGKILL)
 
 
+def run_stage() -> None:
+    """Run the module that `-m` names in this process."""
+    sys.argv[:] = sys.argv[2:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
 @reports_user_errors
 def main() -> None:
     """Takes torchrun's own arguments; exits with 2 where the stage refused its input, else as the failed process."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.argv[1:2] == ["-m"]:
+        run_stage()
+        return
     processes, nodes = count_processes(), count_nodes()
     restarts, sys.argv[1:] = take_restarts(sys.argv[1:])
     rendezvous = rendezvous_arguments(nodes)
     if processes == nodes == 1 and not restarts and sys.argv[1:2] == ["-m"]:
         # A single process needs no launcher above it.
-        sys.argv[:] = sys.argv[2:]
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        run_stage()
         return
     # Processes share the machine's cores; torchrun would give each one thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
@@ -152,7 +160,9 @@ def main() -> None:
         f"--shutdown-timeout={SECONDS_TO_STOP}",
         f"--signals-to-handle={','.join(number.name for number in heeded_signals())}",
     ]
-    arguments = get_args_parser().parse_args([*rendezvous, f"--nproc-per-node={processes}", *safety, *sys.argv[1:]])
+    # Processes begin as this one did, so that Ctrl-C leaves no traceback in them either.
+    command = ["-m", "lr2ppo.torchrun"] * (sys.argv[1:2] == ["-m"]) + sys.argv[1:]
+    arguments = get_args_parser().parse_args([*rendezvous, f"--nproc-per-node={processes}", *safety, *command])
     try:
         with ended_by_second_signal():
             run(arguments)

@@ -79,9 +79,8 @@ class Job:
 
     def training(self) -> list[int]:
         """The processes that train; where there is no launcher above it, the script's own."""
-        of_stage = [pid for pid in self.processes() if b"lr2ppo.torchrun" not in _read(pid, "cmdline")]
-        ranks = [pid for pid in of_stage if b"\0LOCAL_RANK=" in b"\0" + _read(pid, "environ") and not _reads_ahead(pid)]
-        return ranks or [self.script.pid]
+        ranked = [pid for pid in self.processes() if b"\0LOCAL_RANK=" in b"\0" + _read(pid, "environ")]
+        return [pid for pid in ranked if not _reads_ahead(pid)] or [self.script.pid]
 
     def wait_for(self, condition: Callable[[], bool], seconds: float, pause: float = 0.005) -> bool:
         """Wait until a condition holds; False where the command ended first, or the time did."""

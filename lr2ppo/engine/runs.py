@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lr2ppo.config import ComputeConfig, TrainingConfig
 from lr2ppo.config_file import config_leaves, dump_config
-from lr2ppo.engine.checkpoints import Checkpoint, State, newest_checkpoint
+from lr2ppo.engine.checkpoints import Checkpoint, State, newest_checkpoint, remove_checkpoints
 from lr2ppo.engine.earlier import COMMANDS, FINISHED, read_run
 from lr2ppo.engine.lock import lock_run
 from lr2ppo.engine.processes import Processes
@@ -179,6 +179,8 @@ def claim_run(config: TrainingConfig, processes: Processes, fresh: bool) -> Star
 
 def _find_checkpoint(folder: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
     if (folder / FINISHED).exists():
+        # A run that was killed as it finished may have left some.
+        remove_checkpoints(folder / CHECKPOINTS)
         raise UserError(
             f"{folder}: there is a run of this name already, which is finished; "
             "take another name, or add --fresh to remove it and start anew"
