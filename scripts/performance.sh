@@ -18,6 +18,7 @@ ours() {
     measure ppo --steps 4 "$@"
     measure ppo --steps 4 train.clips_per_batch=1 train.pairs_per_clip=80 "$@"
     measure ppo --steps 4 train.clips_per_batch=2 train.pairs_per_clip=80 "$@"
+    measure ppo --steps 4 train.clips_per_batch=3 train.pairs_per_clip=80 "$@"
     measure reward --steps 6 --preset lrmovienet_pooled --tokens 60 train.clips_per_batch=8 "$@"
     measure ppo --steps 6 --preset lrmovienet_pooled --tokens 60 train.clips_per_batch=1 train.pairs_per_clip=80 "$@"
 }
