@@ -2,19 +2,29 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from functools import wraps
+from typing import ParamSpec, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Function = TypeVar("Function", bound=Callable[..., object])
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
-def _uncompiled(function: Function) -> Function:
+def _uncompiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """A function whose results have sizes that only data tell: a compiled graph ends before it, without a warning."""
-    disabled: Function = torch.compiler.disable(function)
-    return disabled
+
+    @wraps(function)
+    def called(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if torch.compiler.is_compiling():
+            # Not as a decorator, which would load the compiler, 2 seconds, into every process.
+            disabled: Callable[Arguments, Result] = torch.compiler.disable(function)
+            return disabled(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return called
 
 
 @dataclass(frozen=True)
