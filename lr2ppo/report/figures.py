@@ -185,32 +185,31 @@ def draw_training(stage: str, runs: Sequence[ReportedRun]) -> list[tuple[str, st
 
 
 def _plot_curves(stage: str, runs: Sequence[ReportedRun], names: Mapping[str, str], axes: Axes) -> None:
-    several = len(runs) > 1
-    colours = series_colours([stage] * len(runs)) if several else [SERIES[STAGE_SERIES[stage]]]
-    for run, colour in zip(runs, colours, strict=True):
-        for (name, label), style in zip(names.items(), STYLES, strict=False):
-            if name not in run.curves:
-                continue
-            steps, values = run.curves[name]
-            of_run = f"{run.folder.name} {label}" if several else label
+    """A panel's curves; of several runs one curve each, so that they can be told apart."""
+    is_published = any(run.preset.startswith("lrmovienet") for run in runs)
+    published = published_curve(PUBLISHED_STAGES[stage]) if is_published else {}
+    colours = [SERIES[STAGE_SERIES[stage]]]
+    if len(runs) > 1:
+        chosen = next((name for name in names if name in published), next(iter(names)))
+        names, colours = {chosen: names[chosen]}, series_colours([stage] * len(runs))
+    named: str | None = "published"
+    for (name, label), style in zip(names.items(), STYLES, strict=False):
+        longest = 0.0
+        for run, colour in zip(runs, colours, strict=True):
+            steps, values = run.curves.get(name, ([], []))
+            of_run = f"{run.folder.name} {label}" if len(runs) > 1 else label
             axes.plot(steps, values, style, color=colour, linewidth=1.5, label=of_run)
             if name.startswith("validation/") and run.best_step in steps:
                 axes.plot(run.best_step, values[steps.index(run.best_step)], "o", color=colour, markersize=5)
-    if any(run.preset.startswith("lrmovienet") for run in runs):
-        longest = max(max(run.curves[name][0]) for run in runs for name in names if name in run.curves)
-        _plot_published(axes, stage, names, longest)
-    axes.set_xlabel("update" if stage == "ppo" else "step")
-    if len(names) * len(runs) > 1:
-        axes.legend(loc="best")
-
-
-def _plot_published(axes: Axes, stage: str, names: Mapping[str, str], steps: float) -> None:
-    """The published run as thin lines, its length brought to ours."""
-    published = published_curve(PUBLISHED_STAGES[stage])
-    for (name, label), style in zip(names.items(), STYLES, strict=False):
+            longest = max(longest, *steps) if steps else longest
         if name in published:
-            places = np.linspace(0, steps, len(published[name]) + 1)[1:]
-            axes.plot(places, published[name], style, color=MUTED, linewidth=0.8, label=f"published {label}")
+            # The length of the published run is brought to ours.
+            places = np.linspace(0, longest, len(published[name]) + 1)[1:]
+            axes.plot(places, published[name], style, color=MUTED, linewidth=0.8, label=named)
+            named = None
+    axes.set_xlabel("update" if stage == "ppo" else "step")
+    if len(axes.lines) > 1:
+        axes.legend(loc="best")
 
 
 def draw_reward_against_ndcg(run: ReportedRun) -> str:
