@@ -24,7 +24,7 @@ class Board:
         self._thumbnails: dict[str, list[Pixels]] = {}
 
     def log(self, step: int, scalars: Mapping[str, float], evaluation: Evaluation, pictures: bool) -> None:
-        """Log an evaluation, and what was averaged since the last; a picture of each case costs about 15 ms."""
+        """Log an evaluation, and what was averaged since the last; a picture of a case costs about 45 ms and 65 KB."""
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
         for name, values in evaluation.histograms.items():
@@ -48,7 +48,8 @@ class Board:
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in settings.items()
         }
-        # Not `add_hparams`: it would make a folder, and there a run, of its own.
+        # Not `add_hparams`: it would make a folder, and there a run, of its own. To the checker a writer has no file.
+        file: Any = self._writer.file_writer
         for summary in hparams(plain, metrics):
-            self._writer.file_writer.add_summary(summary, step)
+            file.add_summary(summary, step)
         self._writer.close()

@@ -64,6 +64,7 @@ class Progress:
         if not self._bar.disable:
             self._bar.bar_format = self._line()
             self._bar.refresh()
+        self._write()
 
     @property
     def seconds_left(self) -> float | None:
@@ -87,8 +88,8 @@ class Progress:
         return bar_format(pieces, min(MOST_COLUMNS, terminal_columns(sys.stderr)))
 
     def _quality(self) -> str:
-        values = [f"{self._last:.3f}"] * (self._last is not None)
-        values += [f"best {self._best:.3f}"] * (self._best is not None)
+        values = [] if self._last is None else [f"{self._last:.3f}"]
+        values += [] if self._best is None else [f"best {self._best:.3f}"]
         return f"{SHORT_NAMES.get(self._metric, self._metric)} {', '.join(values)}" if values else ""
 
     def _pace(self) -> str:

@@ -38,7 +38,7 @@ FREE_KEYS = (
 # What a line on the screen holds of an evaluation; `metrics.jsonl` and TensorBoard have it all.
 SHOWN = ("loss", "accuracy", "reward", "reversed", "ndcg@1", "ndcg@5", "ndcg", "pair_accuracy")
 # A run is pictured in TensorBoard at most once in each such part of its steps.
-PICTURED_PARTS = 10
+PICTURED_PARTS = 5
 # What of a config is of this machine alone, or changes no result: no setting to compare runs by.
 NO_SETTINGS = ("name", "logs", "device", "data.root", "data.workers", "safety.")
 # Writes a model into a folder; every process calls it, for the weights may be spread over them.

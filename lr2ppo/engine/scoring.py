@@ -20,7 +20,7 @@ Scores = NDArray[np.float64]
 # Orders judged at once; bounds the memory of judging every pair of a long list.
 JUDGED_AT_ONCE = 4096
 # Clips of an evaluation of which there may be pictures.
-CASES = 4
+CASES = 3
 
 
 @dataclass(frozen=True)
