@@ -19,6 +19,7 @@ from selenium.webdriver.common.by import By
 
 from lr2ppo.calibration import calibrate, describe_judgement
 from lr2ppo.config_file import load_config
+from lr2ppo.data import Clip
 from lr2ppo.engine.processes import Processes
 from lr2ppo.errors import UserError
 from lr2ppo.report.cases import choose_groups, thumbnails
@@ -132,7 +133,8 @@ def test_frames_outside_of_the_data_are_not_shown(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for place in (tmp_path, tmp_path / "data"):
         Image.new("RGB", (30, 20)).save(place / "frame.png")
-    assert len(thumbnails(tmp_path / "data", ["frame.png", "../frame.png", "gone.png"])) == 1
+    clip = Clip("a", ("label",), images=("frame.png", "../frame.png", "gone.png"))
+    assert len(thumbnails(clip, tmp_path / "data")) == 1
 
 
 @given(arrays(np.float64, st.integers(1, 40), elements=st.floats(-1, 1)), st.booleans(), st.integers(0, 9))
@@ -177,7 +179,7 @@ def test_the_page_opens_without_errors_and_shows_clips_with_frames(browser: Chro
     assert browser.title == "lr2ppo: ppo/a"
     clips = browser.find_elements(By.CLASS_NAME, "clip")
     assert len(clips) >= 4
-    assert clips[0].find_element(By.TAG_NAME, "img").get_property("naturalWidth") > 50
+    assert browser.execute_script("return arguments[0].naturalWidth", clips[0].find_element(By.TAG_NAME, "img")) > 50
     assert len(clips[0].find_elements(By.CSS_SELECTOR, "line")) == 6
 
 

@@ -8,8 +8,10 @@ import yaml
 
 from lr2ppo.errors import UserError
 
-FINISHED = "finished.json"
+FINISHED, PROGRESS = "finished.json", "progress.json"
 COMMANDS = {"pointwise": "pointwise.sh", "reward": "reward_pair_dataloader.sh", "ppo": "ppo.sh"}
+# What of validation chooses the best weights.
+SELECTED = {"pointwise": "ndcg", "reward": "pair_accuracy", "ppo": "ndcg"}
 
 
 def find_run(reference: str, stages: tuple[str, ...], logs: Path) -> Path:

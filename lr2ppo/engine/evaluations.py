@@ -57,7 +57,16 @@ def describe_cases(clips: Sequence[Clip], scores: Sequence[Scores]) -> list[dict
 
 def cases_clips(cases: Sequence[Mapping[str, Any]], prefix: str = "") -> tuple[list[Clip], list[Scores]]:
     """The clips and scores of cases; `prefix` tells apart the clips of several runs."""
-    clips = [Clip(f"{prefix}{case['id']}", tuple(case["labels"]), np.array(case["grades"])) for case in cases]
+    clips = [
+        Clip(
+            f"{prefix}{case['id']}",
+            tuple(case["labels"]),
+            np.array(case["grades"]),
+            description=case.get("description", ""),
+            images=tuple(case.get("images", ())),
+        )
+        for case in cases
+    ]
     return clips, [np.array(case["scores"]) for case in cases]
 
 

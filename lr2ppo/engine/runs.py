@@ -10,19 +10,21 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from lr2ppo.config import ComputeConfig, TrainingConfig
 from lr2ppo.config_file import config_leaves, dump_config
+from lr2ppo.engine.board import Board
 from lr2ppo.engine.checkpoints import Checkpoint, State, newest_checkpoint, remove_checkpoints
-from lr2ppo.engine.earlier import COMMANDS, FINISHED, read_run
+from lr2ppo.engine.earlier import COMMANDS, FINISHED, SELECTED, best_validation, read_run
 from lr2ppo.engine.lock import lock_run
 from lr2ppo.engine.processes import Processes
+from lr2ppo.engine.progress import Progress, time_left
 from lr2ppo.engine.provenance import describe_machine, describe_program
+from lr2ppo.engine.scoring import Evaluation
 from lr2ppo.errors import UserError, raise_faults
 from lr2ppo.files import write_json, write_whole
 
@@ -34,6 +36,10 @@ FREE_KEYS = (
 )
 # What a line on the screen holds of an evaluation; `metrics.jsonl` and TensorBoard have it all.
 SHOWN = ("loss", "accuracy", "reward", "reversed", "ndcg@1", "ndcg@5", "ndcg", "pair_accuracy")
+# A run is pictured in TensorBoard at most once in each such part of its steps.
+PICTURED_PARTS = 5
+# What of a config is of this machine alone, or changes no result: no setting to compare runs by.
+NO_SETTINGS = ("name", "logs", "device", "data.root", "data.workers", "safety.")
 # Writes a model into a folder; every process calls it, for the weights may be spread over them.
 Save = Callable[[Path], None]
 
@@ -56,7 +62,9 @@ class Run:
         Raises `UserError` where the run was begun with another config.
         """
         checkpoint = start.checkpoint
-        self.folder = run_folder(config)
+        self.folder, self.select = run_folder(config), SELECTED[config.stage]
+        leaves = dict(config_leaves(config.model_dump(mode="json")))
+        self._settings = {key: value for key, value in leaves.items() if not key.startswith(NO_SETTINGS)}
         self.is_main = processes.is_main
         self._processes = processes
         self.best: float | None = None
@@ -78,7 +86,7 @@ class Run:
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._log = (self.folder / "train.log").open("a", encoding="utf-8")
         purged = None if checkpoint is None else checkpoint.state.step + 1
-        self._tensorboard = SummaryWriter(str(self.folder), purge_step=purged)
+        self._board = Board(self.folder, config.data.root, purged)
         for note in start.notes:
             self.say(note)
         if checkpoint is not None:
@@ -91,40 +99,39 @@ class Run:
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
             self._log.flush()
 
-    def progress(self, steps: int, done: int) -> "tqdm[NoReturn]":
-        """A progress bar over the run's steps, on the main process's terminal."""
-        return tqdm(
-            total=steps,
-            initial=done,
-            desc=str(self.folder.relative_to(self.folder.parents[1])),
-            disable=None if self.is_main else True,
-        )
+    def progress(self, steps: int, done: int) -> Progress:
+        """What shows and writes how far the run is."""
+        return Progress(self.folder, self.select, self.best, steps, done, self.is_main)
 
     def record(
         self,
         step: int,
         steps: int,
         train: Mapping[str, float],
-        validation: Mapping[str, float],
-        select: str,
+        evaluation: Evaluation,
         save: Save,
+        seconds_left: float | None = None,
     ) -> None:
-        """Log an evaluation and say it in a line; save the model in `best/` where validation's `select` is highest."""
+        """Log an evaluation and say it in a line; save the model in `best/` where validation is best so far."""
+        validation = evaluation.metrics
         scalars = {f"train/{name}": value for name, value in train.items()}
         scalars |= {f"validation/{name}": value for name, value in validation.items()}
-        improved = self.best is None or validation[select] > self.best
+        improved = self.best is None or validation[self.select] > self.best
+        # The first best of a part, which the best step before tells: so it is in a run that goes on, too.
+        pictured = improved and (self.best is None or _part(step, steps) > _part(self.best_step, steps))
         if improved:
-            self.best, self.best_step = validation[select], step
+            self.best, self.best_step = validation[self.select], step
             save(self.folder / "best")
         if not self.is_main:
             return
         row = {"step": step, "seconds": round(time.time() - self._started, 3), **scalars}
         self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
-        for name, value in scalars.items():
-            self._tensorboard.add_scalar(name, value, step)
+        self._board.log(step, scalars, evaluation, pictured)
         shown = [f"{name} {value:.4f}" for name, value in [*train.items(), *validation.items()] if name in SHOWN]
-        self.say(f"step {step:>{len(str(steps))}}/{steps}  {'  '.join(shown)}{'  best so far' if improved else ''}")
+        shown += ["best so far"] * improved
+        shown += [] if seconds_left is None else [time_left(seconds_left)]
+        self.say(f"step {step:>{len(str(steps))}}/{steps}  {'  '.join(shown)}")
 
     def note_in(self, state: State) -> None:
         """Put into a checkpoint's state what the run's files go on from."""
@@ -133,10 +140,6 @@ class Run:
             self._metrics.flush()
             os.fsync(self._metrics.fileno())
             state.metrics_bytes = os.path.getsize(self._metrics.name)
-
-    @property
-    def best_text(self) -> str:
-        return "-" if self.best is None else f"{self.best:.4f}"
 
     def finish(self, step: int, models: Mapping[str, Save]) -> None:
         """Save the last weights under `checkpoints/last/` (the critic beside its actor) and mark the run finished."""
@@ -158,6 +161,7 @@ class Run:
                 "machine": describe_machine(self._processes),
             },
         )
+        self._board.log_result(step, self._settings, best_validation(self.folder))
         self.say(f"finished in {seconds:.0f} s; best weights (step {self.best_step}) are in {self.folder / 'best'}")
 
 
@@ -215,6 +219,10 @@ def _check_same(folder: Path, config: TrainingConfig) -> None:
     raise_faults(
         folder, differing, "a run goes on with the settings it was begun with; take another name, or add --fresh"
     )
+
+
+def _part(step: int, steps: int) -> int:
+    return step * PICTURED_PARTS // steps
 
 
 def _remove(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from lr2ppo.data.annotations import Clip, graded
+from lr2ppo.data.annotations import HIGHEST_GRADE, Clip, graded
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest
 from lr2ppo.data.samplers import evaluation_loader, whole_clips
 from lr2ppo.engine.processes import Processes
@@ -19,6 +20,17 @@ from lr2ppo.models import PartialOrderModel, RelevanceRanker
 Scores = NDArray[np.float64]
 # Orders judged at once; bounds the memory of judging every pair of a long list.
 JUDGED_AT_ONCE = 4096
+# Clips of an evaluation of which there may be pictures.
+CASES = 3
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model does on validation clips: mean `metrics`, and to look at, values by name and clips with scores."""
+
+    metrics: dict[str, float]
+    histograms: dict[str, Scores] = field(default_factory=dict)
+    cases: list[tuple[Clip, Scores]] = field(default_factory=list)
 
 
 def score_clips(
@@ -138,12 +150,16 @@ def ranking_metrics(clips: Sequence[Clip], scores: Sequence[Scores]) -> dict[str
     return metrics
 
 
-def validation_ndcg(
-    model: RelevanceRanker, dataset: ClipDataset, processes: Processes, batch_size: int
-) -> dict[str, float]:
-    """Mean NDCG at every cut-off over a validation set."""
-    metrics = ranking_metrics(dataset.clips, score_clips(model, dataset, processes, batch_size))
-    return {name: float(metrics[name].mean()) for name in CUTOFFS}
+def validation_ndcg(model: RelevanceRanker, dataset: ClipDataset, processes: Processes, batch_size: int) -> Evaluation:
+    """Mean NDCG at every cut-off over a validation set, its scores by grade, and its first cases."""
+    scores = score_clips(model, dataset, processes, batch_size)
+    metrics = ranking_metrics(dataset.clips, scores)
+    grades, flat = np.concatenate([graded(clip) for clip in dataset.clips]), np.concatenate(scores)
+    return Evaluation(
+        {name: float(metrics[name].mean()) for name in CUTOFFS},
+        {f"validation_scores/grade {grade}": flat[grades == grade] for grade in range(HIGHEST_GRADE + 1)},
+        list(zip(dataset.clips[:CASES], scores[:CASES], strict=True)),
+    )
 
 
 def pad_lists(scores: Sequence[Scores], grades: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,7 +177,7 @@ def judged_pairs(
     requests: Sequence[ClipRequest],
     processes: Processes,
     batch_size: int,
-) -> dict[str, float]:
+) -> Evaluation:
     """How a reward model judges annotated pairs: the share whose better order it rewards more, and its temperature."""
     loader = evaluation_loader(
         dataset, requests, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size
@@ -174,7 +190,8 @@ def judged_pairs(
         mine += (chosen - rejected).double().tolist()
     model.train(training)
     margins = torch.tensor([margin for share in processes.gather(mine) for margin in share], dtype=torch.float64)
-    return {"pair_accuracy": float((margins > 0).double().mean()), "temperature": fit_temperature(margins)}
+    metrics = {"pair_accuracy": float((margins > 0).double().mean()), "temperature": fit_temperature(margins)}
+    return Evaluation(metrics, {"validation_margins": margins.numpy()})
 
 
 def preference_rewards(model: torch.nn.Module, batch: ClipBatch) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from lr2ppo.engine.checkpoints import Own, State, check_space, remove_checkpoint
 from lr2ppo.engine.learner import Learner
 from lr2ppo.engine.processes import Processes
 from lr2ppo.engine.runs import CHECKPOINTS, Run, Save, Start
+from lr2ppo.engine.scoring import Evaluation
 from lr2ppo.errors import UserError
 from lr2ppo.interruption import StopRequest
 
@@ -57,7 +58,7 @@ class Session:
 
     def __enter__(self) -> Self:
         self._exits = ExitStack()
-        self._bar = self._exits.enter_context(self.run.progress(self.steps, self.step))
+        self._progress = self._exits.enter_context(self.run.progress(self.steps, self.step))
         self._exits.enter_context(self._stop)
         if self._checkpoint is not None:
             # Last, for making models and reading weights may have drawn from it.
@@ -81,16 +82,14 @@ class Session:
     def advance(self, shown: Values) -> None:
         """Count a step that was made, and show some of its values beside the progress bar."""
         self.state.step += 1
-        self._bar.update()
-        texts = {name: f"{value:.4f}" for name, value in shown.items()}
-        self._bar.set_postfix({**texts, "best": self.run.best_text})
+        self._progress.advance(shown)
 
     def evaluates(self, every: int) -> bool:
         """Whether an evaluation follows the step just made: every so many, and after the last."""
         return self.step % every == 0 or self.step == self.steps
 
-    def record(self, validation: Mapping[str, float], select: str, save: Save) -> None:
-        """Log an evaluation with the means of what was `seen` since the last one; keep the best weights by `select`."""
+    def record(self, evaluation: Evaluation, save: Save) -> None:
+        """Log an evaluation with the means of what was `seen` since the last one; keep the best weights."""
         averages: Values = {}
         if self.seen:
             averages = {name: sum(each[name] for each in self.seen) / len(self.seen) for name in self.seen[0]}
@@ -100,7 +99,8 @@ class Session:
                 averages[f"{prefix}learning_rate"] = learner.learning_rate
                 averages[f"{prefix}gradient_norm"] = learner.gradient_norm
                 averages |= {f"{prefix}skipped_steps": float(learner.skipped)} if learner.skipped else {}
-        self.run.record(self.step, self.steps, averages, validation, select, save)
+        self.run.record(self.step, self.steps, averages, evaluation, save, self._progress.seconds_left)
+        self._progress.evaluated(evaluation.metrics[self.run.select], self.run.best)
         self.seen.clear()
 
     def checkpoint(self, stored: Callable[[], Own] = Own, substep: int = 0) -> None:

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from lr2ppo.data.images import read_image
-from lr2ppo.errors import UserError
+from lr2ppo.data.annotations import Clip
+from lr2ppo.engine.pictures import read_thumbnails
 from lr2ppo.report.gather import Evaluation, ReportedRun
 
 GROUP = 4
-FRAMES_SHOWN = 4
-THUMBNAIL = (160, 96)
 # Beyond these the page would open slowly: clips that no group shows go without their frames, then are left out.
 MOST_THUMBNAIL_BYTES = 4 * 2**20
 MOST_CLIPS = 1000
@@ -36,7 +35,7 @@ def describe_clips(before: Evaluation | None, after: Evaluation, root: Path, see
     budget = MOST_THUMBNAIL_BYTES
     clips = []
     for number in chosen:
-        frames = thumbnails(root, after.cases[number].get("images", [])) if budget > 0 else []
+        frames = thumbnails(after.clips[number], root) if budget > 0 else []
         budget -= sum(map(len, frames))
         clips.append(_describe(number, before, after, frames))
     return {
@@ -59,22 +58,12 @@ def choose_groups(gains: NDArray[np.float64], seed: int, compared: bool) -> list
     return [{"title": title, "clips": clips} for title, clips in named]
 
 
-def thumbnails(root: Path, images: Sequence[str]) -> list[str]:
-    """Some of a clip's frames, evenly spaced, as small JPEG data URIs; those that cannot be read are left out."""
-    places = np.unique(np.linspace(0, len(images) - 1, min(FRAMES_SHOWN, len(images))).round().astype(int))
+def thumbnails(clip: Clip, root: Path) -> list[str]:
+    """Some of a clip's frames as small JPEG data URIs; those that cannot be read are left out."""
     found = []
-    for place in places.tolist():
-        path = root / images[place]
-        # A report shows no picture that training would refuse: what lies outside of the data folder.
-        if not path.resolve().is_relative_to(root.resolve()):
-            continue
-        try:
-            image = read_image(path)
-        except UserError:
-            continue
-        image.thumbnail(THUMBNAIL)
+    for pixels in read_thumbnails(clip, root):
         stream = io.BytesIO()
-        image.save(stream, "JPEG", quality=82)
+        Image.fromarray(pixels).save(stream, "JPEG", quality=82)
         found.append(f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}")
     return found
 

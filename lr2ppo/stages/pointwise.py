@@ -50,7 +50,7 @@ def train(config: PointwiseConfig, processes: Processes, fresh: bool) -> None:
             if session.evaluates(settings.evaluate_every):
                 with learner.whole() as ranker:
                     quality = validation_ndcg(ranker, validation, processes, settings.clips_per_batch)
-                session.record(quality, "ndcg", learner.save)
+                session.record(quality, learner.save)
             session.checkpoint()
     session.finish({"": learner.save})
 

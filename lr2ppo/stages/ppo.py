@@ -132,7 +132,7 @@ class Improvement:
         """Record how well the actor now orders the validation clips."""
         with self.actor.whole() as ranker:
             quality = validation_ndcg(ranker, self.validation, self.actor.processes, self.settings.clips_per_batch)
-        self.session.record(quality, "ndcg", self.actor.save)
+        self.session.record(quality, self.actor.save)
 
 
 def roll_out(

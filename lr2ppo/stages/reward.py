@@ -65,7 +65,7 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
             if session.evaluates(settings.evaluate_every):
                 with learner.whole() as model:
                     quality = judged_pairs(model, validation, validation_pairs, processes, settings.clips_per_batch)
-                session.record(quality, "pair_accuracy", learner.save)
+                session.record(quality, learner.save)
             session.checkpoint()
     session.finish({"": learner.save})
 
