@@ -223,7 +223,7 @@ def test_one_process_goes_on_with_what_two_began(world: World, tiny_world: Path,
     )
     for name, tensor in one.items():
         if name not in SHIFTS["reward"]:
-            torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6)
+            assert (two[name] - tensor).norm() <= 1e-5 * tensor.norm()
 
 
 def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:

@@ -1,11 +1,14 @@
 """The scripts, end to end on a very small mini benchmark, as README says."""
 
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.workspace import Workspace
 
 SIZES = ("--source=24", "--target=24", "--validation=6", "--test=8", "--pretraining=200")
@@ -88,13 +91,6 @@ def test_an_evaluated_split_does_not_lose_the_other(workspace: Workspace) -> Non
         (("sh", "pointwise.sh"), "usage: [PRESET=lrmovienet] [NPROC=N] sh pointwise.sh NAME"),
         (("sh", "ppo.sh", "seed=1"), "usage:"),
         (("sh", "pointwise.sh", "tiny", "data.root=data/tiny"), "there is a run of this name already"),
-        (("sh", "pointwise.sh", "x", "data.root=gone"), "gone/clean_feat.h5: no such feature file; make it with"),
-        (("sh", "pointwise.sh", "x", "train.epochs=many"), "train.epochs: found 'many'"),
-        (("sh", "pointwise.sh", "a/b"), "name: found 'a/b', wanted letters"),
-        (("sh", "reward_pair_dataloader.sh", "x", "logs=nowhere"), "make one first: PRESET=mini sh pointwise.sh NAME"),
-        (("sh", "ppo.sh", "x", "reward=gone"), "gone: found no such run under logs; there are: reward/tiny"),
-        (("sh", "ppo_eval.sh", "gone"), "gone: found no such run under logs"),
-        (("sh", "ppo_eval.sh", "tiny", "split=train"), "split: found 'train'"),
         (("env", "PRESET=nine", "sh", "pointwise.sh", "x"), "configs/nine/pointwise.yaml: no such config file"),
         (("sh", "scripts/mini.sh"), "usage:"),
     ],
@@ -104,6 +100,38 @@ def test_a_mistake_gets_one_helpful_message(workspace: Workspace, command: tuple
     assert not (workspace.root / "logs" / "pointwise" / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("stage", "arguments", "message"),
+    [
+        ("pointwise", "name=x data.root=gone", "gone/clean_feat.h5: no such feature file; make it with"),
+        ("pointwise", "name=x train.epochs=many", "train.epochs: found 'many'"),
+        ("pointwise", "name=a/b", "name: found 'a/b', wanted letters"),
+        ("pointwise", "name=x train.epoch=3", "unknown key 'train.epoch'; did you mean train.epochs?"),
+        ("reward", "name=x logs=nowhere", "make one first: PRESET=mini sh pointwise.sh NAME"),
+        ("ppo", "name=x reward=gone data.root=data/tiny", "gone: found no such run under logs; there are: reward/tiny"),
+        ("evaluate", "name=gone", "gone: found no such run under logs"),
+        ("evaluate", "name=tiny split=train", "split: found 'train'"),
+    ],
+)
+def test_a_mistake_is_told_before_any_work(
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stage: str,
+    arguments: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(workspace.root)
+    monkeypatch.setattr(sys, "argv", ["stage", "--config", f"configs/mini/{stage}.yaml", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"lr2ppo.stages.{stage}", run_name="__main__")
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert message in told
+    assert told.count("error:") == 1
+    assert not (workspace.root / "logs" / stage / "x").exists()
+
+
 def test_print_config_shows_the_resolved_tree_and_starts_nothing(workspace: Workspace) -> None:
     printed = workspace.ok("sh", "pointwise.sh", "x", "--print-config", "train.epochs=3")
     assert "preset: mini" in printed
@@ -111,9 +139,22 @@ def test_print_config_shows_the_resolved_tree_and_starts_nothing(workspace: Work
     assert not (workspace.root / "logs" / "pointwise" / "x").exists()
 
 
-def test_every_command_has_help_with_an_example(workspace: Workspace) -> None:
-    for module in ("data.mini", "encoders.extract", "stages.pointwise"):
-        assert "example: python -m lr2ppo" in workspace.ok("sh", "-c", f'"$PYTHON" -m lr2ppo.{module} --help')
+COMMANDS = [
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+    for path in sorted((REPOSITORY / "lr2ppo").rglob("*.py"))
+    if 'if __name__ == "__main__":\n    ' in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("module", [name for name in COMMANDS if name != "lr2ppo.torchrun"])
+def test_every_command_has_help_with_an_example(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 0
+    assert f"example: python -m {module.removesuffix('.__main__')} " in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_repository_scripts_are_plain_shell_with_a_usage_line() -> None:
