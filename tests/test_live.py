@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from lr2ppo.engine.progress import MOST_COLUMNS, bar_format
 from lr2ppo.engine.runs import PICTURED_PARTS
 from lr2ppo.engine.scoring import Evaluation
 from lr2ppo.engine.session import Session
+from lr2ppo.errors import UserError
 from tests.test_stages import Overrides, rows, run_pointwise, run_ppo, run_reward
 
 # Both are untyped.
@@ -286,3 +288,12 @@ def test_logging_draws_no_random_number_and_takes_scores_that_are_no_numbers(tmp
     board.log_result(2, {"seed": 7, "ranker": None, "data.features": ["a.h5"]}, {"ndcg": 0.5})
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == random.getstate()
+
+
+def test_a_full_disk_is_told_before_the_events_are_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board(tmp_path, tmp_path, None)
+    board.log(1, {"train/loss": 1.0}, Evaluation({}), False)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match="make room, and run the same command again"):
+        board.log(2, {"train/loss": 2.0}, Evaluation({}), False)
+    assert curve(events(tmp_path), "train/loss") == [(1, 1.0)]
