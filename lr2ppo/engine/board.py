@@ -1,5 +1,7 @@
 """What TensorBoard shows of a run: scalars, histograms, pictures of cases, and settings beside what they led to."""
 
+import errno
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +13,6 @@ from torch.utils.tensorboard.summary import hparams
 
 from lr2ppo.engine.pictures import Pixels, case_picture, read_thumbnails
 from lr2ppo.engine.scoring import Evaluation
-from lr2ppo.errors import UserError
 
 BINS = 40
 # More than an evaluation with its pictures takes on the disk.
@@ -30,15 +31,11 @@ class Board:
     def log(self, step: int, scalars: Mapping[str, float], evaluation: Evaluation, pictures: bool) -> None:
         """Log an evaluation, and what was averaged since the last; a picture of a case costs about 70 ms and 65 KB.
 
-        Raises `UserError` where the disk has no room for it.
+        Raises OSError where the disk has no room for it.
         """
-        free = shutil.disk_usage(self._folder).free
-        if free < ROOM:
+        if shutil.disk_usage(self._folder).free < ROOM:
             # Asked before, for the writer has a thread of its own, which a full disk would end with a traceback.
-            raise UserError(
-                f"{self._folder}: found {free / 2**20:.2f} MiB free on its disk, wanted {ROOM / 2**20:.2f} MiB for "
-                "what TensorBoard shows; make room, and run the same command again"
-            )
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
         for name, values in evaluation.histograms.items():
