@@ -107,7 +107,9 @@ def _read(folder: Path, status: RunStatus) -> RunStatus:
     if is_locked(folder):
         return replace(status, seconds_left=progress.get("seconds_left"))
     kept = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
-    return replace(status, state="stopped", goes_on_from=int(kept[-1].split("-")[1]) if kept else 0)
+    goes_on_from = int(kept[-1].split("-")[1]) if kept else 0
+    # One that was killed may have come further than it last wrote down.
+    return replace(status, state="stopped", step=max(step, goes_on_from), goes_on_from=goes_on_from)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

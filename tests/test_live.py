@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,6 @@ HParamsPluginData: Any = import_module("tensorboard.plugins.hparams.plugin_data_
 STAGES = ("pointwise", "reward", "ppo")
 CLIP = Clip("clip $1", ("boat $x", "line\nbreak", "船 and more", ""), np.array([0, 2, 1, 0]), "costs $5 _or_ $6")
 SCORES = np.array([0.1, 0.9, 0.5, -1.0])
-pieces = st.lists(st.tuples(st.text("abc 0/%", max_size=40), st.integers(0, 8)), max_size=8)
 
 
 class Terminal:
@@ -133,16 +133,28 @@ def test_output_that_is_piped_holds_said_lines_alone(
     assert progress == {"step": 48, "steps": 48, "seconds_left": None}
 
 
-@given(pieces=pieces, columns=st.integers(1, 100))
+@given(
+    lengths=st.lists(st.integers(0, 30), max_size=8),
+    order=st.randoms(use_true_random=False),
+    columns=st.integers(1, 100),
+)
 def test_a_line_of_progress_fits_any_terminal_and_keeps_what_matters_most(
-    pieces: list[tuple[str, int]], columns: int
+    lengths: list[int], order: random.Random, columns: int
 ) -> None:
-    head = ("run  50%", 9)
-    line = tqdm.format_meter(1, 2, 1.0, bar_format=bar_format([head, *pieces], columns))
+    importance = order.sample(range(len(lengths)), len(lengths))
+    pieces = [
+        (f"<{place}{'-' * length}>", rank) for place, (length, rank) in enumerate(zip(lengths, importance, strict=True))
+    ]
+    head = "run  50%"
+    line = tqdm.format_meter(1, 2, 1.0, bar_format=bar_format([(head, 9), *pieces], columns))
     assert len(line) <= columns
-    assert line.startswith(head[0][:columns])
-    if sum(len(text) + 2 for text, _ in pieces) + len(head[0]) <= columns:
-        assert all(text in line for text, _ in pieces)
+    assert line.startswith(head[:columns])
+    shown = [rank for text, rank in pieces if text in line]
+    left_out = [rank for text, rank in pieces if text not in line]
+    assert max(left_out, default=-1) < min(shown, default=9)
+    room = columns - len(line)
+    assert all(len(text) + 2 > room for text, rank in pieces if left_out and rank == max(left_out))
+    assert line.count("<") == line.count(">") == len(shown)
 
 
 def events(folder: Path) -> Any:
@@ -155,7 +167,7 @@ def curve(accumulator: Any, name: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in accumulator.Scalars(name)]
 
 
-def approximately(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+def approximately(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """As TensorBoard keeps values: in float32."""
     return [(step, float(np.float32(value))) for step, value in points]
 
@@ -275,3 +287,12 @@ def test_logging_draws_no_random_number_and_takes_scores_that_are_no_numbers(tmp
     board.log_result(2, {"seed": 7, "ranker": None, "data.features": ["a.h5"]}, {"ndcg": 0.5})
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == random.getstate()
+
+
+def test_a_full_disk_is_told_before_the_events_are_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board(tmp_path, tmp_path, None)
+    board.log(1, {"train/loss": 1.0}, Evaluation({}), False)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match="No space left on device"):
+        board.log(2, {"train/loss": 2.0}, Evaluation({}), False)
+    assert curve(events(tmp_path), "train/loss") == [(1, 1.0)]

@@ -82,6 +82,8 @@ def test_a_run_is_running_only_while_the_process_that_keeps_it_lives(tmp_path: P
         found = status(folder)
         assert (found.state, found.goes_on_from) == ("stopped", 25)
         assert "stopped, goes on from 25" in format_runs([found], time.time())[1]
+    (folder / "checkpoints" / "step-0000035-00000").mkdir()
+    assert (status(folder).step, status(folder).goes_on_from) == (35, 35)
 
 
 def test_to_ask_for_a_lock_neither_takes_nor_loosens_it(tmp_path: Path) -> None:

@@ -105,7 +105,8 @@ class Progress:
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        if self._is_main:
+        # A folder that somebody removed is not made anew.
+        if self._is_main and self._folder.is_dir():
             seconds = None if self.seconds_left is None else round(self.seconds_left, 1)
             # A full disk ends a run where something of worth is written, not here.
             with suppress(UserError):
