@@ -12,7 +12,7 @@ from PIL import Image
 
 from lr2ppo.data.annotations import Clip
 from lr2ppo.engine.pictures import read_thumbnails
-from lr2ppo.report.gather import Evaluation, ReportedRun
+from lr2ppo.report.gather import SplitResults, ReportedRun
 
 GROUP = 4
 # Beyond these the page would open slowly: clips that no group shows go without their frames, then are left out.
@@ -20,7 +20,7 @@ MOST_THUMBNAIL_BYTES = 4 * 2**20
 MOST_CLIPS = 1000
 
 
-def describe_clips(before: Evaluation | None, after: Evaluation, root: Path, seed: int) -> dict[str, Any]:
+def describe_clips(before: SplitResults | None, after: SplitResults, root: Path, seed: int) -> dict[str, Any]:
     """The clips and the groups that are shown at first; without `before` the order by grades takes its place.
 
     `groups` name positions in `clips`: most gained (or best), most lost (or worst), and some at random.
@@ -78,7 +78,7 @@ def frames_root(run: ReportedRun) -> Path:
     return path.parents[len(Path(run.config[file]).parts) - 1]
 
 
-def _describe(number: int, before: Evaluation | None, after: Evaluation, frames: Sequence[str]) -> dict[str, Any]:
+def _describe(number: int, before: SplitResults | None, after: SplitResults, frames: Sequence[str]) -> dict[str, Any]:
     case = after.cases[number]
     grades = case["grades"]
     ideal = np.argsort(-np.array(grades), kind="stable").tolist()

@@ -26,7 +26,7 @@ Curve = tuple[list[float], list[float]]
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class SplitResults:
     """A run on one split: its results, and each clip's case, scores and metrics, clips in the same order."""
 
     results: Mapping[str, Any]
@@ -45,7 +45,7 @@ class ReportedRun:
     config: Mapping[str, Any]
     curves: Mapping[str, Curve]
     finished: Mapping[str, Any] | None
-    evaluation: Evaluation | None
+    evaluation: SplitResults | None
 
     @property
     def name(self) -> str:
@@ -134,9 +134,9 @@ def _earlier_runs(folder: Path, logs: Path) -> list[Path]:
     return found
 
 
-def _read_evaluation(folder: Path, split: str) -> Evaluation | None:
+def _read_evaluation(folder: Path, split: str) -> SplitResults | None:
     if not has_split(folder, split):
         return None
     cases = read_cases(folder, split)
     clips, scores = cases_clips(cases)
-    return Evaluation(read_results(folder, split), cases, clips, scores, ranking_metrics(clips, scores))
+    return SplitResults(read_results(folder, split), cases, clips, scores, ranking_metrics(clips, scores))

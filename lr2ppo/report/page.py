@@ -18,7 +18,7 @@ from lr2ppo.files import write_whole
 from lr2ppo.metrics import Estimate
 from lr2ppo.report import figures
 from lr2ppo.report.cases import describe_clips, frames_root
-from lr2ppo.report.gather import Evaluation, ReportedRun, gather, preset_differences
+from lr2ppo.report.gather import SplitResults, ReportedRun, gather, preset_differences
 from lr2ppo.reproduction import STAGES as PUBLISHED
 from lr2ppo.reproduction import published_best
 
@@ -35,7 +35,7 @@ class Compared:
     """The runs that were evaluated on the same clips, in the order of the stages, their evaluations and rows."""
 
     runs: Sequence[ReportedRun]
-    evaluations: Sequence[Evaluation]
+    evaluations: Sequence[SplitResults]
     rows: Sequence[Row]
     chance: Row
 
