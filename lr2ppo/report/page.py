@@ -18,7 +18,7 @@ from lr2ppo.files import write_whole
 from lr2ppo.metrics import Estimate
 from lr2ppo.report import figures
 from lr2ppo.report.cases import describe_clips, frames_root
-from lr2ppo.report.gather import SplitResults, ReportedRun, gather, preset_differences
+from lr2ppo.report.gather import ReportedRun, SplitResults, gather, preset_differences
 from lr2ppo.reproduction import STAGES as PUBLISHED
 from lr2ppo.reproduction import published_best
 
