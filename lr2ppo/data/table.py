@@ -204,6 +204,8 @@ def _read_grade(record: Record, faults: list[str]) -> int | None:
     grade = parse_grade(cell)
     if cell and grade is None:
         faults.append(f"row {record.row}: grade: found {shortened(cell)}, wanted 0, 1 or 2, or nothing")
+        # Not None, or the clip would be told to lack a grade, too.
+        return 0
     return grade
 
 
