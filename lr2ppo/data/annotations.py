@@ -189,7 +189,7 @@ def _parse_grades(tags: Sequence[dict[str, Any]], need: Need, faults: list[str])
     targets: list[Any] = [tag.get("target") for tag in tags]
     if need != "grades" and all(target is None for target in targets):
         return None
-    grades = [_parse_grade(target) for target in targets]
+    grades = [parse_grade(target) for target in targets]
     bad = [position for position, grade in enumerate(grades) if grade is None]
     if bad:
         label, target = tags[bad[0]]["tag"], targets[bad[0]]
@@ -199,7 +199,8 @@ def _parse_grades(tags: Sequence[dict[str, Any]], need: Need, faults: list[str])
     return np.array(grades, dtype=np.int64)
 
 
-def _parse_grade(target: Any) -> int | None:
+def parse_grade(target: Any) -> int | None:
+    """A grade of a number or a text; None where it is none."""
     try:
         grade = float(target)
     except (TypeError, ValueError, OverflowError):

@@ -25,6 +25,8 @@ NEEDS: dict[str, Need] = {
 }
 # These two hold the same clips on purpose: the annotated pairs are of the target clips.
 SAME_CLIPS = {annotations.TARGET_PAIRS, annotations.TARGET_TRAIN}
+# So may these, where clips of one domain serve all three stages.
+TRAINING = {annotations.SOURCE_TRAIN, *SAME_CLIPS}
 
 
 def describe_clips(clips: Sequence[Clip]) -> str:
@@ -71,7 +73,8 @@ def check_folder(splits: Mapping[str, Sequence[Clip]], root: Path, features: Seq
     for (first, clips), (second, others) in combinations(splits.items(), 2):
         shared = overlap(clips, others)
         if shared and {first, second} != SAME_CLIPS:
-            print(f"warning: {first} and {second} share {len(shared):,} clips, such as {shared[0]}")
+            kind = "note" if {first, second} <= TRAINING else "warning"
+            print(f"{kind}: {first} and {second} share {len(shared):,} clips, such as {shared[0]}")
     try:
         store = FeatureStore(find_feature_files(root, features))
         return check_features(splits, store)

@@ -5,6 +5,7 @@ fills; target clips by whether the description says that the clip is about it an
 """
 
 import argparse
+import csv
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -201,6 +202,20 @@ def write_mini(root: Path, seed: int, sizes: SplitSizes = SIZES) -> None:
     progress.close()
 
 
+def write_table(root: Path, seed: int, clips: int) -> None:
+    """Write target clips as a table of one's own would be, for `lr2ppo.data.convert`: table.csv and frames."""
+    rng = np.random.default_rng(seed)
+    world = World.draw(rng)
+    root.mkdir(parents=True)
+    with (root / "table.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["clip", "frames", "description", "label", "grade"])
+        for number in tqdm(range(clips), desc="drawing clips", unit="clip", disable=None):
+            clip = draw_clip(world, "target", f"clip-{number:03d}", root, rng)
+            for label, grade in zip(clip.labels, graded(clip).tolist(), strict=True):
+                table.writerow([clip.id, f"frames/{clip.id}", clip.description, label, grade])
+
+
 def _write_picture(root: Path, name: str, picture: Picture) -> str:
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -218,12 +233,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     for split, size in SIZES.items():
         parser.add_argument(f"--{split}", type=int, default=size, metavar="N", help=f"clips drawn (default {size})")
+    parser.add_argument(
+        "--table", type=int, metavar="N", help="write N target clips as a table for lr2ppo.data.convert instead"
+    )
     arguments = parser.parse_args()
     if arguments.out.exists() and any(arguments.out.iterdir()):
         raise UserError(f"{arguments.out}: is not empty; give a new folder, or remove this one first")
     # Drawn under another name first, so that a folder of the right name is a whole one.
     partial = arguments.out.with_name(f".{arguments.out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    if arguments.table is not None:
+        write_table(partial, arguments.seed, arguments.table)
+        partial.replace(arguments.out)
+        print(f"wrote {arguments.out}/table.csv: {arguments.table} clips, with their frames beside it")
+        return
     write_mini(partial, arguments.seed, {split: getattr(arguments, split) for split in SIZES})
     partial.replace(arguments.out)
     counts = ", ".join(f"{getattr(arguments, split)} {split}" for split in SIZES)
