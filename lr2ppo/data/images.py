@@ -26,10 +26,20 @@ def open_image(path: Path) -> Image.Image:
     except Exception as error:
         # PIL tells a damaged header in a dozen ways, and a huge image as a danger that it then decodes.
         raise ValueError(f"cannot be used: {error}") from None
-    if max(image.size) > MOST_ELONGATED * min(image.size):
+    try:
+        check_size(*image.size)
+    except ValueError:
         image.close()
-        raise ValueError(f"is of {image.width} x {image.height} pixels, wanted sides of at most 1 to {MOST_ELONGATED}")
+        raise
     return image
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises ValueError for a picture that is huge or is but a thread."""
+    if max(width, height) > MOST_ELONGATED * min(width, height):
+        raise ValueError(f"is of {width} x {height} pixels, wanted sides of at most 1 to {MOST_ELONGATED}")
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"is of {width} x {height} pixels, wanted at most {Image.MAX_IMAGE_PIXELS} in all")
 
 
 def read_image(path: Path) -> Image.Image:

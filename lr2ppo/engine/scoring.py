@@ -55,22 +55,47 @@ def rank_labels(model: RelevanceRanker, batch: ClipBatch) -> Tensor:
 def win_shares(model: PartialOrderModel, batch: ClipBatch) -> Tensor:
     """For each label the share of pairs with another label of its clip, shown both ways, that it wins: [B, L]."""
     vectors = model.encoder(batch.text, batch.frames, text_mask=batch.text_mask, frame_mask=batch.frame_mask)
-    labels = batch.label_mask.shape[1]
-    first, second = torch.triu_indices(labels, labels, offset=1, device=vectors.device)
-    forward, backward = torch.stack([first, second], 1), torch.stack([second, first], 1)
-    first_wins = torch.zeros(len(batch), len(first), device=vectors.device)
-    for shown in (forward, backward):
-        margins = []
-        for part in torch.arange(len(first), device=vectors.device).split(JUDGED_AT_ONCE):
-            orders = torch.stack([torch.cat([shown[part], proposed[part]], 1) for proposed in (forward, backward)])
-            rewards = model.judge(vectors, orders.flatten(0, 1).expand(len(batch), -1, -1)).unflatten(1, (2, -1))
-            margins.append(rewards[:, 0] - rewards[:, 1])
-        first_wins += 0.25 * (1 + torch.cat(margins, 1).sign())
+    margins, (first, second) = pair_margins(model, vectors)
+    first_wins = 0.25 * (1 + margins.sign()).sum(0)
     both = batch.label_mask[:, first] & batch.label_mask[:, second]
     wins = torch.zeros_like(batch.grades)
     wins.index_add_(1, first, first_wins * both)
     wins.index_add_(1, second, (1 - first_wins) * both)
     return wins / (batch.label_mask.sum(1, keepdim=True) - 1).clamp(min=1)
+
+
+def pair_margins(model: PartialOrderModel, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """For each pair of labels, by how much the reward of putting its first label first exceeds that of the reverse.
+
+    Shapes: vectors: [B, L, D]. Returns margins [2, B, pairs], of each pair shown as it is and the other way round, and
+    the pairs [2, pairs], positions of the first and of the second label.
+    """
+    labels = vectors.shape[1]
+    first, second = pairs = torch.triu_indices(labels, labels, offset=1, device=vectors.device)
+    forward, backward = torch.stack([first, second], 1), torch.stack([second, first], 1)
+    both_ways = []
+    for shown in (forward, backward):
+        margins = []
+        for part in torch.arange(len(first), device=vectors.device).split(JUDGED_AT_ONCE):
+            orders = torch.stack([torch.cat([shown[part], proposed[part]], 1) for proposed in (forward, backward)])
+            rewards = model.judge(vectors, orders.flatten(0, 1).expand(len(vectors), -1, -1)).unflatten(1, (2, -1))
+            margins.append(rewards[:, 0] - rewards[:, 1])
+        both_ways.append(torch.cat(margins, 1))
+    return torch.stack(both_ways), pairs
+
+
+def preferences(model: PartialOrderModel, vectors: Tensor, temperature: float) -> Tensor:
+    """How surely people put each label before each other: vectors [B, L, D] -> [B, L, L] of float64, row before column.
+
+    It is the logistic function of the margin, averaged over both ways to show the pair, over the temperature; 0.5 on
+    the diagonal.
+    """
+    margins, (first, second) = pair_margins(model, vectors)
+    first_wins = torch.sigmoid(margins.double().mean(0) / temperature)
+    table = torch.full((len(vectors), vectors.shape[1], vectors.shape[1]), 0.5, dtype=torch.float64)
+    table = table.to(vectors.device)
+    table[:, first, second], table[:, second, first] = first_wins, 1 - first_wins
+    return table
 
 
 def ranking_metrics(clips: Sequence[Clip], scores: Sequence[Scores]) -> dict[str, Scores]:
