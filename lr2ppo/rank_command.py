@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lr2ppo.errors import UserError, reports_user_errors
-from lr2ppo.rank import LabelRanker, RankedLabel
+from lr2ppo.rank import LabelRanker, RankedLabel, check_labels
 from lr2ppo.rank_file import rank_file
 
 BAR = 24
@@ -20,11 +20,11 @@ def format_ranking(ranked: Sequence[RankedLabel], full: str = "█") -> str:
     shown = [_printable(each.label) for each in ranked]
     width = max(_columns(label) for label in ["label", *shown])
     best, worst = ranked[0].score, ranked[-1].score
-    lines = [f"rank  label{' ' * (width - 5)}     score"]
+    lines = [f"rank  label{' ' * (width - 5)}      score"]
     for rank, (label, each) in enumerate(zip(shown, ranked, strict=True), start=1):
         share = (each.score - worst) / (best - worst) if best > worst else 1.0
         bar = full * (1 + round(share * (BAR - 1)))
-        lines.append(f"{rank:>4}  {label}{' ' * (width - _columns(label))}  {each.score:>8.3f}  {bar}")
+        lines.append(f"{rank:>4}  {label}{' ' * (width - _columns(label))}  {each.score:>9.4f}  {bar}")
     return "\n".join(lines)
 
 
@@ -73,12 +73,22 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
+    """Raises `UserError` for what can be told before any model is loaded."""
     one = {"--frames": arguments.frames, "--labels": arguments.labels}
     whole = {"--annotations": arguments.annotations, "--out": arguments.out}
     given = [name for name, value in [*one.items(), *whole.items()] if value is not None]
     if given not in (list(one), list(whole)):
         found = " and ".join(given) or "neither"
         raise UserError(f"found {found}; wanted --frames and --labels of one clip, or --annotations and --out")
+    if arguments.labels is not None:
+        check_labels(_split(arguments.labels))
+        gone = [path for path in arguments.frames if not Path(path).exists()]
+        if gone:
+            raise UserError(f"--frames: found no file or folder {gone[0]}; give a folder of images, a video or images")
+
+
+def _split(labels: str) -> list[str]:
+    return [label.strip() for label in labels.split(",")]
 
 
 @reports_user_errors
@@ -101,8 +111,7 @@ def main() -> None:
         print(f"{arguments.out}: wrote {written} clips, {there} were there already")
         return
     frames = arguments.frames[0] if len(arguments.frames) == 1 else arguments.frames
-    labels = [label.strip() for label in arguments.labels.split(",")]
-    ranked = ranker.rank(frames, labels, arguments.description)
+    ranked = ranker.rank(frames, _split(arguments.labels), arguments.description)
     if arguments.json:
         print(json.dumps({"run": ranker.name, "ranked": [asdict(each) for each in ranked]}, ensure_ascii=False))
         return

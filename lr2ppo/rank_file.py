@@ -53,7 +53,11 @@ def _go_on(out: Path, made_by: Path, clips: Sequence[Clip], identity: dict[str, 
     except (OSError, ValueError):
         raise UserError(f"{out}: is there, but not {made_by}, which tells what wrote it; give another --out") from None
     if began != identity:
-        raise UserError(f"{out}: was begun by {_told(began)}, now asked for {_told(identity)}; give another --out")
+        began = began if isinstance(began, dict) else {}
+        differing = [
+            f"{name} {began.get(name)}, now {value}" for name, value in identity.items() if began.get(name) != value
+        ]
+        raise UserError(f"{out}: was begun with another model: {'; '.join(differing)}; give another --out")
     labels = {clip.id: sorted(clip.labels) for clip in clips}
     whole = content[: content.rfind(b"\n") + 1]
     known = set()
@@ -69,7 +73,3 @@ def _go_on(out: Path, made_by: Path, clips: Sequence[Clip], identity: dict[str, 
     if len(whole) < len(content):
         os.truncate(out, len(whole))
     return known & labels.keys()
-
-
-def _told(identity: Any) -> str:
-    return ", ".join(f"{name} {value}" for name, value in identity.items()) if isinstance(identity, dict) else "another"
