@@ -84,9 +84,7 @@ def export_onnx(trained: Trained, path: Path) -> OnnxReport:
             # One file cannot hold more than 2 GiB.
             external_data=sum(weight.nbytes for weight in ranker.state_dict().values()) > 2**30,
         )
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = importlib.import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
     difference = max(_difference(ranker, session, _draw(ranker, sizes)) for sizes in CHECKED)
     if not difference <= LARGEST_DIFFERENCE:
         raise UserError(f"{path.name}: its scores differ from torch's by {difference:.1e}; it is not written")

@@ -96,10 +96,13 @@ class Padding:
         return padded.flatten(0, 2)
 
     def unpack(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(0, self.mask.shape) * self.mask.unsqueeze(-1)
+        padded: Tensor = tokens.unflatten(0, self.mask.shape)
+        return padded * self.mask.unsqueeze(-1)
 
     def clip_rows(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(0, (self.mask.shape[0], self.mask.shape[1] * self.mask.shape[2]))
+        clips, labels, length = self.mask.shape
+        rows: Tensor = tokens.unflatten(0, (clips, labels * length))
+        return rows
 
     def from_clip_rows(self, rows: Tensor) -> Tensor:
         return rows.flatten(0, 1)
