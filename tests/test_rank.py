@@ -72,7 +72,7 @@ def write_video(path: Path, frames: int, size: tuple[int, int] = (48, 128)) -> P
     """A white bar that goes to the right by 2 pixels a frame; between two key frames are 11 others."""
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("mpeg4", rate=10, options={"g": "12"})
-        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = *size, "yuv420p", 8_000_000
         for number in range(frames):
             picture = np.zeros((*size, 3), np.uint8)
             picture[:, 2 * number : 2 * number + 16] = 255
