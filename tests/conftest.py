@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -9,6 +10,9 @@ import torch
 
 from lr2ppo.data import Clip, FeatureWriter, annotations, write_clips
 from lr2ppo.engine.processes import Processes
+
+if TYPE_CHECKING:
+    from tests.trained_world import TrainedWorld
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOKENS, FRAMES, WIDTH, LABELS = 4, 3, 16, 6
@@ -50,6 +54,14 @@ def tiny_overrides(tiny_world: Path, tmp_path: Path) -> Callable[..., list[str]]
         return [f"data.root={tiny_world}", f"logs={tmp_path / 'logs'}", *more]
 
     return overrides
+
+
+@pytest.fixture(scope="session")
+def trained_world(tmp_path_factory: pytest.TempPathFactory) -> "TrainedWorld":
+    """Trained runs of all stages, made once; tests copy what they change."""
+    from tests.trained_world import TrainedWorld
+
+    return TrainedWorld.make(tmp_path_factory.mktemp("trained"))
 
 
 def _clip(name: str, rng: np.random.Generator, store: FeatureWriter, sign: int) -> Clip:

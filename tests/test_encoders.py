@@ -142,8 +142,10 @@ def test_extraction_takes_files_and_tells_in_the_store_which(
         clip = next(iter(by_file))
         for name in ("text_emb", "img_emb"):
             np.testing.assert_array_equal(by_folder[clip][name], by_file[clip][name])
-        assert by_folder.attrs["text_encoder"].startswith("roberta@")
-        assert by_file.attrs["image_encoder"] == by_folder.attrs["image_encoder"].replace("vit@", "model.safetensors@")
+        assert by_folder.attrs["text_encoder"].startswith(b"roberta@")
+        assert by_file.attrs["image_encoder"] == by_folder.attrs["image_encoder"].replace(
+            b"vit@", b"model.safetensors@"
+        )
 
 
 def test_extraction_reads_every_clip_once_and_names_missing_frames(mini: Path, tmp_path: Path) -> None:

@@ -87,10 +87,13 @@ def test_files_of_any_bytes(tmp_path: Path, sound: Path) -> None:
 
 
 def test_an_attribute_of_a_kind_that_ends_the_process_is_not_read(sound: Path, tmp_path: Path) -> None:
-    content = bytearray((sound / "float32").read_bytes())
+    path = tmp_path / "clean_feat.h5"
+    shutil.copy(sound / "float32", path)
+    with h5py.File(path, "a") as file:
+        file.attrs["dtype"] = "float32"
+    content = bytearray(path.read_bytes())
     # A text of any length becomes a thing of any length of which HDF5 knows no kind.
     content[content.index(b"dtype\0\0\0\x19\x01") + 9] = 2
-    path = tmp_path / "clean_feat.h5"
     path.write_bytes(content)
 
     def check() -> None:

@@ -146,11 +146,17 @@ class ClipDataset(Dataset[ClipItem]):
 
     def choose_frames(self, available: int, seed: int) -> Positions:
         """Which of a clip's frames are taken: evenly spaced in time order, or in random order."""
-        wanted = self.frames if self.exact_frames else min(self.frames, available)
-        if self.frame_order == "even":
-            return np.linspace(0, available - 1, wanted).round().astype(np.int64)
-        order = np.random.default_rng(seed).permutation(available)
-        return np.resize(order, wanted)
+        return choose_frames(available, self.frames, self.frame_order, self.exact_frames, seed)
+
+
+def choose_frames(
+    available: int, most: int, order: Literal["even", "random"], exact: bool = False, seed: int = 0
+) -> Positions:
+    """Which of a clip's frames are taken: evenly spaced in time order, or in random order; `exact` repeats some."""
+    wanted = most if exact else min(most, available)
+    if order == "even":
+        return np.linspace(0, available - 1, wanted).round().astype(np.int64)
+    return np.resize(np.random.default_rng(seed).permutation(available), wanted)
 
 
 def collate(items: Sequence[ClipItem]) -> ClipBatch:

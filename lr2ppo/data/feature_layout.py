@@ -71,6 +71,20 @@ def read_attribute(file: h5py.File, name: str, path: Path) -> str | int | None:
         raise damaged(path, error) from None
 
 
+def read_fixed_text(file: h5py.File, name: str, path: Path) -> str | None:
+    """A text of fixed length that a file tells, None where it tells none or one of any length.
+
+    Texts of any length lie in a heap of their own, from which HDF5 reads what damage has left there: that can end this
+    process.
+    """
+    try:
+        is_fixed = name in file.attrs and file.attrs.get_id(name).dtype.kind == "S"
+    except DAMAGE as error:
+        raise damaged(path, error) from None
+    value = read_attribute(file, name, path) if is_fixed else None
+    return value if isinstance(value, str) else None
+
+
 def list_clips(file: h5py.File, path: Path) -> list[str]:
     """The `group_name` of each clip that a file holds; raises `UserError` where its groups cannot be listed."""
     try:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
 
 import h5py
@@ -22,8 +22,13 @@ LARGEST = {name: torch.finfo(getattr(torch, name)).max for name in ("float32", "
 class FeatureWriter:
     """Writes a feature file clip by clip; a file begun earlier with the same `facts` and `dtype` is continued."""
 
-    def __init__(self, path: Path, facts: Facts, dtype: StoredType = "float32") -> None:
-        """`facts` say what made the features (encoders, tokens a frame); raises `UserError` where a file's differ."""
+    def __init__(
+        self, path: Path, facts: Facts, dtype: StoredType = "float32", notes: Facts = MappingProxyType({})
+    ) -> None:
+        """`facts` say what made the features (encoders, tokens a frame); raises `UserError` where a file's differ.
+
+        `notes` are told of the file too, but may be others where it is continued, as paths may.
+        """
         self._path, self._dtype = path, dtype
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -35,7 +40,9 @@ class FeatureWriter:
         except UserError:
             self._file.close()
             raise
-        self._file.attrs.update({**facts, "dtype": dtype})
+        for name, fact in {**facts, **notes, "dtype": dtype}.items():
+            # Of fixed length: damage to a text of any length can end the process that reads it.
+            self._file.attrs[name] = np.bytes_(fact.encode()) if isinstance(fact, str) else fact
 
     def __enter__(self) -> Self:
         return self

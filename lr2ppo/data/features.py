@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from lr2ppo.data.encoding import common_encoding, read_encoding
 from lr2ppo.data.feature_layout import ClipShape, group_name, list_clips, open_features, read_facts, read_shape
 from lr2ppo.errors import UserError
 
@@ -27,7 +28,7 @@ class FeatureStore:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Raises `UserError` where a file is missing, is not HDF5 or holds no clip."""
+        """Raises `UserError` where a file is missing, is not HDF5 or holds no clip, or two are made otherwise."""
         self.paths = list(paths)
         for path in self.paths:
             _require_file(path)
@@ -42,6 +43,9 @@ class FeatureStore:
                 "files of a store; extract them with the same --frame-tokens"
             )
         self.tokens_per_frame = per_frame.pop()
+        self.encoding = common_encoding(
+            {path: read_encoding(self._files[shard], path) for shard, path in enumerate(self.paths)}
+        )
         self.text_width, self.image_width = self._find_widths()
 
     @property

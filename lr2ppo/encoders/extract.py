@@ -21,11 +21,11 @@ from lr2ppo.data.feature_layout import group_name
 from lr2ppo.data.feature_writer import Facts, FeatureWriter, StoredType, read_clip_names
 from lr2ppo.data.features import find_shards, shards_setting
 from lr2ppo.data.images import missing_frames, read_image, unusable_frames
+from lr2ppo.encoders.clip_encoder import describe_encoding
 from lr2ppo.encoders.image import ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
 from lr2ppo.engine.processes import Processes, choose_device, join_processes
 from lr2ppo.errors import UserError, raise_faults, reports_user_errors
-from lr2ppo.files import fingerprint
 
 ANNOTATION_FILES = (
     annotations.SOURCE_TRAIN,
@@ -167,15 +167,13 @@ def main() -> None:
         device = choose_device(arguments.device, int(os.environ.get("LOCAL_RANK", "0")))
         text = text.to(device)
         image = ImageEncoder.load(arguments.image, arguments.frame_tokens).to(device)
-        facts: dict[str, str | int] = {
-            "text_encoder": f"{arguments.text.name}@{fingerprint(text.state_dict())}",
-            "image_encoder": f"{arguments.image.name}@{fingerprint(image.state_dict())}",
-            "frame_tokens": arguments.frame_tokens,
-            "tokens_per_frame": image.tokens_per_frame,
-        }
+        encoding = describe_encoding(text, arguments.text, image, arguments.image, arguments.dtype)
+        told = encoding.model_dump()
+        facts = {name: told.pop(name) for name in ("text_encoder", "image_encoder", "frame_tokens")}
+        facts["tokens_per_frame"] = image.tokens_per_frame
         share = find_share(clips, out, facts, arguments.dtype, processes.rank, processes.world_size)
     if share.clips:
-        with FeatureWriter(share.path, facts, arguments.dtype) as writer:
+        with FeatureWriter(share.path, facts, arguments.dtype, told) as writer:
             extract(share.clips, frames_root, text, image, writer, show_progress=processes.is_main)
     if processes.is_main:
         of_all = f", its share of {share.missing}" if processes.world_size > 1 else ""

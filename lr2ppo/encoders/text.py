@@ -1,5 +1,7 @@
 """The text encoder: RoBERTa over the pair (label, description)."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self, cast
@@ -69,6 +71,11 @@ class TextEncoder(nn.Module):
                 f"{self.tokenizer_folder}: found no tokenizer.json or vocab.json with merges.txt; "
                 "copy the encoder's tokenizer files there or tell the folder that holds them"
             )
+
+    def tokenizer_fingerprint(self) -> str:
+        """A short hash of the tokenizer's vocabulary, to tell different tokenizers apart."""
+        vocabulary = sorted(cast(Mapping[str, int], self.tokenizer.get_vocab()).items())
+        return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:12]
 
     def tokenize(self, texts: Sequence[tuple[str, str]]) -> Mapping[str, Tensor]:
         """`<s> label </s></s> description </s>`, cut to the longest text read and padded: [B, T] ids and mask."""

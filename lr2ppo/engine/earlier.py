@@ -66,6 +66,12 @@ def best_validation(folder: Path) -> dict[str, float]:
     return {name.partition("/")[2]: value for name, value in row.items() if name.startswith("validation/")}
 
 
+def read_temperature(folder: Path) -> float:
+    """The temperature that a reward run fitted on validation; 1 where it tells none."""
+    told = best_validation(folder) if (folder / FINISHED).is_file() else {}
+    return told.get("temperature", 1.0)
+
+
 def is_converted(folder: Path) -> bool:
     """Whether a folder holds the weights of a run alone, as a converted published checkpoint does."""
     return (folder / "best" / "config.json").is_file() and not (folder / "config.yaml").exists()

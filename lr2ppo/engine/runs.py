@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 from lr2ppo.config import ComputeConfig, TrainingConfig
 from lr2ppo.config_file import config_leaves, dump_config
+from lr2ppo.data.encoding import FEATURES_FILE, differing_facts, read_features_file, write_features_file
+from lr2ppo.data.features import FeatureStore
 from lr2ppo.engine.board import Board
 from lr2ppo.engine.checkpoints import Checkpoint, State, newest_checkpoint, remove_checkpoints
 from lr2ppo.engine.earlier import COMMANDS, FINISHED, SELECTED, best_validation, read_run
@@ -56,10 +58,10 @@ class Start:
 class Run:
     """A training run's folder; only the main process writes to it and to the screen."""
 
-    def __init__(self, config: TrainingConfig, processes: Processes, start: Start) -> None:
+    def __init__(self, config: TrainingConfig, processes: Processes, start: Start, store: FeatureStore) -> None:
         """Start the run's folder anew, which `claim_run` has said that it may, or go on where a checkpoint was written.
 
-        Raises `UserError` where the run was begun with another config.
+        Raises `UserError` where the run was begun with another config, or learned from features of other encoders.
         """
         checkpoint = start.checkpoint
         self.folder, self.select = run_folder(config), SELECTED[config.stage]
@@ -72,6 +74,7 @@ class Run:
         self._started = time.time()
         if checkpoint is not None:
             _check_same(self.folder, config)
+            _check_encoding(self.folder, store)
             self.best, self.best_step = checkpoint.state.best, checkpoint.state.best_step
             self._started -= checkpoint.state.seconds
         if not self.is_main:
@@ -83,6 +86,7 @@ class Run:
             write_whole(self.folder / "config.yaml", lambda partial: partial.write_text(text, encoding="utf-8"))
         else:
             os.truncate(self.folder / "metrics.jsonl", checkpoint.state.metrics_bytes)
+        write_features_file(self.folder, store.encoding, store.paths)
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._log = (self.folder / "train.log").open("a", encoding="utf-8")
         purged = None if checkpoint is None else checkpoint.state.step + 1
@@ -223,6 +227,18 @@ def _check_same(folder: Path, config: TrainingConfig) -> None:
 
 def _part(step: int, steps: int) -> int:
     return step * PICTURED_PARTS // steps
+
+
+def _check_encoding(folder: Path, store: FeatureStore) -> None:
+    """Raises `UserError` where a run that goes on would learn from features that other encoders made."""
+    # Runs begun before there was such a file tell nothing of it.
+    if (folder / FEATURES_FILE).is_file():
+        differing = differing_facts(store.encoding, read_features_file(folder))
+        raise_faults(
+            folder,
+            [f"{store.paths[0]}: made with {fact}" for fact in differing],
+            "a run goes on with features of the encoders it was begun with; take another name, or add --fresh",
+        )
 
 
 def _remove(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -41,26 +42,14 @@ def score_clips(
     workers: int = 0,
 ) -> list[Scores]:
     """Every label's score, `[labels]` a clip: a ranker's own, or the share of pairs that an order model lets it win."""
-    if isinstance(model, PartialOrderModel):
-        return [win_shares(margins) for margins in judge_clips(model, dataset, processes, batch_size, workers)]
-
-    def score(batch: ClipBatch) -> list[Scores]:
-        return [_numbers(row[mask]) for row, mask in zip(rank_labels(model, batch), batch.label_mask, strict=True)]
-
-    return _measure_clips(score, model, dataset, processes, batch_size, workers)
+    return _measure_clips(partial(score_batch, model), model, dataset, processes, batch_size, workers)
 
 
 def judge_clips(
     model: PartialOrderModel, dataset: ClipDataset, processes: Processes, batch_size: int, workers: int = 0
 ) -> list[Scores]:
-    """A clip's `judge_pairs` without padding: `[2, pairs]`, pairs in the order of `np.triu_indices(labels, 1)`."""
-
-    def judge(batch: ClipBatch) -> list[Scores]:
-        first, second = label_pairs(batch.label_mask.shape[1], batch.label_mask.device)
-        real = batch.label_mask[:, first] & batch.label_mask[:, second]
-        return [_numbers(row[:, mask]) for row, mask in zip(judge_pairs(model, batch), real, strict=True)]
-
-    return _measure_clips(judge, model, dataset, processes, batch_size, workers)
+    """Every clip's margins, as of `judge_batch`."""
+    return _measure_clips(partial(judge_batch, model), model, dataset, processes, batch_size, workers)
 
 
 @torch.inference_mode()
@@ -88,41 +77,31 @@ def _measure_clips(
     return [everyone[clip] for clip in range(len(dataset))]
 
 
+def score_batch(model: RelevanceRanker | PartialOrderModel, batch: ClipBatch) -> list[Scores]:
+    """The scores `[labels]` of each clip of a batch: see `score_clips`."""
+    if isinstance(model, PartialOrderModel):
+        return [win_shares(margins) for margins in judge_batch(model, batch)]
+    return [_numbers(row[mask]) for row, mask in zip(rank_labels(model, batch), batch.label_mask, strict=True)]
+
+
+def judge_batch(model: PartialOrderModel, batch: ClipBatch) -> list[Scores]:
+    """Each clip's `pair_margins`, `[2, pairs]`, of its own pairs in the order of `np.triu_indices(labels, 1)`."""
+    masks = {"text_mask": batch.text_mask, "frame_mask": batch.frame_mask}
+    margins, (first, second) = pair_margins(model, model.encoder(batch.text, batch.frames, **masks))
+    real = batch.label_mask[:, first] & batch.label_mask[:, second]
+    return [_numbers(row[:, mask]) for row, mask in zip(margins.unbind(1), real, strict=True)]
+
+
 def rank_labels(model: RelevanceRanker, batch: ClipBatch) -> Tensor:
     """A ranker's scores of a batch: [B, L]."""
     scores: Tensor = model(batch.text, batch.frames, text_mask=batch.text_mask, frame_mask=batch.frame_mask)
     return scores
 
 
-def judge_pairs(model: PartialOrderModel, batch: ClipBatch) -> Tensor:
-    """By how much proposing the first label of a pair first is rewarded above proposing the second first.
-
-    Returns `[B, 2, pairs]` for all pairs of `label_pairs`, shown as listed and shown the other way round.
-    """
-    vectors = model.encoder(batch.text, batch.frames, text_mask=batch.text_mask, frame_mask=batch.frame_mask)
-    first, second = label_pairs(batch.label_mask.shape[1], vectors.device)
-    forward, backward = torch.stack([first, second], 1), torch.stack([second, first], 1)
-    ways = []
-    for shown in (forward, backward):
-        margins = []
-        for part in torch.arange(len(first), device=vectors.device).split(JUDGED_AT_ONCE):
-            orders = torch.stack([torch.cat([shown[part], proposed[part]], 1) for proposed in (forward, backward)])
-            rewards = model.judge(vectors, orders.flatten(0, 1).expand(len(batch), -1, -1)).unflatten(1, (2, -1))
-            margins.append(rewards[:, 0] - rewards[:, 1])
-        ways.append(torch.cat(margins, 1))
-    return torch.stack(ways, 1)
-
-
-def label_pairs(labels: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """The positions of the first and of the second label of every pair: [pairs] each."""
-    first, second = torch.triu_indices(labels, labels, offset=1, device=device)
-    return first, second
-
-
 def win_shares(margins: Scores) -> Scores:
     """For each label of a clip the share of pairs with another, shown both ways, that it wins; ties count half.
 
-    Shapes: margins: [2, pairs] as of `judge_clips`. Returns [labels].
+    Shapes: margins: [2, pairs] as of `judge_batch`. Returns [labels].
     """
     labels = count_labels(margins)
     first, second = np.triu_indices(labels, 1)
@@ -140,6 +119,40 @@ def count_labels(margins: Scores) -> int:
 def _numbers(tensor: Tensor) -> Scores:
     numbers: Scores = tensor.double().cpu().numpy()
     return numbers
+
+
+def pair_margins(model: PartialOrderModel, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """For each pair of labels, by how much the reward of putting its first label first exceeds that of the reverse.
+
+    Shapes: vectors: [B, L, D]. Returns margins [2, B, pairs], of each pair shown as it is and the other way round, and
+    the pairs [2, pairs], positions of the first and of the second label.
+    """
+    labels = vectors.shape[1]
+    first, second = pairs = torch.triu_indices(labels, labels, offset=1, device=vectors.device)
+    forward, backward = torch.stack([first, second], 1), torch.stack([second, first], 1)
+    both_ways = []
+    for shown in (forward, backward):
+        margins = []
+        for part in torch.arange(len(first), device=vectors.device).split(JUDGED_AT_ONCE):
+            orders = torch.stack([torch.cat([shown[part], proposed[part]], 1) for proposed in (forward, backward)])
+            rewards = model.judge(vectors, orders.flatten(0, 1).expand(len(vectors), -1, -1)).unflatten(1, (2, -1))
+            margins.append(rewards[:, 0] - rewards[:, 1])
+        both_ways.append(torch.cat(margins, 1))
+    return torch.stack(both_ways), pairs
+
+
+def preferences(model: PartialOrderModel, vectors: Tensor, temperature: float) -> Tensor:
+    """How surely people put each label before each other: vectors [B, L, D] -> [B, L, L] of float64, row before column.
+
+    It is the logistic function of the margin, averaged over both ways to show the pair, over the temperature; 0.5 on
+    the diagonal.
+    """
+    margins, (first, second) = pair_margins(model, vectors)
+    first_wins = torch.sigmoid(margins.double().mean(0) / temperature)
+    table = torch.full((len(vectors), vectors.shape[1], vectors.shape[1]), 0.5, dtype=torch.float64)
+    table = table.to(vectors.device)
+    table[:, first, second], table[:, second, first] = first_wins, 1 - first_wins
+    return table
 
 
 def ranking_metrics(clips: Sequence[Clip], scores: Sequence[Scores]) -> dict[str, Scores]:

@@ -6,7 +6,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lr2ppo.models.packing import Packing
+from lr2ppo.models.packing import Rows
 
 
 class MLP(nn.Module):
@@ -63,7 +63,7 @@ class CrossAttention(nn.Module):
         self.values = nn.Linear(width, width)
         self.projection = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None, packing: Packing | None = None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None, packing: Rows | None = None) -> Tensor:
         """Shapes: x: [B, Q, D], or packed [N, D]; y: [B, K, D]; mask: [B, K]. Returns as x."""
         queries = self.queries(x)
         if packing is not None:
@@ -104,7 +104,7 @@ class FusionBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm_out = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None, packing: Packing | None = None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None, packing: Rows | None = None) -> Tensor:
         """Shapes: x: [B, Q, D], or packed [N, D]; y: [B, K, D]; mask: [B, K] bool, False on padding. Returns as x."""
         x = x + self.dropout(self.attention(self.norm_x(x), self.norm_y(y), mask, packing))
         x = x + self.dropout(self.ffn(self.norm_ffn(x)))

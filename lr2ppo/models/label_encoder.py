@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lr2ppo.config import ModelConfig
 from lr2ppo.models.fusion import MLP, FixedBiasLinear, FusionBlock, ResidualMLP
-from lr2ppo.models.packing import Packing
+from lr2ppo.models.packing import Rows, lay_out
 
 
 class LabelEncoder(nn.Module):
@@ -52,7 +52,7 @@ class LabelEncoder(nn.Module):
         if self.config.head == "pooled":
             projected_frames = projected_frames + self._frame_positions(projected_frames)
         # The labels' tokens of a clip stand in one row: no frame is repeated for a label. Padding has no place in it.
-        packing = None if text_mask is None else Packing.of(text_mask)
+        packing = None if text_mask is None else lay_out(text_mask)
         tokens = text.flatten(1, 2) if packing is None else packing.pack(text)
         fused = self.fusion(self.text_proj(tokens), projected_frames, frame_mask, packing)
         if packing is None:
@@ -85,7 +85,7 @@ class FlattenHead(nn.Module):
         self.mlp = MLP((text_tokens + frames) * width, 4 * width, width)
 
     def forward(
-        self, fused: Tensor, frames: Tensor, packing: Packing | None = None, frame_mask: Tensor | None = None
+        self, fused: Tensor, frames: Tensor, packing: Rows | None = None, frame_mask: Tensor | None = None
     ) -> Tensor:
         """Shapes: fused: [B, L, T, D], or packed [N, D]; frames: [B, F, D]; frame_mask: [B, F]. Returns [B, L, D].
 
@@ -118,7 +118,7 @@ class PooledHead(nn.Module):
         self.mlp = MLP(3 * width, 4 * width, width)
 
     def forward(
-        self, fused: Tensor, frames: Tensor, packing: Packing | None = None, frame_mask: Tensor | None = None
+        self, fused: Tensor, frames: Tensor, packing: Rows | None = None, frame_mask: Tensor | None = None
     ) -> Tensor:
         """Shapes: fused: [B, L, T, D], or packed [N, D]; frames: [B, F, D]; frame_mask: [B, F]. Returns [B, L, D]."""
         logits = self.text_pool(fused)

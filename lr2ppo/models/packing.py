@@ -91,3 +91,42 @@ class Packing:
             per_sample_weights=weights.squeeze(1).to(tokens.dtype),
         )
         return sums.view(*self.mask.shape[:2], tokens.shape[1])
+
+
+@dataclass(frozen=True)
+class Padding:
+    """The same of text that stays padded, `N = B * L * T`: of sizes that shapes alone tell, as exported graphs need.
+
+    mask [B, L, T] is False on padding.
+    """
+
+    mask: Tensor
+
+    def pack(self, padded: Tensor) -> Tensor:
+        return padded.flatten(0, 2)
+
+    def unpack(self, tokens: Tensor) -> Tensor:
+        padded: Tensor = tokens.unflatten(0, self.mask.shape)
+        return padded * self.mask.unsqueeze(-1)
+
+    def clip_rows(self, tokens: Tensor) -> Tensor:
+        clips, labels, length = self.mask.shape
+        rows: Tensor = tokens.unflatten(0, (clips, labels * length))
+        return rows
+
+    def from_clip_rows(self, rows: Tensor) -> Tensor:
+        return rows.flatten(0, 1)
+
+    def label_token(self, tokens: Tensor, place: int) -> Tensor:
+        return self.unpack(tokens)[:, :, place]
+
+    def label_sums(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        return self.unpack(tokens * weights.to(tokens.dtype)).sum(2)
+
+
+Rows = Packing | Padding
+
+
+def lay_out(mask: Tensor) -> Rows | None:
+    """How text with a mask `[B, L, T]` is laid out to be computed; None where nothing is padded."""
+    return Padding(mask) if torch.compiler.is_exporting() else Packing.of(mask)

@@ -39,18 +39,22 @@ def load_model(folder: Path, dropout: float | None = None) -> Model:
 
     Raises `UserError` where the folder is not one `save_model` wrote.
     """
+    kind, config = describe_model(folder)
+    if dropout is not None:
+        config = config.model_copy(update={"dropout": dropout})
+    return build_model(kind, config, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+
+
+def describe_model(folder: Path) -> tuple[type[RelevanceRanker] | type[PartialOrderModel], ModelConfig]:
+    """The kind and the shape of the model that a folder holds, without its weights; raises `UserError` as above."""
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: found no {name}; is it a run's best/?")
     try:
         description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = ModelConfig.model_validate(description["shape"])
-        kind = KINDS[description["model"]]
+        return KINDS[description["model"]], ModelConfig.model_validate(description["shape"])
     except (ValidationError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
         raise UserError(f"{folder / 'config.json'}: does not describe a model of ours: {error}") from None
-    if dropout is not None:
-        config = config.model_copy(update={"dropout": dropout})
-    return build_model(kind, config, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
 
 
 def load_kind(folder: Path, kind: type[M], dropout: float | None = None) -> M:

@@ -17,7 +17,7 @@ from lr2ppo.config_file import load_config
 from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import ClipDataset, open_store
 from lr2ppo.engine.command import read_stage_config, stage_parser
-from lr2ppo.engine.earlier import COMMANDS, FINISHED, best_validation, find_run, is_converted, read_run
+from lr2ppo.engine.earlier import COMMANDS, find_run, is_converted, read_run, read_temperature
 from lr2ppo.engine.evaluations import (
     CASES,
     RESULTS,
@@ -98,11 +98,8 @@ def judge_split(
     folder: Path, dataset: ClipDataset, margins: Sequence[Scores], config: EvaluateConfig
 ) -> dict[str, Any]:
     """What `results.json` holds of a reward model besides the metrics of the order that it makes."""
-    temperature = 1.0
-    if (folder / FINISHED).is_file():
-        temperature = best_validation(folder).get("temperature", 1.0)
     grades = [graded(clip) for clip in dataset.clips]
-    return describe_judgement(grades, margins, temperature, config.bootstrap_samples, config.seed)
+    return describe_judgement(grades, margins, read_temperature(folder), config.bootstrap_samples, config.seed)
 
 
 def show_table(runs: Sequence[str], config: EvaluateConfig) -> None:

@@ -27,7 +27,7 @@ def train(config: PointwiseConfig, processes: Processes, fresh: bool) -> None:
     draw = graded_lists(clips.clips, settings.max_labels)
     sampler, loader = open_batches(start, clips, draw, processes)
     steps = count_steps(settings.epochs * len(sampler), config.compute)
-    run = Run(config, processes, start)
+    run = Run(config, processes, start, store)
     keep_freed_memory(processes.device)
     learner = Learner(
         RelevanceRanker(config.model), settings, steps, config.compute, processes, config.safety.on_nonfinite

@@ -55,7 +55,7 @@ def train(config: PPOConfig, processes: Processes, fresh: bool) -> None:
             f"train.batches_per_rollout: found {settings.batches_per_rollout}, but the run has "
             f"{batches} batches in all; wanted fewer, or more train.epochs"
         )
-    run = Run(config, processes, start)
+    run = Run(config, processes, start, store)
     # The reward model's encoder is done with before actor and critic learn: their optimizers want its memory.
     judge = open_judge(reward_model, clips, processes, compute.precision, config.logs / "cache")
     critic_start = load_kind(reward_run / "best", PartialOrderModel, settings.dropout)

@@ -43,7 +43,7 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
     draw = annotated_pairs(clips.clips, settings.pairs_per_clip)
     sampler, loader = open_batches(start, clips, draw, processes)
     steps = count_steps(settings.epochs * len(sampler), config.compute)
-    run = Run(config, processes, start)
+    run = Run(config, processes, start, store)
     keep_freed_memory(processes.device)
     learner = Learner(reward_model, settings, steps, config.compute, processes, config.safety.on_nonfinite)
     pairs = sum(len(clip.pairs) for clip in clips.clips)
