@@ -1,0 +1,186 @@
+"""The demo's page: fields for frames, labels and a description, and the order that a run makes of them."""
+
+import html
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lr2ppo.demo.inputs import Example, choose_frames, format_labels, parse_labels
+from lr2ppo.demo.results import TEMPLATE, rank_clip, render, render_header
+from lr2ppo.errors import UserError
+from lr2ppo.rank import LabelRanker
+
+# Of one file; the page tells which is too large before it is sent.
+MOST_BYTES = 100 * 2**20
+EMPTY = '<div class="empty"><strong>No order yet</strong><span>Drop frames, type labels and press Rank{}.</span></div>'
+# gradio's own names for what takes the colours of the page's style; each has a twin for dark, of the same value.
+THEME = {
+    "body_text_color": "var(--ink)",
+    "body_text_color_subdued": "var(--muted)",
+    "background_fill_primary": "var(--card)",
+    "background_fill_secondary": "var(--card)",
+    "border_color_primary": "var(--line)",
+    "border_color_accent": "var(--after)",
+    "block_background_fill": "var(--card)",
+    "block_border_color": "var(--line)",
+    "block_label_background_fill": "var(--card)",
+    "block_label_text_color": "var(--muted)",
+    "block_title_text_color": "var(--ink)",
+    "block_info_text_color": "var(--muted)",
+    "input_background_fill": "var(--paper)",
+    "input_background_fill_focus": "var(--paper)",
+    "input_border_width": "1px",
+    "input_border_color": "var(--line)",
+    "input_border_color_focus": "var(--after)",
+    "loader_color": "var(--after)",
+    "button_primary_background_fill": "#2a6f97",
+    "button_primary_background_fill_hover": "#225c7e",
+    "button_primary_text_color": "#ffffff",
+    "button_secondary_background_fill": "var(--card)",
+    "button_secondary_background_fill_hover": "var(--paper)",
+    "button_secondary_border_color": "var(--line)",
+    "button_secondary_text_color": "var(--ink)",
+}
+# Seen before the page's style is there.
+PAPER = {"body_background_fill": "#f5f7f9", "body_background_fill_dark": "#14181c"}
+
+
+def import_gradio() -> ModuleType:
+    """gradio, told to ask nothing of the network; raises `UserError` where it is not installed."""
+    # Read when gradio is imported and when a page is made; no telemetry, no question for a newer version.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # Else the browser keeps what was ranked, pictures included, between visits.
+    os.environ["GRADIO_RUN_HISTORY"] = "False"
+    try:
+        import gradio
+    except ImportError as error:
+        raise UserError(f"the demo needs gradio ({error}); run: pip install 'lr2ppo[demo]'") from None
+    return gradio
+
+
+def build_page(ranker: LabelRanker, examples: Sequence[Example] = ()) -> Any:
+    """The page as gradio's `Blocks`; an example's button fills the fields and ranks."""
+    gr = import_gradio()
+    with gr.Blocks(title=f"LR2PPO: {ranker.name}", analytics_enabled=False, fill_width=True) as page:
+        gr.HTML(
+            render_header(ranker.name, compared=ranker.before is not None), elem_id="header", apply_default_css=False
+        )
+        with gr.Row(elem_id="page"):
+            with gr.Column(scale=4, min_width=320):
+                fields = _add_fields(gr)
+                button = gr.Button("Rank", variant="primary", elem_id="rank")
+                chosen = _add_examples(gr, examples, fields)
+            with gr.Column(scale=7, min_width=480):
+                order = gr.HTML(
+                    EMPTY.format(", or choose an example" if examples else ""),
+                    elem_id="result",
+                    apply_default_css=False,
+                    js_on_load=(TEMPLATE / "page.js").read_text(encoding="utf-8"),
+                )
+        _, labels, description = fields
+        asked = [button.click, labels.submit, description.submit, *(example.then for example in chosen)]
+        for ask in asked:
+            ask(partial(_show, gr, ranker), fields, order, api_visibility="private")
+    return page
+
+
+def _add_fields(gr: ModuleType) -> list[Any]:
+    """The fields for frames, labels and a description."""
+    return [
+        gr.Gallery(
+            label="Frames: images in order, or a video",
+            elem_id="frames",
+            interactive=True,
+            columns=4,
+            height=240,
+            object_fit="contain",
+            buttons=[],
+            sources=["upload"],
+        ),
+        gr.Textbox(
+            label="Labels",
+            info="One a line, or with commas between them. Shift+Enter ranks.",
+            elem_id="labels",
+            lines=5,
+            max_lines=12,
+        ),
+        gr.Textbox(
+            label="Description",
+            info="What is told of the clip; may stay empty. Enter ranks.",
+            elem_id="description",
+            max_lines=5,
+        ),
+    ]
+
+
+def _add_examples(gr: ModuleType, examples: Sequence[Example], fields: list[Any]) -> list[Any]:
+    """A button for each example that fills the fields; returns what follows on each."""
+    if not examples:
+        return []
+    chosen = []
+    with gr.Column(elem_id="examples"):
+        gr.HTML('<span class="note">Or one of the test clips:</span>', apply_default_css=False)
+        for example in examples:
+            frames = [str(frame) for frame in example.frames]
+            button = gr.Button(example.title, icon=frames[0], size="sm")
+            values = (frames, format_labels(example.labels), example.description)
+            chosen.append(button.click(partial(tuple, values), None, fields, api_visibility="private"))
+    return chosen
+
+
+def _show(
+    gr: ModuleType,
+    ranker: LabelRanker,
+    media: Sequence[tuple[str, str | None]] | None,
+    text: str,
+    description: str,
+) -> str:
+    """What the button does: the fields' clip, ranked, as HTML, or a message on the page."""
+    uploads = [path for path, _ in media or ()]
+    try:
+        frames = choose_frames(uploads)
+        labels, repeated = parse_labels(text)
+        result = rank_clip(ranker, frames, labels, description.strip())
+    except UserError as error:
+        raise gr.Error(message_html(str(error), uploads), print_exception=False) from None
+    if repeated:
+        gr.Warning(message_html(f"Given more than once, ranked once: {', '.join(repeated)}."))
+    return render(result)
+
+
+def message_html(message: str, uploads: Sequence[str] = ()) -> str:
+    """A message as the HTML that gradio takes it for; uploads are called by their names alone, as they were given."""
+    for upload in uploads:
+        message = message.replace(upload, Path(upload).name)
+    return html.escape(message).replace("\n", "<br>")
+
+
+def serve(page: Any, host: str, port: int, examples: Sequence[Example] = ()) -> str:
+    """Start to answer at an address of this machine, in threads of their own; returns the page's address."""
+    gr = import_gradio()
+    # gradio asks itself whether it answers, which is no question for a proxy; nothing else is asked of anyone.
+    os.environ["no_proxy"] = "*"
+    # A font that is called by its name gradio looks for among its own files.
+    plain = gr.themes.utils.fonts.Font("sans-serif")
+    theme = gr.themes.Base(font=plain, font_mono=plain, radius_size="lg")
+    theme.set(**THEME, **{f"{name}_dark": value for name, value in THEME.items()}, **PAPER, color_accent="var(--after)")
+    style = (TEMPLATE / "style.css").read_text(encoding="utf-8")
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        theme=theme,
+        head=f"<style>{style}</style>",
+        footer_links=[],
+        max_file_size=MOST_BYTES,
+        allowed_paths=[str(frame) for example in examples for frame in example.frames],
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+    )
+    return str(address)

@@ -1,0 +1,156 @@
+"""A clip's labels ordered by a run, and that order as HTML: pure functions, in which all text is escaped."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from numpy.typing import NDArray
+
+from lr2ppo.rank import LabelRanker, RankedLabel
+
+TEMPLATE = Path(__file__).with_name("template")
+PAGES = Environment(
+    loader=FileSystemLoader(TEMPLATE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+# A stage has its colour wherever its order is shown; what is exported or converted is taken for stage 3's.
+LOOKS = {"pointwise": "before", "reward": "judge"}
+# Of more labels the matrix would neither be read nor be quick to compute: it shows those that come first.
+MATRIX_LABELS = 24
+# How strong a cell's colour is where a preference is certain; text on it turns light from where it would read badly.
+STRONGEST, LIGHT_TEXT = 0.92, 0.84
+
+Frames = Path | list[Path]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a clip's labels are ordered: by the run, by the stage 1 run it began from, and by its reward model in pairs.
+
+    `preferences [n, n]` tells of the first n labels of `after` how likely each row is put before each column.
+    """
+
+    run: str
+    after: Sequence[RankedLabel]
+    before: Sequence[RankedLabel] | None = None
+    preferences: NDArray[np.floating[Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One label in an order: its rank from 1, its bar's length in per cent, and how many places it rose."""
+
+    key: int
+    label: str
+    rank: int
+    score: str
+    bar: float
+    rise: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One pair of the matrix: in per cent how likely the row comes first, and what colour says so."""
+
+    percent: int
+    tone: str
+    alpha: float
+    light: bool
+
+
+def rank_clip(ranker: LabelRanker, frames: Frames, labels: Sequence[str], description: str) -> Result:
+    """Everything that the page shows of one clip; raises `UserError` where frames or labels cannot be used."""
+    after = ranker.rank(frames, labels, description)
+    before = None if ranker.before is None else ranker.before.rank(frames, labels, description)
+    preferences = None
+    if ranker.has_preferences and len(labels) > 1:
+        preferences = ranker.preferences(frames, [ranked.label for ranked in after[:MATRIX_LABELS]], description)
+    return Result(ranker.name, after, before, preferences)
+
+
+def render(result: Result) -> str:
+    """The result as HTML to put into the page; both orders side by side where there are two."""
+    after, before, preferences = result.after, result.before, result.preferences
+    keys = {ranked.label: key for key, ranked in enumerate(after)}
+    places = None if before is None else {ranked.label: at for at, ranked in enumerate(before)}
+    labels = [ranked.label for ranked in after]
+    return PAGES.get_template("result.html").render(
+        run=result.run,
+        look=LOOKS.get(result.run.partition("/")[0], "after"),
+        after=order_rows(after, keys, places),
+        before=None if before is None else order_rows(before, keys),
+        labels=labels if preferences is None else labels[: len(preferences)],
+        matrix=None if preferences is None else matrix_cells(preferences),
+        agreements=None if preferences is None else agreements(result, preferences),
+    )
+
+
+def render_header(run: str, compared: bool) -> str:
+    """The page's title, with the run whose order it shows."""
+    shown = "beside the stage 1 ranker it began from" if compared else "orders a clip's labels"
+    return f"<h1>Label relevance ranking</h1><p><code>{html.escape(run)}</code> {html.escape(shown)}</p>"
+
+
+def order_rows(order: Sequence[RankedLabel], keys: dict[str, int], places: dict[str, int] | None = None) -> list[Row]:
+    """An order's rows, with how far each label rose from its place in another order, where one is given."""
+    scores = np.array([ranked.score for ranked in order], dtype=np.float64)
+    span = np.ptp(scores)
+    decimals = 2 if span >= 1 else 3 if span >= 0.1 else 4
+    bars = bar_lengths(scores).tolist()
+    return [
+        Row(
+            key=keys[ranked.label],
+            label=ranked.label,
+            rank=at + 1,
+            score=f"{ranked.score:z.{decimals}f}".replace("-", "\N{MINUS SIGN}"),
+            bar=round(bars[at], 1),
+            rise=0 if places is None else places[ranked.label] - at,
+        )
+        for at, ranked in enumerate(order)
+    ]
+
+
+def bar_lengths(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """From 2 per cent for the lowest score of a list to 100 for the highest: stage 3's scores know no scale."""
+    span = np.ptp(scores)
+    return 2 + 98 * (scores - scores.min()) / span if span > 0 else np.full(len(scores), 100.0)
+
+
+def matrix_cells(preferences: NDArray[np.floating[Any]]) -> list[list[Cell | None]]:
+    """The matrix's cells; None on its diagonal."""
+    return [
+        [None if row == column else _cell(float(share)) for column, share in enumerate(shares)]
+        for row, shares in enumerate(preferences)
+    ]
+
+
+def _cell(share: float) -> Cell:
+    alpha = round(abs(share - 0.5) * 2 * STRONGEST, 2)
+    ahead = share >= 0.5
+    return Cell(round(share * 100), "ahead" if ahead else "behind", alpha, light=ahead and alpha >= LIGHT_TEXT)
+
+
+def agreements(result: Result, preferences: NDArray[np.floating[Any]]) -> list[tuple[str, float]]:
+    """Of all pairs in the matrix, the share that each order puts as the reward model would; a tie counts half."""
+    places = {ranked.label: at for at, ranked in enumerate(result.after[: len(preferences)])}
+    orders = [("this order", result.after)]
+    if result.before is not None:
+        orders = [("stage 1", result.before), ("stage 3", result.after)]
+    shares = []
+    for name, order in orders:
+        at = [places[ranked.label] for ranked in order if ranked.label in places]
+        ahead = preferences[np.ix_(at, at)][np.triu_indices(len(at), 1)]
+        shares.append((name, float(np.mean((np.sign(ahead - 0.5) + 1) / 2))))
+    return shares
+
+
+def ordinal(rank: int) -> str:
+    """1st, 2nd, 3rd, 4th and so on."""
+    ending = "th" if rank % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(rank % 10, "th")
+    return f"{rank}{ending}"
+
+
+PAGES.filters["ordinal"] = ordinal
