@@ -287,6 +287,7 @@ def test_all_faults_are_told_by_row_and_nothing_is_written(folder: Path, capsys:
         ([*HEADER, "label"], [[*row, "x"] for row in ROWS], (), "has two columns label"),
         (HEADER, ROWS, ("--columns", "label=tag"), "found no column tag, which --columns names; the table has clip"),
         (HEADER, ROWS, ("--columns", "name=tag"), "--columns: found 'name=tag', wanted COLUMN=NAME"),
+        (HEADER, [["a//b", *row[1:]] for row in ROWS[:3]], (), "clip a//b has an id with nothing, or a dot alone"),
         (HEADER, [[*ROWS[0][:3], "bo\0at", "1"]], (), "row 2: label: found 'bo\\x00at', which holds what is no"),
     ],
 )

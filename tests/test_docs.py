@@ -8,6 +8,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 METHOD = (REPOSITORY / "docs" / "method.md").read_text(encoding="utf-8")
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/method.md", "docs/own_data.md", "pretrained_models/README.md"]
 NAMED = re.findall(r"`([\w/]+)\.py: (\w+)(?:\.(\w+))?`", METHOD)
 
 
@@ -22,7 +23,7 @@ def test_the_method_names_the_models_the_losses_and_the_stages() -> None:
     assert {"objectives", "models/ranker", "models/partial_order", "stages/ppo", "metrics"} <= modules
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/method.md", "pretrained_models/README.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page: str) -> None:
     text = (REPOSITORY / page).read_text(encoding="utf-8")
     targets = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
