@@ -1,7 +1,8 @@
 """Some frames of a video file: found by their times and decoded one after another, so that no video is held whole."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +27,42 @@ def read_video(path: Path, choose: Callable[[int], NDArray[np.int64]]) -> list[I
     if not times:
         raise UserError(f"{path}: found no frames whose time is told; convert it, to mp4 for example")
     positions = choose(len(times)).tolist()
-    frames: dict[int, Image.Image] = {}
-    with _open_video(path) as container:
-        for position in sorted(set(positions)):
-            frame = _frame_at(container, times[position])
-            if frame is not None:
-                frames[position] = frame
+    wanted = sorted({times[position] for position in positions})
+    frames = _seek_each(path, wanted) or _play_through(path, wanted)
     if not frames:
         raise UserError(f"{path}: not one of its frames can be decoded; convert it, to mp4 for example")
     # A file cut short lacks the last ones of those that it names.
-    return [frames[min(frames, key=lambda found: abs(found - position))] for position in positions]
+    return [frames[min(frames, key=lambda found: abs(found - times[position]))] for position in positions]
 
 
-def _frame_at(container: Any, time: int) -> Image.Image | None:
-    """The first frame shown at a time or after it; None where there is none."""
-    container.seek(time, stream=container.streams.video[0], backward=True)
-    for frame in container.decode(video=0):
-        if frame.pts is not None and frame.pts >= time:
-            picture: Image.Image = frame.to_image()
-            return picture
-    return None
+def _seek_each(path: Path, times: Sequence[int]) -> dict[int, Image.Image]:
+    """The frames at some times, each decoded from the key frame before it; none where the file leads elsewhere."""
+    frames = {}
+    with _open_video(path) as container:
+        for time in times:
+            container.seek(time, stream=container.streams.video[0], backward=True)
+            shown = container.decode(video=0)
+            first = next(shown, None)
+            # Files without an index, such as broadcasts, may lead to a later frame, or to one that needs others.
+            if first is None or not first.key_frame or first.pts is None or first.pts > time:
+                return {}
+            frame = next((each for each in chain([first], shown) if each.pts is not None and each.pts >= time), None)
+            if frame is not None:
+                frames[time] = frame.to_image()
+    return frames
+
+
+def _play_through(path: Path, times: Sequence[int]) -> dict[int, Image.Image]:
+    """The frames at some times, met while all of the video is decoded."""
+    frames: dict[int, Image.Image] = {}
+    left = list(times)
+    with _open_video(path) as container:
+        for frame in container.decode(video=0):
+            while left and frame.pts is not None and frame.pts >= left[0]:
+                frames[left.pop(0)] = frame.to_image()
+            if not left:
+                break
+    return frames
 
 
 @contextmanager
