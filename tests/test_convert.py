@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -157,6 +157,9 @@ def test_preferences_stand_as_people_gave_them_whatever_the_grades_say() -> None
     assert [own.tolist() for own in alone] == [[[0, 2], [2, 0], [0, 2]], []]
     both = draw_pairs([said, graded], 1.0, np.random.default_rng(0))
     assert [own.tolist() for own in both] == [[[0, 2], [2, 0], [0, 2]], [[1, 0]]]
+    more = TableClip("b", 2, ["x", "y", "z", "w"], [0, 0, 1, 1])
+    drawn = [draw_pairs([said, more], 0.5, np.random.default_rng(seed)) for seed in range(10)]
+    assert {len(own) for _, own in drawn} == {2}, "a share of the pairs of clips without preferences"
 
 
 def test_without_a_domain_the_training_clips_serve_all_three_stages(folder: Path) -> None:
@@ -287,6 +290,7 @@ def test_all_faults_are_told_by_row_and_nothing_is_written(folder: Path, capsys:
         ([*HEADER, "label"], [[*row, "x"] for row in ROWS], (), "has two columns label"),
         (HEADER, ROWS, ("--columns", "label=tag"), "found no column tag, which --columns names; the table has clip"),
         (HEADER, ROWS, ("--columns", "name=tag"), "--columns: found 'name=tag', wanted COLUMN=NAME"),
+        (HEADER, [["a//b", *row[1:]] for row in ROWS[:3]], (), "clip a//b has an id with nothing, or a dot alone"),
         (HEADER, [[*ROWS[0][:3], "bo\0at", "1"]], (), "row 2: label: found 'bo\\x00at', which holds what is no"),
     ],
 )
@@ -338,6 +342,7 @@ def test_frames_are_found_by_file_folder_and_pattern_in_the_order_of_their_numbe
 
 
 @given(one=st.text(min_size=1), other=st.text(min_size=1))
+@example(one="..", other=".")
 def test_no_two_clips_share_a_folder_and_none_leaves_the_data(one: str, other: str) -> None:
     assert (folder_name(one) == folder_name(other)) == (one == other)
     assert Path(folder_name(one)).name == folder_name(one) not in ("", ".", "..")

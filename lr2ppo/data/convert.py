@@ -152,11 +152,24 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--columns", default="", metavar="COLUMN=NAME,...", help="what columns are called in TABLE")
     parser.add_argument("--frames-root", type=Path, help="folder that paths are relative to (default TABLE's folder)")
     parser.add_argument("--frames-per-video", type=int, default=16, metavar="N", help="most frames taken (default 16)")
-    parser.add_argument("--validation-share", type=share, default=0.1, help="of graded target groups (default 0.1)")
-    parser.add_argument("--test-share", type=share, default=0.2, help="of graded target groups (default 0.2)")
+    parser.add_argument(
+        "--validation-share",
+        type=share,
+        metavar="SHARE",
+        default=0.1,
+        help="held out, of the graded clips or groups (default 0.1)",
+    )
+    parser.add_argument(
+        "--test-share",
+        type=share,
+        metavar="SHARE",
+        default=0.2,
+        help="held out, of the graded clips or groups (default 0.2)",
+    )
     parser.add_argument(
         "--pair-share",
         type=share,
+        metavar="SHARE",
         help="of the training clips' pairs of different grades, drawn for stage 2 from clips without preferences "
         f"(default {PAIR_SHARE}; 0 with --preferences)",
     )
@@ -167,13 +180,13 @@ def _parse_arguments() -> argparse.Namespace:
 @reports_user_errors
 def main() -> None:
     arguments = _parse_arguments()
-    table, out = arguments.table, arguments.out
+    table, out = arguments.table, arguments.out.resolve()
     if arguments.frames_per_video < 1:
         raise UserError(f"--frames-per-video: found {arguments.frames_per_video}, wanted at least 1")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
-            f"{out}: is there and not empty; give a new folder, or remove this one, for features in it would be "
-            "taken for those of the new clips"
+            f"{arguments.out}: is there and not empty; give a new folder, or remove this one, "
+            "for features in it would be taken for those of the new clips"
         )
     clips, faults = read_table(table, arguments.preferences, read_names(arguments.columns))
     sources = find_sources(clips, arguments.frames_root or table.parent, faults)
@@ -207,8 +220,9 @@ def main() -> None:
         write_clips(partial / name, of_file)
     partial.replace(out)
     print(describe(files, splits))
-    print(f"\nwrote {out}. Next, features: by pretrained encoders as docs/own_data.md says, or by tiny ones:\n")
-    print(f"    python -m lr2ppo.encoders.pretrain --data {out} --out pretrained_models/{out.name}")
+    shown = arguments.out
+    print(f"\nwrote {shown}. Next, features: by pretrained encoders as docs/own_data.md says, or by tiny ones:\n")
+    print(f"    python -m lr2ppo.encoders.pretrain --data {shown} --out pretrained_models/{out.name}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from reprlib import repr as shortened
 from typing import Any
 
 from lr2ppo.data.annotations import UNWRITABLE, parse_grade
+from lr2ppo.data.feature_layout import group_name
 from lr2ppo.errors import UserError
 
 # What all rows of a clip say alike, or leave empty but once.
@@ -70,7 +71,11 @@ def read_records(
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     called = {column: names.get(column, column).casefold() for column in wanted}
-    rows = _read_json_lines(text, faults) if path.suffix in JSON_SUFFIXES else _read_csv(path, text, called, faults)
+    rows = (
+        _read_json_lines(text, faults)
+        if path.suffix.lower() in JSON_SUFFIXES
+        else _read_csv(path, text, called, faults)
+    )
     found = list(dict.fromkeys(column for _, cells in rows for column in cells))
     records = [
         Record(row, {column: cells[name] for column, name in called.items() if name in cells}) for row, cells in rows
@@ -212,6 +217,8 @@ def _read_grade(record: Record, faults: list[str]) -> int | None:
 def _clip_faults(clip: TableClip) -> list[str]:
     """What is wrong with a clip as a whole."""
     faults = []
+    if group_name(clip.id) != clip.id:
+        faults.append("has an id with nothing, or a dot alone, between slashes; give it another")
     ungraded = clip.grades.count(None)
     if 0 < ungraded < len(clip.grades):
         faults.append(f"has {ungraded} of {len(clip.grades)} labels without a grade; give all of them one, or none")
