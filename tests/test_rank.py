@@ -213,6 +213,17 @@ def test_a_run_that_names_no_encoders_takes_those_given_and_warns(
     np.testing.assert_allclose(found, trained_world.cases("pointwise/one")[0]["scores"], atol=1e-5)
 
 
+def test_weights_without_a_run_rank_with_encoders_that_are_given(trained_world: TrainedWorld, tmp_path: Path) -> None:
+    encoders = {"text": trained_world.encoders / "roberta", "image": trained_world.encoders / "vit"}
+    for run in ("pointwise/flatten", "reward/one"):
+        place = tmp_path / "converted" / Path(run).name
+        shutil.copytree(trained_world.logs / run / "best", place / "best")
+        ranker = LabelRanker.load(place, **encoders, device="cpu")
+        assert ranker.has_preferences == (run == "reward/one")
+        for case, found in zip(trained_world.cases(run), ranker.score_batch(trained_world.queries()), strict=True):
+            np.testing.assert_allclose(found, case["scores"], atol=1e-5)
+
+
 def test_a_preference_is_the_margin_of_both_ways_to_show_a_pair_over_the_temperature(
     trained_world: TrainedWorld, ranker: LabelRanker, query: Query
 ) -> None:
