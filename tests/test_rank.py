@@ -107,17 +107,17 @@ def test_a_video_cut_short_gives_the_frames_it_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("name", "content"),
     [
-        "ffconcat version 1.0\nfile other.ts\n",
-        "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nother.ts\n#EXT-X-ENDLIST\n",
+        ("clip.ffconcat", "ffconcat version 1.0\nfile other.ts\n"),
+        ("clip.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nother.ts\n#EXT-X-ENDLIST\n"),
     ],
 )
-def test_a_file_that_names_other_files_is_no_video(tmp_path: Path, content: str) -> None:
+def test_a_file_that_names_other_files_is_no_video(tmp_path: Path, name: str, content: str) -> None:
     write_video(tmp_path / "other.ts", 20)
-    (tmp_path / "clip.mp4").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=r"clip\.mp4: is not a readable video"):
-        read_frames(tmp_path / "clip.mp4", evenly(2))
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match="is not a readable video"):
+        read_frames(tmp_path / name, evenly(2))
 
 
 def test_what_is_missing_for_videos_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
