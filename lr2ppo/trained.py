@@ -12,6 +12,7 @@ from lr2ppo.config import Count, DataConfig, Positive, Section
 from lr2ppo.data.encoding import Encoding, differing_facts, read_features_file
 from lr2ppo.engine.earlier import COMMANDS, find_run, is_converted, read_run, read_temperature
 from lr2ppo.errors import UserError
+from lr2ppo.models import PartialOrderModel
 from lr2ppo.models.weights import describe_model
 
 # Of models that are told without their data.
@@ -105,7 +106,7 @@ def _open_run(folder: Path) -> Trained:
 
 def _find_reward(folder: Path, config: Mapping[str, Any]) -> tuple[Path | None, str]:
     """The run whose model judges pairs, or why there is none."""
-    if config["stage"] == "reward":
+    if describe_model(folder / "best")[0] is PartialOrderModel:
         return folder, ""
     if "reward" not in config:
         return None, f"{folder}: is a {config['stage']} run without a reward model; name a ppo or a reward run"

@@ -21,11 +21,18 @@ from tests.fuzz import damaged, fuzzed, may_refuse, run_apart
 LABELS, TOKENS, FRAMES, TEXT_WIDTH, IMAGE_WIDTH = 3, 4, 2, 5, 6
 CLIPS = [Clip(name, ("a", "b", "c")) for name in ("tt01", "tt01/shot-1", "tt02/shot-1", "flat")]
 FACTS: dict[str, str | int] = {"text_encoder": "tiny@1", "tokens_per_frame": 2}
+NOTES: dict[str, str | int] = {
+    "image_encoder": "vit@2",
+    "tokenizer": "tiny@3",
+    "frame_tokens": "patches",
+    "max_text_tokens": 40,
+    **{f"{name}_path": f"encoders/{name}" for name in ("text", "tokenizer", "image")},
+}
 
 
 def write_features(path: Path, dtype: StoredType = "float32") -> Path:
     rng = np.random.default_rng(0)
-    with FeatureWriter(path, FACTS, dtype) as writer:
+    with FeatureWriter(path, FACTS, dtype, NOTES) as writer:
         for clip in CLIPS:
             text = [rng.normal(size=(tokens, TEXT_WIDTH)).astype(np.float32) for tokens in (TOKENS, 2, 3)]
             writer.write(clip.id, text, rng.normal(size=(2 * FRAMES, IMAGE_WIDTH)).astype(np.float32))
@@ -66,6 +73,7 @@ def go_on(path: Path) -> None:
 @pytest.mark.parametrize("dtype", get_args(StoredType))
 def test_what_is_not_broken_is_read(sound: Path, dtype: str) -> None:
     assert read(sound / dtype) == len(CLIPS)
+    assert FeatureStore([sound / dtype]).encoding is not None
 
 
 def read_or_refuse(path: Path) -> None:
@@ -122,7 +130,7 @@ NAMES = [f"{clip.id}/{part}" for clip in CLIPS for part in ("text_emb", "img_emb
         max_size=3,
     ),
     attributes=st.dictionaries(
-        st.sampled_from(["dtype", "tokens_per_frame"]),
+        st.sampled_from(["dtype", "tokens_per_frame", "image_encoder", "max_text_tokens"]),
         st.sampled_from(["bfloat16", b"bfloat16", "float32", 0, -1, 1, 2, 3, 1.5, "two", np.ones(2)]),
         max_size=1,
     ),

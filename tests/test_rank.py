@@ -107,17 +107,17 @@ def test_a_video_cut_short_gives_the_frames_it_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("name", "content"),
     [
-        "ffconcat version 1.0\nfile other.ts\n",
-        "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nother.ts\n#EXT-X-ENDLIST\n",
+        ("clip.ffconcat", "ffconcat version 1.0\nfile other.ts\n"),
+        ("clip.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nother.ts\n#EXT-X-ENDLIST\n"),
     ],
 )
-def test_a_file_that_names_other_files_is_no_video(tmp_path: Path, content: str) -> None:
+def test_a_file_that_names_other_files_is_no_video(tmp_path: Path, name: str, content: str) -> None:
     write_video(tmp_path / "other.ts", 20)
-    (tmp_path / "clip.mp4").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=r"clip\.mp4: is not a readable video"):
-        read_frames(tmp_path / "clip.mp4", evenly(2))
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match="is not a readable video"):
+        read_frames(tmp_path / name, evenly(2))
 
 
 def test_what_is_missing_for_videos_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +134,7 @@ def test_what_is_missing_for_videos_is_told(tmp_path: Path, monkeypatch: pytest.
         ("gone", "gone: no such file or folder"),
         ([np.zeros((4, 4, 3), np.float32)], r"frame 0: found float32 \(4, 4, 3\), wanted a path"),
         (np.zeros((1, 200, 3), np.uint8), "frame 0: is of 200 x 1 pixels"),
+        ([np.zeros((0, 0, 3), np.uint8)], "frame 0: is of 0 x 0 pixels"),
         ([None], "frame 0: found NoneType"),
     ],
 )
@@ -211,6 +212,17 @@ def test_a_run_that_names_no_encoders_takes_those_given_and_warns(
     assert "name no encoders" in ranker.warning
     (found,) = ranker.score_batch([query])
     np.testing.assert_allclose(found, trained_world.cases("pointwise/one")[0]["scores"], atol=1e-5)
+
+
+def test_weights_without_a_run_rank_with_encoders_that_are_given(trained_world: TrainedWorld, tmp_path: Path) -> None:
+    encoders = {"text": trained_world.encoders / "roberta", "image": trained_world.encoders / "vit"}
+    for run in ("pointwise/flatten", "reward/one"):
+        place = tmp_path / "converted" / Path(run).name
+        shutil.copytree(trained_world.logs / run / "best", place / "best")
+        ranker = LabelRanker.load(place, **encoders, device="cpu")
+        assert ranker.has_preferences == (run == "reward/one")
+        for case, found in zip(trained_world.cases(run), ranker.score_batch(trained_world.queries()), strict=True):
+            np.testing.assert_allclose(found, case["scores"], atol=1e-5)
 
 
 def test_a_preference_is_the_margin_of_both_ways_to_show_a_pair_over_the_temperature(

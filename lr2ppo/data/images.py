@@ -35,8 +35,8 @@ def open_image(path: Path) -> Image.Image:
 
 
 def check_size(width: int, height: int) -> None:
-    """Raises ValueError for a picture that is huge or is but a thread."""
-    if max(width, height) > MOST_ELONGATED * min(width, height):
+    """Raises ValueError for a picture that is empty, is huge or is but a thread."""
+    if max(1, width, height) > MOST_ELONGATED * min(width, height):
         raise ValueError(f"is of {width} x {height} pixels, wanted sides of at most 1 to {MOST_ELONGATED}")
     if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
         raise ValueError(f"is of {width} x {height} pixels, wanted at most {Image.MAX_IMAGE_PIXELS} in all")
