@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lr2ppo import rank_command
 from lr2ppo.data import check_folder, convert, mini
 from lr2ppo.encoders import extract, pretrain
 from lr2ppo.engine.command import run_stage
@@ -56,3 +57,23 @@ def test_every_stage_is_evaluated_on_the_clips_held_out_for_the_test(place: Path
     for stage in ("pointwise", "reward", "ppo"):
         cases = json.loads((place / "logs" / stage / "example" / "cases.json").read_text(encoding="utf-8"))["test"]
         assert [case["id"] for case in cases] == held_out
+
+
+def test_the_run_ranks_labels_of_a_clip_that_is_in_no_table(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    frames = next((place / "data" / "example" / "frames").iterdir())
+    arguments = ["ppo/example", "--frames", str(frames), "--labels", "boat,car,star", "--json", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    rank_command.main()
+    ranked = json.loads(capsys.readouterr().out)["ranked"]
+    assert sorted(row["label"] for row in ranked) == ["boat", "car", "star"]
+    scores = [row["score"] for row in ranked]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_the_evaluation_of_the_last_stage_leaves_a_report_of_all(place: Path) -> None:
+    page = (place / "logs" / "ppo" / "example" / "report.html").read_text(encoding="utf-8")
+    assert all(f"{stage}/example" in page for stage in ("pointwise", "reward", "ppo"))
+    assert "data:image/jpeg" in page
