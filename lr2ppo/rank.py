@@ -148,7 +148,7 @@ class LabelRanker:
         """
         scores = []
         for start in range(0, len(queries), CLIPS_AT_ONCE):
-            batch = self._encode(queries[start : start + CLIPS_AT_ONCE])
+            batch = self.encode(queries[start : start + CLIPS_AT_ONCE])
             model = self._model
             rows = rank_labels(model, batch) if isinstance(model, RelevanceRanker) else win_shares(model, batch)
             scores += [row[mask].double().cpu().numpy() for row, mask in zip(rows, batch.label_mask, strict=True)]
@@ -164,7 +164,7 @@ class LabelRanker:
         """How surely people put the row's label before the column's: `[labels, labels]`, 0.5 on the diagonal."""
         judge = self._reward_model
         check_labels(labels)
-        batch = self._encode([Query(frames, labels, description)])
+        batch = self.encode([Query(frames, labels, description)])
         vectors = judge.encoder(batch.text, batch.frames, text_mask=batch.text_mask, frame_mask=batch.frame_mask)
         table: NDArray[np.float64] = preferences(judge, vectors, self._use.temperature or 1.0)[0].cpu().numpy()
         return table
@@ -177,7 +177,8 @@ class LabelRanker:
             raise UserError(self._trained.no_reward)
         return load_kind(self._trained.reward, PartialOrderModel).to(self._device)
 
-    def _encode(self, queries: Sequence[Query]) -> ClipBatch:
+    def encode(self, queries: Sequence[Query]) -> ClipBatch:
+        """Several clips as the batch that models read, as a data set gives it."""
         return collate([self._item(place, query) for place, query in enumerate(queries)]).to(self._device)
 
     def _item(self, place: int, query: Query) -> ClipItem:
