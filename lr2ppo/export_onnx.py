@@ -55,27 +55,23 @@ def export_onnx(trained: Trained, path: Path) -> OnnxReport:
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"--onnx needs {', '.join(missing)}, not here: pip install 'lr2ppo[onnx]'")
+        raise UserError(f"--onnx needs {', '.join(missing)}, not here: pip install '.[onnx]'")
     ranker = load_model(trained.weights)
     if not isinstance(ranker, RelevanceRanker):
         raise UserError(f"{trained.use.name}: is a reward model, of which no ONNX graph is made; name a ranker's run")
     shape = ranker.encoder.config
     is_flatten = shape.head == "flatten"
-    names = {"text": "clips labels tokens".split(), "text_mask": "clips labels tokens".split()}
-    names |= {"frames": "clips frames".split(), "frame_mask": "clips frames".split()}
+    of_text, of_frames = ("clips", "labels", "tokens"), ("clips", "frame_tokens")
+    fixed_sizes = ("tokens", "frame_tokens") if is_flatten else ()
     dynamic = {
-        name: {
-            axis: torch.export.Dim.DYNAMIC
-            for axis, size in enumerate(sizes)
-            if not (is_flatten and size in ("tokens", "frames"))
-        }
-        for name, sizes in names.items()
+        name: {axis: size for axis, size in enumerate(sizes) if size not in fixed_sizes}
+        for name, sizes in zip(INPUTS, (of_text, of_text, of_frames, of_frames), strict=True)
     }
     with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         torch.onnx.export(
             _Scores(ranker),
-            _draw(ranker, TRACED),
+            draw_inputs(ranker, TRACED),
             str(path),
             input_names=INPUTS,
             output_names=("scores",),
@@ -85,7 +81,7 @@ def export_onnx(trained: Trained, path: Path) -> OnnxReport:
             external_data=sum(weight.nbytes for weight in ranker.state_dict().values()) > 2**30,
         )
     session = importlib.import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    difference = max(_difference(ranker, session, _draw(ranker, sizes)) for sizes in CHECKED)
+    difference = max(_difference(ranker, session, draw_inputs(ranker, sizes)) for sizes in CHECKED)
     if not difference <= LARGEST_DIFFERENCE:
         raise UserError(f"{path.name}: its scores differ from torch's by {difference:.1e}; it is not written")
     fixed = f"; text is padded to {shape.text_tokens} tokens, frames are {shape.frames}" if is_flatten else ""
@@ -103,7 +99,7 @@ def _difference(ranker: RelevanceRanker, session: Any, inputs: tuple[Tensor, ...
     return float((torch.from_numpy(found) - wanted)[text_mask.any(-1)].abs().max())
 
 
-def _draw(ranker: RelevanceRanker, sizes: tuple[int, int, int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def draw_inputs(ranker: RelevanceRanker, sizes: tuple[int, int, int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Random features of so many clips, labels, tokens and frame tokens, some of each padding."""
     shape = ranker.encoder.config
     clips, labels, tokens, frames = sizes

@@ -148,8 +148,7 @@ class LabelRanker:
         """
         scores = []
         for start in range(0, len(queries), CLIPS_AT_ONCE):
-            batch = self._encode(queries[start : start + CLIPS_AT_ONCE])
-            scores += score_batch(self._model, batch)
+            scores += score_batch(self._model, self.encode(queries[start : start + CLIPS_AT_ONCE]))
         return scores
 
     def compare(self, frames: Frames, a: str, b: str, description: str = "") -> Preference:
@@ -162,7 +161,7 @@ class LabelRanker:
         """How surely people put the row's label before the column's: `[labels, labels]`, 0.5 on the diagonal."""
         judge = self._reward_model
         check_labels(labels)
-        batch = self._encode([Query(frames, labels, description)])
+        batch = self.encode([Query(frames, labels, description)])
         vectors = judge.encoder(batch.text, batch.frames, text_mask=batch.text_mask, frame_mask=batch.frame_mask)
         table: NDArray[np.float64] = preferences(judge, vectors, self._use.temperature or 1.0)[0].cpu().numpy()
         return table
@@ -175,7 +174,8 @@ class LabelRanker:
             raise UserError(self._trained.no_reward)
         return load_kind(self._trained.reward, PartialOrderModel).to(self._device)
 
-    def _encode(self, queries: Sequence[Query]) -> ClipBatch:
+    def encode(self, queries: Sequence[Query]) -> ClipBatch:
+        """Several clips as the batch that models read, as a data set gives it."""
         return collate([self._item(place, query) for place, query in enumerate(queries)]).to(self._device)
 
     def _item(self, place: int, query: Query) -> ClipItem:

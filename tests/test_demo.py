@@ -210,7 +210,7 @@ def test_a_message_is_text_and_calls_uploads_by_their_names_alone() -> None:
 
 def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(UserError, match=re.escape("pip install 'lr2ppo[demo]'")):
+    with pytest.raises(UserError, match=re.escape("pip install '.[demo]'")):
         import_gradio()
 
 

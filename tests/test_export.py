@@ -11,7 +11,7 @@ import torch
 
 from lr2ppo import LabelRanker, export
 from lr2ppo.errors import UserError
-from lr2ppo.export_onnx import INPUTS, _draw, export_onnx
+from lr2ppo.export_onnx import INPUTS, draw_inputs, export_onnx
 from lr2ppo.models import RelevanceRanker
 from lr2ppo.models.weights import load_kind
 from lr2ppo.trained import open_trained
@@ -118,7 +118,7 @@ def test_the_onnx_graph_scores_batches_of_other_sizes_as_torch_does(
     assert report.difference < 1e-4
     assert ("padded to 38 tokens, frames are 112" in str(report)) == (run == "pointwise/flatten")
     ranker = load_kind(trained.weights, RelevanceRanker)
-    text, text_mask, frames, frame_mask = inputs = _draw(ranker, sizes)
+    text, text_mask, frames, frame_mask = inputs = draw_inputs(ranker, sizes)
     session = onnxruntime.InferenceSession(str(tmp_path / "ranker.onnx"))
     (found,) = session.run(None, {name: each.numpy() for name, each in zip(INPUTS, inputs, strict=True)})
     with torch.no_grad():

@@ -234,7 +234,7 @@ def test_a_preference_is_the_margin_of_both_ways_to_show_a_pair_over_the_tempera
     np.testing.assert_allclose(table + table.T, 1, atol=1e-12)
     reward_run = trained_world.logs / "reward" / "one"
     model = load_kind(reward_run / "best", PartialOrderModel)
-    batch = ranker._encode([query])
+    batch = ranker.encode([query])
     orders = torch.tensor([[[0, 3, 0, 3], [0, 3, 3, 0], [3, 0, 0, 3], [3, 0, 3, 0]]])
     with torch.no_grad():
         masks = {"text_mask": batch.text_mask, "frame_mask": batch.frame_mask}

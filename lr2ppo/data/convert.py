@@ -202,7 +202,7 @@ def main() -> None:
         raise UserError(f"{table}: {error}") from None
 
     if any(source.video for source in sources.values()) and importlib.util.find_spec("av") is None:
-        raise UserError("videos are read by PyAV, which is not here: pip install 'lr2ppo[video]'")
+        raise UserError("videos are read by PyAV, which is not here: pip install '.[video]'")
     # Under another name first, so that a folder of the right name is a whole one.
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -70,7 +70,7 @@ def _open_video(path: Path) -> Iterator[Any]:
     try:
         import av
     except ImportError:
-        raise UserError(f"{path}: videos are read by PyAV, which is not here: pip install 'lr2ppo[video]'") from None
+        raise UserError(f"{path}: videos are read by PyAV, which is not here: pip install '.[video]'") from None
     try:
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
         with av.open(str(path.resolve()), options=options) as container:

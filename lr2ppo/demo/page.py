@@ -57,7 +57,7 @@ def import_gradio() -> ModuleType:
     try:
         import gradio
     except ImportError as error:
-        raise UserError(f"the demo needs gradio ({error}); run: pip install 'lr2ppo[demo]'") from None
+        raise UserError(f"the demo needs gradio ({error}); run: pip install '.[demo]'") from None
     return gradio
 
 
