@@ -102,7 +102,7 @@ def measure(arguments: argparse.Namespace, processes: Processes) -> dict[str, ob
         "machine_gflop_per_second": round(rate, 1),
         "share_of_machine": round(flops / best / 1e9 / rate, 3),
         "machine_gib_per_second": round(gib_rate, 1),
-        "floor_seconds": round(floor, 3),
+        "floor_seconds": float(f"{floor:.4g}"),
         "share_of_floor": round(floor / best, 3),
         "mib_read_per_step": round(shape.bytes_read(arguments.stage, arguments.plain) / 2**20, 2),
         "peak_memory_gib": round(memory, 2),
