@@ -117,7 +117,3 @@ def main() -> None:
         return
     is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     print(format_ranking(ranked, "█" if is_unicode else "#"))
-
-
-if __name__ == "__main__":
-    main()

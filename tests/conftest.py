@@ -1,5 +1,6 @@
 """A tiny world with a known right answer, for the stages' tests."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOKENS, FRAMES, WIDTH, LABELS = 4, 3, 16, 6
+
+
+# A shell has SIGINT ignored in what it starts in the background, and what the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -123,7 +123,7 @@ def test_a_file_that_names_other_files_is_no_video(tmp_path: Path, name: str, co
 def test_what_is_missing_for_videos_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "clip.mp4").write_bytes(b"any")
-    with pytest.raises(UserError, match=r"pip install 'lr2ppo\[video\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[video\]'"):
         read_frames(tmp_path / "clip.mp4", evenly(2))
 
 
