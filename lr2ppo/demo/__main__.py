@@ -53,8 +53,10 @@ def main() -> None:
 
 def run_demo(arguments: argparse.Namespace) -> None:
     """Load what the arguments name, open the page and answer until Ctrl-C."""
-    import_gradio()
+    # First what is told at once: gradio takes seconds to load.
+    trained = open_trained(arguments.run, arguments.logs)
     check_address(arguments.host, arguments.port)
+    import_gradio()
     ranker = LabelRanker.load(
         arguments.run,
         logs=arguments.logs,
@@ -65,7 +67,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     )
     if ranker.warning:
         print(f"warning: {ranker.warning}", file=sys.stderr)
-    examples = find_examples(open_trained(arguments.run, arguments.logs).run)
+    examples = find_examples(trained.run)
     address = serve(build_page(ranker, examples), arguments.host, arguments.port, examples)
     print(f"the demo of {ranker.name} is at {address} (Ctrl-C ends it)", flush=True)
     with suppress(KeyboardInterrupt):
