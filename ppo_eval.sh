@@ -8,7 +8,7 @@ if [ "${1:-}" = --table ]; then
     shift
     exec "$PYTHON" -m lr2ppo.stages.evaluate --config "configs/$PRESET/evaluate.yaml" --table "$@"
 fi
-named ppo_eval.sh "$@"
+named "ppo_eval.sh RUN [split=val|test] [key=value ...]" "PRESET=mini sh ppo_eval.sh ppo/demo split=val" "$@"
 name=$1
 shift
 launch evaluate "name=$name" "$@"

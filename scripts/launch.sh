@@ -43,17 +43,16 @@ runs() {
     printf "$stage/$name-%s\n" "$@" | paste -sd, -
 }
 
-# named SCRIPT ARGUMENT...: ends with the usage unless the first argument is a run's name
+# usage COMMAND EXAMPLE: tells how a script is called, and ends
+usage() {
+    {
+        echo "usage: [PRESET=lrmovienet] [NPROC=N] sh $1"
+        echo "example: $2"
+    } >&2
+    exit 2
+}
+
+# named COMMAND EXAMPLE ARGUMENT...: ends with the usage unless the first argument is a run's name
 named() {
-    script=$1
-    shift
-    case "${1:-}" in
-        '' | -* | *=*)
-            {
-                echo "usage: [PRESET=lrmovienet] [NPROC=N] sh $script NAME [--fresh] [key=value ...]"
-                echo "example: PRESET=mini sh $script demo seed=1"
-            } >&2
-            exit 2
-            ;;
-    esac
+    case "${3:-}" in '' | -* | *=*) usage "$1" "$2" ;; esac
 }

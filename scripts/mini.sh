@@ -7,8 +7,7 @@ cd "$(dirname "$0")/.."
 PRESET=mini
 . scripts/launch.sh
 if [ $# -lt 3 ]; then
-    echo "usage: sh scripts/mini.sh NAME SEED DATA [key=value ...]" >&2
-    exit 2
+    usage "scripts/mini.sh NAME SEED DATA [key=value ...]" "sh scripts/mini.sh second 2 data/mini-2 train.epochs=3"
 fi
 name=$1
 seed=$2

@@ -10,8 +10,7 @@ name=reproduce
 case "${1:-}" in
     '' | *=*) ;;
     -*)
-        echo "usage: [PRESET=lrmovienet] [NPROC=N] sh scripts/reproduce.sh [NAME] [key=value ...]" >&2
-        exit 2
+        usage "scripts/reproduce.sh [NAME] [key=value ...]" "sh scripts/reproduce.sh mine ppo:train.epochs=10"
         ;;
     *)
         name=$1
@@ -23,7 +22,7 @@ for override in "$@"; do
     case $override in logs=*) logs=${override#logs=} ;; esac
 done
 
-# train STAGE key=value ...: nothing where the run is finished; one that has not finished is made anew
+# train STAGE key=value ...: nothing where the run is finished; one that was stopped goes on from its checkpoint
 train() {
     stage=$1
     shift
@@ -41,7 +40,7 @@ train() {
             *) set -- "$@" "$override" ;;
         esac
     done
-    launch "$stage" --fresh "name=$name" "$@"
+    launch "$stage" "name=$name" "$@"
 }
 
 train pointwise "$@"

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from lr2ppo.errors import UserError
 from tests.conftest import REPOSITORY
 from tests.parallel_training import STAGES
 from tests.test_processes import SHIFTS
-from tests.workspace import Workspace
+from tests.workspace import Workspace, wait_for
 
 SETTINGS = {
     "pointwise": ["train.epochs=3", "train.max_labels=6", "train.evaluate_every=4", "compute.accumulate=2"],
@@ -224,13 +222,6 @@ def test_one_process_goes_on_with_what_two_began(world: World, tiny_world: Path,
     for name, tensor in one.items():
         if name not in SHIFTS["reward"]:
             assert (two[name] - tensor).norm() <= 1e-5 * tensor.norm()
-
-
-def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def test_a_run_killed_before_it_had_written_anything_begins_anew(world: World) -> None:

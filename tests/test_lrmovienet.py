@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import h5py
@@ -13,7 +14,7 @@ from lr2ppo.models.published import load_published, write_published
 from lr2ppo.models.weights import save_model
 from lr2ppo.reproduction import STAGES, published_best
 from tests.lrmovienet import DATA, FRAMES, MODEL, SIZES, TOKENS, write_lrmovienet
-from tests.workspace import Workspace
+from tests.workspace import Workspace, wait_for
 
 EPOCHS = "train.epochs=1"
 ROLLOUT = "train.batches_per_rollout=10"
@@ -95,11 +96,16 @@ def test_stage_3_starts_from_converted_checkpoints(converted: Workspace) -> None
 
 
 def test_the_reproduction_goes_on_where_it_stopped_and_ends_with_its_table(workspace: Workspace) -> None:
-    (workspace.root / "logs" / "ppo" / "small" / "finished.json").unlink()
+    begun = workspace.start(
+        "sh", "ppo.sh", "small", "--fresh", EPOCHS, ROLLOUT, *DATA, "safety.checkpoint_minutes=1e-6"
+    )
+    wait_for(lambda: any((workspace.root / "logs" / "ppo" / "small" / "checkpoints").glob("step-*")))
+    begun.send_signal(signal.SIGTERM)
+    assert begun.wait(60) == 143
     overrides = (EPOCHS, f"ppo:{ROLLOUT}", *MODEL, *DATA)
     printed = workspace.ok("sh", "scripts/reproduce.sh", "small", *overrides)
     assert printed.count("finished already") == 2
-    assert "stage 3: 9 target clips" in printed
+    assert "going on from logs/ppo/small/checkpoints/step-" in printed
     table = printed[printed.index("Ours beside the published figures") :]
     assert table.index("stage 1: ranker") < table.index("stage 2: reward model") < table.index("stage 3: LR2PPO")
     assert table.split("published, validation")[1].split()[:5] == ["0.6330", "0.6018", "0.6061", "0.6667", "0.8021"]

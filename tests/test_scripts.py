@@ -146,6 +146,8 @@ COMMANDS = [
 ]
 
 
+# A command that another test has imported is run anew all the same.
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("module", [name for name in COMMANDS if name != "lr2ppo.torchrun"])
 def test_every_command_has_help_with_an_example(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
