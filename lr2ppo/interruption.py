@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -48,7 +49,16 @@ class StopRequest:
             os.write(2, NOTICE)
 
 
-def ignore_stopping_signals(*_: object) -> None:
-    """Leave it to the training process to stop: for processes that read ahead, which end with it."""
+def follow_training_process(*_: object) -> None:
+    """Leave it to the training process to stop, and end with it without a word: for processes that read ahead."""
     for number in STOPPING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    tell = sys.excepthook
+
+    def tell_others(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+        # What the thread that hands over what was read meets where the training process is killed; errors of the
+        # reading itself go another way.
+        if not issubclass(kind, ConnectionError | EOFError):
+            tell(kind, error, at)
+
+    sys.excepthook = tell_others

@@ -2,12 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 from lr2ppo import interruption
 from lr2ppo.interruption import STOPPING_SIGNALS, StopRequest
+from tests.conftest import REPOSITORY
 
 
 @pytest.mark.parametrize("number", STOPPING_SIGNALS)
@@ -48,3 +51,24 @@ def test_a_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> No
         os._exit(0)
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGTERM
+
+
+HANDS_OVER = """
+import socket, sys, time
+from multiprocessing import resource_sharer
+from lr2ppo.interruption import follow_training_process
+
+follow_training_process()
+# How what was read reaches the training process, which here is gone as soon as it has asked for it.
+address, _ = resource_sharer.DupFd(1)._id
+asking = socket.socket(socket.AF_UNIX)
+asking.connect(address)
+asking.close()
+time.sleep(0.5)
+sys.excepthook(ValueError, ValueError("another fault"), None)
+"""
+
+
+def test_a_process_that_reads_ahead_says_nothing_where_the_training_process_is_killed() -> None:
+    done = subprocess.run([sys.executable, "-c", HANDS_OVER], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stderr == "ValueError: another fault\n"

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, Positions, collate
-from lr2ppo.interruption import ignore_stopping_signals
+from lr2ppo.interruption import follow_training_process
 
 Draw = Callable[[np.random.Generator], list[ClipRequest]]
 
@@ -152,7 +152,7 @@ def _loader(
         collate_fn=collate,
         num_workers=workers,
         persistent_workers=persistent and workers > 0,
-        worker_init_fn=ignore_stopping_signals,
+        worker_init_fn=follow_training_process,
         # Its own, so that starting to read draws nothing from the generator that dropout draws from.
         generator=torch.Generator(),
     )
