@@ -1,6 +1,6 @@
 #!/bin/sh
 # Tries every promise of docs/reliability.md on a tiny world, in a temporary folder: runs killed at random moments, full
-# and read-only disks, bad input. Prints a table; exits with 1 where something was lost. About half an hour on 2 CPU cores.
+# and read-only disks, bad input. Prints a table; exits with 1 where something was lost. A quarter to half an hour on 2 cores.
 # sh scripts/faults.sh [--kills N] [--seed N] [--only GROUP]
 set -eu
 cd "$(dirname "$0")/.."
