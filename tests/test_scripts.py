@@ -11,6 +11,8 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.workspace import Workspace
 
+# A command that another test has imported is run anew all the same.
+RUN_ANEW = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 SIZES = ("--source=24", "--target=24", "--validation=6", "--test=8", "--pretraining=200")
 
 
@@ -100,6 +102,7 @@ def test_a_mistake_gets_one_helpful_message(workspace: Workspace, command: tuple
     assert not (workspace.root / "logs" / "pointwise" / "x").exists()
 
 
+@RUN_ANEW
 @pytest.mark.parametrize(
     ("stage", "arguments", "message"),
     [
@@ -146,8 +149,7 @@ COMMANDS = [
 ]
 
 
-# A command that another test has imported is run anew all the same.
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@RUN_ANEW
 @pytest.mark.parametrize("module", [name for name in COMMANDS if name != "lr2ppo.torchrun"])
 def test_every_command_has_help_with_an_example(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
