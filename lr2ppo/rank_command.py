@@ -41,6 +41,32 @@ def _columns(text: str) -> int:
     )
 
 
+def add_ranker_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `load_ranker` reads."""
+    parser.add_argument("run", metavar="RUN", help="NAME, STAGE/NAME or a path of a run, or an exported folder")
+    for encoder, what in (("text", "text encoder"), ("tokenizer", "tokenizer"), ("image", "image encoder")):
+        parser.add_argument(
+            f"--{encoder}", type=Path, help=f"where the {what} is (default: where it was at extraction)"
+        )
+    parser.add_argument("--logs", type=Path, default=Path("logs"), help="folder of the runs (default logs)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+
+
+def load_ranker(arguments: argparse.Namespace) -> LabelRanker:
+    """The ranker that a command line names, with its warning said."""
+    ranker = LabelRanker.load(
+        arguments.run,
+        logs=arguments.logs,
+        text=arguments.text,
+        tokenizer=arguments.tokenizer,
+        image=arguments.image,
+        device=arguments.device,
+    )
+    if ranker.warning:
+        print(f"warning: {ranker.warning}", file=sys.stderr)
+    return ranker
+
+
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lr2ppo.rank",
@@ -49,7 +75,6 @@ def _parse_arguments() -> argparse.Namespace:
         '--description "two friends by the sea". Whole files: python -m lr2ppo.rank ppo/quickstart --annotations '
         "data/mini/test_data.json --out ranked.jsonl.",
     )
-    parser.add_argument("run", metavar="RUN", help="NAME, STAGE/NAME or a path of a run, or an exported folder")
     parser.add_argument(
         "--frames", nargs="+", metavar="PATH", help="a folder of images, a video, or images in time order"
     )
@@ -63,12 +88,7 @@ def _parse_arguments() -> argparse.Namespace:
         "--frames-root", type=Path, help="folder that its image paths are relative to (default: its own)"
     )
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="JSON lines to write or continue")
-    for encoder, what in (("text", "text encoder"), ("tokenizer", "tokenizer"), ("image", "image encoder")):
-        parser.add_argument(
-            f"--{encoder}", type=Path, help=f"where the {what} is (default: where it was at extraction)"
-        )
-    parser.add_argument("--logs", type=Path, default=Path("logs"))
-    parser.add_argument("--device", default="auto")
+    add_ranker_arguments(parser)
     return parser.parse_args()
 
 
@@ -95,16 +115,7 @@ def _split(labels: str) -> list[str]:
 def main() -> None:
     arguments = _parse_arguments()
     _check_arguments(arguments)
-    ranker = LabelRanker.load(
-        arguments.run,
-        logs=arguments.logs,
-        text=arguments.text,
-        tokenizer=arguments.tokenizer,
-        image=arguments.image,
-        device=arguments.device,
-    )
-    if ranker.warning:
-        print(f"warning: {ranker.warning}", file=sys.stderr)
+    ranker = load_ranker(arguments)
     if arguments.annotations is not None:
         frames_root = arguments.frames_root or arguments.annotations.parent
         written, there = rank_file(ranker, arguments.annotations, frames_root, arguments.out)

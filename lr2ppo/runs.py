@@ -11,11 +11,11 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from lr2ppo.engine.earlier import COMMANDS, FINISHED, PROGRESS, SELECTED, is_converted, read_run
+from lr2ppo.engine.earlier import COMMANDS, FINISHED, METRICS, PROGRESS, SELECTED, is_converted, read_rows, read_run
 from lr2ppo.engine.lock import is_locked
 from lr2ppo.errors import UserError, reports_user_errors
 
-CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
+CONFIG, RESULTS = "config.yaml", "results.json"
 # Their times tell when a run last did anything.
 LIVELY = (CONFIG, METRICS, "train.log", PROGRESS, FINISHED)
 HEADINGS = ("stage", "name", "progress", "", "best", "begun", "active", "state")
@@ -92,7 +92,7 @@ def read_status(folder: Path) -> RunStatus | None:
 def _read(folder: Path, status: RunStatus) -> RunStatus:
     """A run with its progress and its best; raises where a file of it is missing or cannot be read."""
     config, progress, finished = read_run(folder), _read_json(folder / PROGRESS), _read_json(folder / FINISHED)
-    rows = _read_rows(folder / METRICS)
+    rows = read_rows(folder)
     metric = SELECTED[status.stage]
     best = max(rows, key=lambda row: row[f"validation/{metric}"], default=None)
     if best is not None:
@@ -123,18 +123,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path.name} holds no mapping")
     return found
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of evaluations; one that is being written, or was when its process died, is none yet."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    rows = []
-    for number, line in enumerate(text.split("\n")[:-1], start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            raise ValueError(f"{path.name}, line {number}, is not JSON") from None
-    return rows
 
 
 def _splits(folder: Path) -> tuple[str, ...]:

@@ -4,16 +4,14 @@ import argparse
 import os
 import signal
 import socket
-import sys
 from contextlib import suppress
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
 
 from lr2ppo.demo.inputs import find_examples
 from lr2ppo.demo.page import build_page, import_gradio, serve
 from lr2ppo.errors import UserError, reports_user_errors
-from lr2ppo.rank import LabelRanker
+from lr2ppo.rank_command import add_ranker_arguments, load_ranker
 from lr2ppo.trained import open_trained
 
 
@@ -34,14 +32,9 @@ def main() -> None:
         description="A page on which you drop frames or a video, type labels and see how a run orders them.",
         epilog="example: python -m lr2ppo.demo ppo/quickstart",
     )
-    parser.add_argument("run", metavar="RUN", help="a run, as STAGE/NAME, NAME or a path, or an exported folder")
     parser.add_argument("--host", default="127.0.0.1", help="where it listens (default 127.0.0.1: this machine alone)")
     parser.add_argument("--port", type=int, default=7860, help="(default 7860)")
-    parser.add_argument("--logs", type=Path, default=Path("logs"), help="folder of the runs (default logs)")
-    parser.add_argument("--text", type=Path, help="text encoder (default the one that made the run's features)")
-    parser.add_argument("--tokenizer", type=Path, help="its tokenizer (default the one beside it)")
-    parser.add_argument("--image", type=Path, help="image encoder (default the one that made the run's features)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    add_ranker_arguments(parser)
     arguments = parser.parse_args()
     # What is uploaded goes when the demo ends, asked by Ctrl-C or by a signal.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -57,16 +50,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     trained = open_trained(arguments.run, arguments.logs)
     check_address(arguments.host, arguments.port)
     import_gradio()
-    ranker = LabelRanker.load(
-        arguments.run,
-        logs=arguments.logs,
-        text=arguments.text,
-        tokenizer=arguments.tokenizer,
-        image=arguments.image,
-        device=arguments.device,
-    )
-    if ranker.warning:
-        print(f"warning: {ranker.warning}", file=sys.stderr)
+    ranker = load_ranker(arguments)
     examples = find_examples(trained.run)
     address = serve(build_page(ranker, examples), arguments.host, arguments.port, examples)
     print(f"the demo of {ranker.name} is at {address} (Ctrl-C ends it)", flush=True)

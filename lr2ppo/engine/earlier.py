@@ -8,7 +8,7 @@ import yaml
 
 from lr2ppo.errors import UserError
 
-FINISHED, PROGRESS = "finished.json", "progress.json"
+FINISHED, PROGRESS, METRICS = "finished.json", "progress.json", "metrics.jsonl"
 COMMANDS = {"pointwise": "pointwise.sh", "reward": "reward_pair_dataloader.sh", "ppo": "ppo.sh"}
 # What of validation chooses the best weights.
 SELECTED = {"pointwise": "ndcg", "reward": "pair_accuracy", "ppo": "ndcg"}
@@ -56,13 +56,31 @@ def find_earlier(reference: str, stage: str, preset: str, logs: Path) -> Path:
     return max(finished)[1]
 
 
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's evaluations; one that is being written, or was when its process died, is none yet.
+
+    Raises ValueError where one is damaged.
+    """
+    path = folder / METRICS
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    rows = []
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise ValueError(f"{METRICS}, line {number}, is not JSON") from None
+    return rows
+
+
 def best_validation(folder: Path) -> dict[str, float]:
     """A finished run's validation metrics at the step whose weights it kept; raises `UserError` where it goes on."""
     if not (folder / FINISHED).is_file():
         raise UserError(f"{folder}: has not finished; the command that began it goes on where it stopped")
-    best = json.loads((folder / FINISHED).read_text(encoding="utf-8"))["best_step"]
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    row = next(row for row in rows if row["step"] == best)
+    try:
+        best = json.loads((folder / FINISHED).read_text(encoding="utf-8"))["best_step"]
+        row = next(row for row in read_rows(folder) if row["step"] == best)
+    except (ValueError, LookupError, TypeError, StopIteration) as error:
+        raise UserError(f"{folder}: tells no metrics of its best step: {error!r}; train it again") from None
     return {name.partition("/")[2]: value for name, value in row.items() if name.startswith("validation/")}
 
 

@@ -21,7 +21,7 @@ from lr2ppo.data.encoding import FEATURES_FILE, differing_facts, read_features_f
 from lr2ppo.data.features import FeatureStore
 from lr2ppo.engine.board import Board
 from lr2ppo.engine.checkpoints import Checkpoint, State, newest_checkpoint, remove_checkpoints
-from lr2ppo.engine.earlier import COMMANDS, FINISHED, SELECTED, best_validation, read_run
+from lr2ppo.engine.earlier import COMMANDS, FINISHED, METRICS, SELECTED, best_validation, read_run
 from lr2ppo.engine.lock import lock_run
 from lr2ppo.engine.processes import Processes
 from lr2ppo.engine.progress import Progress, time_left
@@ -85,9 +85,9 @@ class Run:
             text = dump_config(config)
             write_whole(self.folder / "config.yaml", lambda partial: partial.write_text(text, encoding="utf-8"))
         else:
-            os.truncate(self.folder / "metrics.jsonl", checkpoint.state.metrics_bytes)
+            os.truncate(self.folder / METRICS, checkpoint.state.metrics_bytes)
         write_features_file(self.folder, store.encoding, store.paths)
-        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._metrics = (self.folder / METRICS).open("a", encoding="utf-8")
         self._log = (self.folder / "train.log").open("a", encoding="utf-8")
         purged = None if checkpoint is None else checkpoint.state.step + 1
         self._board = Board(self.folder, config.data.root, purged)

@@ -9,7 +9,7 @@ from typing import Any
 from lr2ppo.comparison import ClipMetrics
 from lr2ppo.config_file import config_leaves, load_config
 from lr2ppo.data.annotations import Clip
-from lr2ppo.engine.earlier import COMMANDS, FINISHED, find_run, is_converted, read_run
+from lr2ppo.engine.earlier import COMMANDS, FINISHED, METRICS, find_run, is_converted, read_rows, read_run
 from lr2ppo.engine.evaluations import cases_clips, has_split, read_cases, read_results, run_name
 from lr2ppo.engine.scoring import Scores, ranking_metrics
 from lr2ppo.errors import UserError
@@ -76,7 +76,7 @@ def gather(folder: Path, split: str) -> ReportedRun:
         told = json.loads(finished.read_text(encoding="utf-8")) if finished.is_file() else None
         curves = read_curves(folder)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder}: its {FINISHED} or metrics.jsonl is damaged: {error}") from None
+        raise UserError(f"{folder}: its {FINISHED} or {METRICS} is damaged: {error}") from None
     return ReportedRun(
         folder=folder,
         stage=_stage(folder),
@@ -88,12 +88,9 @@ def gather(folder: Path, split: str) -> ReportedRun:
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """Each scalar's steps and values, from a run's `metrics.jsonl`; the last row of a run in progress may be half."""
-    path = folder / "metrics.jsonl"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    """Each scalar's steps and values, from a run's evaluations; raises ValueError where a row is damaged."""
     curves: dict[str, Curve] = {}
-    for line in text[: text.rfind("\n") + 1].splitlines():
-        row = json.loads(line)
+    for row in read_rows(folder):
         for name, value in row.items():
             if "/" in name:
                 steps, values = curves.setdefault(name, ([], []))
