@@ -39,7 +39,7 @@ def format_table(rows: Sequence[Row], samples: int, seed: int, reference: Sequen
 
     `reference` is two rows without intervals, shown first and last: chance and perfect order.
     """
-    shown = [name for name in METRICS if name != "ndcg@20" or _longer_than_20(rows)]
+    shown = shown_metrics(rows)
     width = max(len(row.name) for row in [*rows, *reference]) + 4
     lines = [" " * width + "".join(f"{TITLES[name]:>{CELL}}" for name in shown)]
     for row in reference[:1]:
@@ -78,6 +78,7 @@ def _interval(estimate: Estimate, sign: str) -> str:
     return f"[{low} {high}]"
 
 
-def _longer_than_20(rows: Sequence[Row]) -> bool:
-    """Whether any list reaches beyond rank 20, so that NDCG@20 differs from NDCG over the whole list."""
-    return any(not np.array_equal(row.metrics["ndcg@20"], row.metrics["ndcg"]) for row in rows)
+def shown_metrics(rows: Sequence[Row]) -> list[str]:
+    """What a table of rows shows: NDCG@20 only where a list reaches beyond rank 20, else it is that of the whole."""
+    is_longer = any(not np.array_equal(row.metrics["ndcg@20"], row.metrics["ndcg"]) for row in rows)
+    return [name for name in METRICS if name != "ndcg@20" or is_longer]

@@ -1,12 +1,12 @@
 """The README of an exported model: what it is, how good it is, and how it is used."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lr2ppo.comparison import TITLES
-from lr2ppo.engine.earlier import read_run
+from lr2ppo.engine.earlier import RESULTS, read_run
+from lr2ppo.engine.evaluations import read_splits
 from lr2ppo.export_onnx import OnnxReport
 from lr2ppo.files import write_whole
 from lr2ppo.models.weights import describe_model
@@ -50,10 +50,9 @@ def _what(trained: Trained) -> str:
 
 
 def _metrics(trained: Trained) -> str:
-    path = None if trained.run is None else trained.run / "results.json"
-    if path is None or not path.is_file():
+    results = {} if trained.run is None else read_splits(trained.run / RESULTS)
+    if not results:
         return f"## Metrics\n\nNot evaluated before export: `sh ppo_eval.sh {trained.use.name}`."
-    results = json.loads(path.read_text(encoding="utf-8"))
     return "## Metrics\n\n" + "\n\n".join(
         "\n".join(_table(split, results[split])) for split in SPLITS if split in results
     )

@@ -11,11 +11,21 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from lr2ppo.engine.earlier import COMMANDS, FINISHED, METRICS, PROGRESS, SELECTED, is_converted, read_rows, read_run
+from lr2ppo.engine.earlier import (
+    COMMANDS,
+    FINISHED,
+    METRICS,
+    PROGRESS,
+    RESULTS,
+    SELECTED,
+    is_converted,
+    read_rows,
+    read_run,
+)
 from lr2ppo.engine.lock import is_locked
 from lr2ppo.errors import UserError, reports_user_errors
 
-CONFIG, RESULTS = "config.yaml", "results.json"
+CONFIG = "config.yaml"
 # Their times tell when a run last did anything.
 LIVELY = (CONFIG, METRICS, "train.log", PROGRESS, FINISHED)
 HEADINGS = ("stage", "name", "progress", "", "best", "begun", "active", "state")

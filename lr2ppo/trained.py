@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from lr2ppo.config import Count, DataConfig, Positive, Section
+from lr2ppo.config import Count, Positive, Section
 from lr2ppo.data.encoding import Encoding, differing_facts, read_features_file
-from lr2ppo.engine.earlier import COMMANDS, find_run, is_converted, read_run, read_temperature
+from lr2ppo.engine.earlier import COMMANDS, find_run, is_converted, read_data, read_run, read_temperature
 from lr2ppo.errors import UserError
 from lr2ppo.models import PartialOrderModel
 from lr2ppo.models.weights import describe_model
@@ -83,7 +83,7 @@ def _open_run(folder: Path) -> Trained:
         config: Mapping[str, Any] = {"stage": folder.resolve().parent.name}
     else:
         config = read_run(folder)
-        data = DataConfig.model_validate(config["data"])
+        data = read_data(folder)
         frames, order = data.frames, data.frame_order
     encoding = read_features_file(folder)
     reward, why = _find_reward(folder, config)

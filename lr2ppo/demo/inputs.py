@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 
-from lr2ppo.config import DataConfig
 from lr2ppo.data.annotations import read_clips
 from lr2ppo.data.clip_frames import IMAGE_SUFFIXES
 from lr2ppo.data.images import missing_frames, unusable_frames
-from lr2ppo.engine.earlier import is_converted, read_run
+from lr2ppo.engine.earlier import is_converted, read_data
 from lr2ppo.errors import UserError
 
 # A longer list is most likely a text pasted into the wrong place.
@@ -81,7 +80,7 @@ def find_examples(run: Path | None, count: int = 4) -> list[Example]:
     """The first test clips of a run's data whose frames are all at hand; none where the data itself is not."""
     if run is None or is_converted(run):
         return []
-    data = DataConfig.model_validate(read_run(run)["data"])
+    data = read_data(run)
     try:
         clips = read_clips(data.root / data.test)
     except UserError:

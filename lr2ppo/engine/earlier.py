@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
+from lr2ppo.config import DataConfig
 from lr2ppo.errors import UserError
 
-FINISHED, PROGRESS, METRICS = "finished.json", "progress.json", "metrics.jsonl"
+FINISHED, PROGRESS, METRICS, RESULTS = "finished.json", "progress.json", "metrics.jsonl", "results.json"
 COMMANDS = {"pointwise": "pointwise.sh", "reward": "reward_pair_dataloader.sh", "ppo": "ppo.sh"}
 # What of validation chooses the best weights.
 SELECTED = {"pointwise": "ndcg", "reward": "pair_accuracy", "ppo": "ndcg"}
@@ -104,3 +106,11 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not isinstance(tree, dict) or "stage" not in tree:
         raise UserError(f"{folder / 'config.yaml'}: names no stage; is it a run's folder?")
     return tree
+
+
+def read_data(folder: Path) -> DataConfig:
+    """The data that a run was made for."""
+    try:
+        return DataConfig.model_validate(read_run(folder).get("data"))
+    except ValidationError as error:
+        raise UserError(f"{folder / 'config.yaml'}: its section data cannot be used: {error}") from None

@@ -14,29 +14,23 @@ from lr2ppo.errors import UserError
 from lr2ppo.files import write_json
 from lr2ppo.metrics import CUTOFFS, chance_ndcg
 
-RESULTS, CASES = "results.json", "cases.json"
+CASES = "cases.json"
 
 
 def write_split(path: Path, split: str, value: Any) -> None:
     """Set one split's part of a file and keep the others."""
-    write_json(path, _read(path) | {split: value})
-
-
-def read_results(folder: Path, split: str) -> dict[str, Any]:
-    """A run's metrics on a split; raises `UserError` where it has not been evaluated on it."""
-    results: dict[str, Any] = _read_split(folder, RESULTS, split)
-    return results
+    write_json(path, read_splits(path) | {split: value})
 
 
 def read_cases(folder: Path, split: str) -> list[dict[str, Any]]:
     """A run's cases of a split, as of `describe_cases`; raises `UserError` where it has not been evaluated on it."""
-    cases: list[dict[str, Any]] = _read_split(folder, CASES, split)
+    parts = read_splits(folder / CASES)
+    if split not in parts:
+        raise UserError(
+            f"{folder}: has not been evaluated on {split}; run: sh ppo_eval.sh {run_name(folder)} split={split}"
+        )
+    cases: list[dict[str, Any]] = parts[split]
     return cases
-
-
-def has_split(folder: Path, split: str) -> bool:
-    """Whether a run has been evaluated on a split."""
-    return all(split in _read(folder / name) for name in (RESULTS, CASES))
 
 
 def describe_cases(clips: Sequence[Clip], scores: Sequence[Scores]) -> list[dict[str, Any]]:
@@ -85,7 +79,8 @@ def run_name(folder: Path) -> str:
     return f"{folder.parent.name}/{folder.name}"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_splits(path: Path) -> dict[str, Any]:
+    """All parts of a file, by split; none where it is not there. Raises `UserError` where it is damaged."""
     if not path.exists():
         return {}
     try:
@@ -95,12 +90,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: found {type(content).__name__}, wanted a mapping of splits; evaluate the run again")
     return content
-
-
-def _read_split(folder: Path, name: str, split: str) -> Any:
-    parts = _read(folder / name)
-    if split not in parts:
-        raise UserError(
-            f"{folder}: has not been evaluated on {split}; run: sh ppo_eval.sh {run_name(folder)} split={split}"
-        )
-    return parts[split]

@@ -29,8 +29,7 @@ def describe_clips(before: SplitResults | None, after: SplitResults, root: Path,
     gains = quality if before is None else quality - before.metrics["ndcg"]
     groups = choose_groups(gains, seed, compared=before is not None)
     shown_first = [number for group in groups for number in group["clips"]]
-    rest = [number for number in range(len(after.clips)) if number not in set(shown_first)]
-    chosen = [*dict.fromkeys(shown_first), *rest][:MOST_CLIPS]
+    chosen = list(dict.fromkeys([*shown_first, *range(len(after.clips))]))[:MOST_CLIPS]
     place = {number: at for at, number in enumerate(chosen)}
     budget = MOST_THUMBNAIL_BYTES
     clips = []

@@ -12,11 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from lr2ppo.comparison import TITLES, Row, summarise
+from lr2ppo.comparison import TITLES, Row
+from lr2ppo.metrics import Estimate
 from lr2ppo.report.gather import ReportedRun
 from lr2ppo.reproduction import STAGES as PUBLISHED_STAGES
 from lr2ppo.reproduction import published_curve
 
+Estimates = Mapping[str, Estimate]
 # Stand-ins that no other colour equals, by the variable of the page's style that takes their place.
 INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
 SERIES = ("#050501", "#050502", "#050503", "#050504", "#050505", "#050506")
@@ -66,18 +68,18 @@ def draw(plot: Callable[[Axes], None], title: str, size: tuple[float, float] = S
     return svg
 
 
-def draw_results(rows: Sequence[Row], stages: Sequence[str], chance: Row, samples: int, seed: int) -> str:
+def draw_results(named: Sequence[tuple[str, Estimates]], stages: Sequence[str], chance: Row) -> str:
     """NDCG at each cut-off of each row with its 95 % interval, between chance and the perfect order."""
 
     def plot(axes: Axes) -> None:
         places = np.arange(len(SHOWN_METRICS))
-        for number, (row, colour) in enumerate(zip(rows, series_colours(stages), strict=True)):
-            estimates = [summarise(row.metrics, samples, seed)[name] for name in SHOWN_METRICS]
+        for number, ((row, summary), colour) in enumerate(zip(named, series_colours(stages), strict=True)):
+            estimates = [summary[name] for name in SHOWN_METRICS]
             means = np.array([estimate.mean for estimate in estimates])
             below = means - [estimate.low for estimate in estimates]
             above = np.array([estimate.high for estimate in estimates]) - means
-            at = places + (number - (len(rows) - 1) / 2) * min(0.16, 0.6 / len(rows))
-            axes.errorbar(at, means, [below, above], fmt="o", markersize=4.5, color=colour, label=row.name)
+            at = places + (number - (len(named) - 1) / 2) * min(0.16, 0.6 / len(named))
+            axes.errorbar(at, means, [below, above], fmt="o", markersize=4.5, color=colour, label=row)
         expected = [float(np.nanmean(chance.metrics[name])) for name in SHOWN_METRICS]
         axes.hlines(expected, places - 0.38, places + 0.38, colors=MUTED, linestyles="dotted")
         axes.hlines(np.ones(len(places)), places - 0.38, places + 0.38, colors=MUTED, linewidth=0.9)

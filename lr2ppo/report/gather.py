@@ -9,8 +9,8 @@ from typing import Any
 from lr2ppo.comparison import ClipMetrics
 from lr2ppo.config_file import config_leaves, load_config
 from lr2ppo.data.annotations import Clip
-from lr2ppo.engine.earlier import COMMANDS, FINISHED, METRICS, find_run, is_converted, read_rows, read_run
-from lr2ppo.engine.evaluations import cases_clips, has_split, read_cases, read_results, run_name
+from lr2ppo.engine.earlier import COMMANDS, FINISHED, METRICS, RESULTS, find_run, is_converted, read_rows, read_run
+from lr2ppo.engine.evaluations import CASES, cases_clips, read_splits, run_name
 from lr2ppo.engine.scoring import Scores, ranking_metrics
 from lr2ppo.errors import UserError
 
@@ -132,8 +132,8 @@ def _earlier_runs(folder: Path, logs: Path) -> list[Path]:
 
 
 def _read_evaluation(folder: Path, split: str) -> SplitResults | None:
-    if not has_split(folder, split):
+    results, cases = (read_splits(folder / name).get(split) for name in (RESULTS, CASES))
+    if results is None or cases is None:
         return None
-    cases = read_cases(folder, split)
     clips, scores = cases_clips(cases)
-    return SplitResults(read_results(folder, split), cases, clips, scores, ranking_metrics(clips, scores))
+    return SplitResults(results, cases, clips, scores, ranking_metrics(clips, scores))

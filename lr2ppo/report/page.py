@@ -11,7 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lr2ppo import __version__
-from lr2ppo.comparison import METRICS, TITLES, Row, compare, describe_gain, summarise
+from lr2ppo.comparison import TITLES, Row, compare, describe_gain, shown_metrics, summarise
 from lr2ppo.engine.earlier import best_validation
 from lr2ppo.engine.evaluations import reference_rows
 from lr2ppo.files import write_whole
@@ -40,9 +40,10 @@ class Compared:
     chance: Row
 
     @property
-    def before(self) -> int | None:
-        """The first stage 1 run, which the others are compared to."""
-        return next((place for place, run in enumerate(self.runs) if run.stage == "pointwise"), None)
+    def pair(self) -> tuple[int, int] | None:
+        """The first stage 1 run and the run whose orders are shown beside it; None where there are no such two."""
+        before = next((place for place, run in enumerate(self.runs) if run.stage == "pointwise"), None)
+        return None if before is None or before == self.after else (before, self.after)
 
     @property
     def after(self) -> int:
@@ -104,29 +105,32 @@ def compare_runs(runs: Sequence[ReportedRun]) -> Compared | None:
 def results_part(compared: Compared) -> dict[str, Any]:
     """The first part: a sentence, the table with intervals, paired differences and two pictures."""
     rows, stages = compared.rows, [run.stage for run in compared.runs]
-    metrics = [name for name in METRICS if name != "ndcg@20" or _has_long_lists(rows)]
-    before, after = compared.before, compared.after
-    is_pair = before is not None and before != after
-    gains = rows[after].metrics["ndcg"] - rows[before].metrics["ndcg"] if before is not None and is_pair else None
+    metrics, pair = shown_metrics(rows), compared.pair
+    summaries = [(row.name, summarise(row.metrics, SAMPLES, SEED)) for row in rows]
     return {
         "clips": len(rows[0].metrics["ndcg"]),
         "titles": [TITLES[name] for name in metrics],
         "chance": [float(np.nanmean(compared.chance.metrics[name])) for name in metrics],
-        "rows": [(row.name, _pick(summarise(row.metrics, SAMPLES, SEED), metrics)) for row in rows],
+        "rows": [(name, _pick(summary, metrics)) for name, summary in summaries],
         "differences": [
             (f"{row.name} less {rows[0].name}", _pick(compare(rows[0].metrics, row.metrics, SAMPLES, SEED), metrics))
             for row in rows[1:]
         ],
-        "headline": describe_gain(rows[before], rows[after], SAMPLES, SEED) if before is not None and is_pair else None,
-        "alone": (rows[after].name, summarise(rows[after].metrics, SAMPLES, SEED)["ndcg"]),
-        "picture": figures.draw_results(rows, stages, compared.chance, SAMPLES, SEED),
-        "gains": None if gains is None or before is None
-        else {
-            "picture": figures.draw_gains(gains, (rows[before].name, rows[after].name)),
-            "better": int((gains > 1e-9).sum()),
-            "worse": int((gains < -1e-9).sum()),
-        },
-    }  # fmt: skip
+        "headline": None if pair is None else describe_gain(rows[pair[0]], rows[pair[1]], SAMPLES, SEED),
+        "alone": (summaries[compared.after][0], summaries[compared.after][1]["ndcg"]),
+        "picture": figures.draw_results(summaries, stages, compared.chance),
+        "gains": None if pair is None else gains_part(rows[pair[0]], rows[pair[1]]),
+    }
+
+
+def gains_part(before: Row, after: Row) -> dict[str, Any]:
+    """How many clips gained and how many lost, and by how much."""
+    gains = after.metrics["ndcg"] - before.metrics["ndcg"]
+    return {
+        "picture": figures.draw_gains(gains, (before.name, after.name)),
+        "better": int((gains > 1e-9).sum()),
+        "worse": int((gains < -1e-9).sum()),
+    }
 
 
 def published_part(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
@@ -180,16 +184,11 @@ def reward_part(runs: Sequence[ReportedRun]) -> dict[str, Any]:
 
 def cases_part(compared: Compared, frames: Path | None) -> dict[str, Any]:
     """Clips whose order changed most, and all others for the search."""
-    before, after = compared.before, compared.after
-    is_pair = before is not None and before != after
-    first = compared.evaluations[before] if before is not None and is_pair else None
-    last = compared.runs[after]
-    data = describe_clips(first, compared.evaluations[after], frames or frames_root(last), SEED)
-    names = {
-        "before": compared.runs[before].name if before is not None and is_pair else "by grade",
-        "after": last.name,
-    }
-    return {"data": data | {"names": names}, **names, "compared": is_pair, "left_out": data["left_out"]}
+    pair, last = compared.pair, compared.runs[compared.after]
+    first = None if pair is None else compared.evaluations[pair[0]]
+    data = describe_clips(first, compared.evaluations[compared.after], frames or frames_root(last), SEED)
+    names = {"before": "by grade" if pair is None else compared.runs[pair[0]].name, "after": last.name}
+    return {"data": data | {"names": names}, **names, "compared": pair is not None, "left_out": data["left_out"]}
 
 
 def facts_part(run: ReportedRun) -> dict[str, Any]:
@@ -230,10 +229,6 @@ def _chosen(runs: Sequence[ReportedRun]) -> str:
         for run in runs
         if run.best_step is not None
     )
-
-
-def _has_long_lists(rows: Sequence[Row]) -> bool:
-    return any(not np.array_equal(row.metrics["ndcg@20"], row.metrics["ndcg"]) for row in rows)
 
 
 def _pick(estimates: Mapping[str, Estimate], metrics: Sequence[str]) -> list[Estimate]:

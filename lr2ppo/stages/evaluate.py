@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from lr2ppo.calibration import describe_judgement
 from lr2ppo.comparison import Row, describe_gain, format_table, summarise
@@ -17,10 +16,9 @@ from lr2ppo.config_file import load_config
 from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import ClipDataset, open_store
 from lr2ppo.engine.command import read_stage_config, stage_parser
-from lr2ppo.engine.earlier import COMMANDS, find_run, is_converted, read_run, read_temperature
+from lr2ppo.engine.earlier import COMMANDS, RESULTS, find_run, is_converted, read_data, read_temperature
 from lr2ppo.engine.evaluations import (
     CASES,
-    RESULTS,
     cases_clips,
     describe_cases,
     read_cases,
@@ -87,10 +85,7 @@ def run_data(folder: Path, root: Path | None, preset: Path) -> DataConfig:
     if is_converted(folder):
         data: DataConfig = load_config(preset / "pointwise.yaml", "pointwise").data
     else:
-        try:
-            data = DataConfig.model_validate(read_run(folder).get("data"))
-        except ValidationError as error:
-            raise UserError(f"{folder / 'config.yaml'}: its section data cannot be used: {error}") from None
+        data = read_data(folder)
     return data if root is None else data.model_copy(update={"root": root})
 
 
