@@ -35,3 +35,10 @@ def open_browser(profile: Path, width: int = 1400, height: int = 1000) -> Iterat
 def console_errors(chrome: Chrome) -> list[str]:
     """What the page's console has told of errors since it was last asked."""
     return [entry["message"] for entry in chrome.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def texts_of(chrome: Chrome, selector: str) -> list[str]:
+    """The text of each element that a CSS selector finds, read in one step: a page may replace them at any moment."""
+    script = "return [...document.querySelectorAll(arguments[0])].map((element) => element.innerText)"
+    texts: list[str] = chrome.execute_script(script, selector)
+    return texts

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,8 +18,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.expected_conditions import element_to_be_clickable
 from selenium.webdriver.support.wait import WebDriverWait
 
@@ -37,7 +40,7 @@ from lr2ppo.errors import UserError
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import save_model
 from lr2ppo.rank import LabelRanker, RankedLabel
-from tests.browser import console_errors, open_browser
+from tests.browser import console_errors, open_browser, texts_of
 from tests.conftest import REPOSITORY
 
 RUN = "ppo/tiny"
@@ -305,39 +308,49 @@ def test_two_images_and_typed_labels_become_an_order_on_the_page(workspace: Path
     frames = sorted((workspace / "data" / "frames").iterdir())
     labels = ["boat", "<script>alert(1)</script>", "car"]
     with running_demo(workspace, uploads) as address, open_browser(tmp_path / "profile") as chrome:
-        wait = WebDriverWait(chrome, 20)
-
-        def texts_of(where: str) -> list[str]:
-            return [element.text for element in chrome.find_elements(By.CSS_SELECTOR, where)]
+        wait = WebDriverWait(chrome, 60, ignored_exceptions=[StaleElementReferenceException])
 
         def has(where: str, texts: Sequence[str]) -> None:
-            wait.until(lambda _: sorted(texts_of(where)) == sorted(texts), f"{where} is not {texts}")
+            wait.until(lambda _: sorted(texts_of(chrome, where)) == sorted(texts), f"{where} is not {texts}")
+
+        def act(where: str, action: Callable[[WebElement], None]) -> None:
+            def acted(_: WebDriver) -> bool:
+                action(chrome.find_element(By.CSS_SELECTOR, where))
+                return True
+
+            wait.until(acted)
+
+        def click(where: str) -> None:
+            act(where, lambda element: element.click())
+
+        def type_into(where: str, *keys: str) -> None:
+            act(where, lambda element: element.send_keys(*keys))
 
         chrome.get(address)
-        button = wait.until(element_to_be_clickable((By.ID, "rank")))
-        button.click()
-        wait.until(lambda _: "There are no frames yet" in " ".join(texts_of(".toast-body")))
-        chrome.find_element(By.CSS_SELECTOR, "#frames input[type=file]").send_keys("\n".join(map(str, frames)))
-        wait.until(lambda _: len(texts_of("#frames .thumbnail-item")) == 2)
-        chrome.find_element(By.CSS_SELECTOR, "#labels textarea").send_keys("\n".join([*labels, labels[1]]))
-        button.click()
+        wait.until(element_to_be_clickable((By.ID, "rank")))
+        click("#rank")
+        wait.until(lambda _: "There are no frames yet" in " ".join(texts_of(chrome, ".toast-body")))
+        type_into("#frames input[type=file]", "\n".join(map(str, frames)))
+        wait.until(lambda _: len(texts_of(chrome, "#frames .thumbnail-item")) == 2)
+        type_into("#labels textarea", "\n".join([*labels, labels[1]]))
+        click("#rank")
         has(".after .label", labels)
         has(".before .label", labels)
-        wait.until(lambda _: f"ranked once: {labels[1]}." in " ".join(texts_of(".toast-body")))
+        wait.until(lambda _: f"ranked once: {labels[1]}." in " ".join(texts_of(chrome, ".toast-body")))
         order = [label.label for label in LabelRanker.load("ppo/tiny", logs=workspace / "logs").rank(frames, labels)]
-        assert texts_of(".after .label") == texts_of(".matrix tbody th") == order
+        assert texts_of(chrome, ".after .label") == texts_of(chrome, ".matrix tbody th") == order
         assert chrome.find_elements(By.CSS_SELECTOR, ".result script") == []
         chrome.save_screenshot(str(tmp_path / "demo.png"))
         # An example fills the fields and is ranked.
-        chrome.find_element(By.CSS_SELECTOR, "#examples button").click()
+        click("#examples button")
         has(".after .label", ["sun", "sea, sand"])
-        typed = chrome.find_element(By.CSS_SELECTOR, "#labels textarea")
-        assert typed.get_attribute("value") == 'sun\n"sea, sand"'
+        typed = chrome.find_element(By.CSS_SELECTOR, "#labels textarea").get_attribute("value")
+        assert typed == 'sun\n"sea, sand"'
         # So are the fields by Enter in the description, by Shift+Enter in the labels.
-        typed.send_keys("\ncar", Keys.SHIFT, Keys.ENTER)
+        type_into("#labels textarea", "\ncar", Keys.SHIFT, Keys.ENTER)
         has(".after .label", ["sun", "sea, sand", "car"])
-        typed.send_keys("\nboat")
-        chrome.find_element(By.CSS_SELECTOR, "#description textarea").send_keys(" out", Keys.ENTER)
+        type_into("#labels textarea", "\nboat")
+        type_into("#description textarea", " out", Keys.ENTER)
         has(".after .label", ["sun", "sea, sand", "car", "boat"])
         asked = chrome.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
         assert [url for url in asked if not url.startswith((address, "data:"))] == []
