@@ -23,6 +23,7 @@ from lr2ppo.config_file import load_config
 from lr2ppo.engine.processes import Processes, join_processes, resolve_precision
 from lr2ppo.engine.runs import peak_memory_gib
 from lr2ppo.errors import UserError, reports_user_errors
+from lr2ppo.linear import Linear, plain_products
 
 TRAINING_STAGES = [stage for stage in STAGES if stage != "evaluate"]
 SQUARE = 4096
@@ -44,17 +45,25 @@ def time_steps(step: Callable[[], object], steps: int, device: torch.device) -> 
 def count_flops(step: Callable[[], None]) -> int:
     """Floating point operations of a step's matrix products, from their shapes."""
     counter = FlopCounterMode(display=False)
-    with counter:
+    # It knows torch's own products.
+    with counter, plain_products():
         step()
     return int(counter.get_total_flops())
 
 
-def matrix_rate(processes: Processes, precision: str) -> float:
-    """GFLOP/s that the device reaches in a large square product, in the precision of the run; the best of five."""
+def matrix_rates(processes: Processes, precision: str) -> tuple[float, float]:
+    """GFLOP/s that the device reaches in a large square product, in the precision of the run; the best of five.
+
+    The first is that of torch's own product, the second that of `Linear`, where the models have another.
+    """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     first, second = (torch.randn(SQUARE, SQUARE, device=processes.device, dtype=dtype) for _ in range(2))
-    seconds = time_steps(lambda: torch.mm(first, second).sum().item(), 5, processes.device)
-    return 2 * SQUARE**3 / min(seconds) / 1e9
+    layer = Linear(SQUARE, SQUARE, device=processes.device, dtype=dtype).requires_grad_(False)
+    rates = [
+        2 * SQUARE**3 / min(time_steps(product, 5, processes.device)) / 1e9
+        for product in (lambda: torch.mm(first, second)[0, 0].item(), lambda: layer(first)[0, 0].item())
+    ]
+    return rates[0], rates[1]
 
 
 def memory_rate(device: torch.device) -> float:
@@ -71,14 +80,16 @@ def measure(arguments: argparse.Namespace, processes: Processes) -> dict[str, ob
     trunk = load_config(preset / "pointwise.yaml", "pointwise", arguments.model).model
     shape = Shape.of(config, trunk, labels=arguments.labels, tokens=arguments.tokens)
     step = make_step(config, trunk, shape, processes, plain=arguments.plain)
-    seconds = time_steps(step, arguments.steps, processes.device)
-    memory = peak_memory_gib()
-    if arguments.profile is not None:
-        write_profile(step, arguments.profile)
+    with plain_products(arguments.plain):
+        seconds = time_steps(step, arguments.steps, processes.device)
+        memory = peak_memory_gib()
+        if arguments.profile is not None:
+            write_profile(step, arguments.profile)
     best = min(seconds)
     flops = count_flops(step)
     precision = resolve_precision(config.compute.precision, processes.device)
-    rate, gib_rate = matrix_rate(processes, precision), memory_rate(processes.device)
+    torch_rate, layer_rate = matrix_rates(processes, precision)
+    rate, gib_rate = max(torch_rate, layer_rate), memory_rate(processes.device)
     # What no program that does this work goes below: its products at the matrix rate, and AdamW's passes over memory.
     floor = flops / rate / 1e9 + optimizer_bytes(arguments.stage, trunk) / gib_rate / 2**30
     pairs = shape.clips * shape.pairs * processes.world_size
@@ -100,6 +111,7 @@ def measure(arguments: argparse.Namespace, processes: Processes) -> dict[str, ob
         "matrix_gflop_per_step": round(flops / 1e9, 4),
         "gflop_per_second": round(flops / best / 1e9, 1),
         "machine_gflop_per_second": round(rate, 1),
+        "torch_gflop_per_second": round(torch_rate, 1),
         "share_of_machine": round(flops / best / 1e9 / rate, 3),
         "machine_gib_per_second": round(gib_rate, 1),
         "floor_seconds": float(f"{floor:.4g}"),

@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from lr2ppo.encoders import ImageEncoder, TextEncoder, extract, pretrain
 from lr2ppo.encoders.checkpoints import count_heads
 from lr2ppo.errors import UserError
 from lr2ppo.files import fingerprint
+from lr2ppo.linear import plain_products
 from tests.golden import golden
 
 # width, layers, heads, hidden width: the heads are those of the rule; 88 * (60 / 88) is below 60 in floats.
@@ -62,6 +63,13 @@ OUTSIDE = {
     "norm": "encoder.layer_norm",
 }
 transformers_logging.disable_progress_bar()
+
+
+@pytest.fixture
+def torchs_products() -> Iterator[None]:
+    """What is compared to the last digit has to be multiplied by one library on both sides."""
+    with plain_products():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -197,6 +205,7 @@ def test_published_image_features(name: str) -> None:
     torch.testing.assert_close(image_features(encoder, wanted["pixel_values"]), wanted["image_tokens"], **TIGHT)
 
 
+@pytest.mark.usefixtures("torchs_products")
 @pytest.mark.parametrize("shape", [*((*shape, 90, 30) for shape in SHAPES), pytest.param(TEXT_BASE, id="base")])
 def test_roberta_gives_the_same_in_both_layouts(shape: tuple[int, ...], tmp_path: Path) -> None:
     model = roberta(*shape)
@@ -209,6 +218,7 @@ def test_roberta_gives_the_same_in_both_layouts(shape: tuple[int, ...], tmp_path
         torch.testing.assert_close(text_features(TextEncoder.load(path), ids, mask), wanted, **TIGHT)
 
 
+@pytest.mark.usefixtures("torchs_products")
 @pytest.mark.parametrize(
     "shape",
     [

@@ -1,13 +1,16 @@
 """Models, losses, gradients and NDCG are those of the published implementation, as its reference tensors tell."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lr2ppo.linear import plain_products
 from lr2ppo.metrics import CUTOFFS, ndcg
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.published import PUBLISHED_MODULES, load_partial_order, load_ranker
@@ -15,6 +18,14 @@ from lr2ppo.objectives import PPOLosses, ppo_losses, preference_hinge_loss, smoo
 from tests.golden import golden
 
 Golden = dict[str, Tensor]
+Products = Literal["torch's", "this processor's"]
+
+
+@pytest.fixture(autouse=True, params=get_args(Products))
+def products(request: pytest.FixtureRequest) -> Iterator[Products]:
+    """All is held against the reference twice: with the library the reference was computed with, and with ours."""
+    with plain_products(request.param == "torch's"):
+        yield request.param
 
 
 def read(name: str) -> Golden:
@@ -92,9 +103,11 @@ def update(tmp_path: Path) -> Update:
 @pytest.mark.parametrize(
     "name", ["policy_loss", "value_loss", "kl_penalty", "entropy", "advantage", "penalised_reward", "rank_loss"]
 )
-def test_the_update_gives_each_published_scalar(update: Update, name: str) -> None:
+def test_the_update_gives_each_published_scalar(update: Update, name: str, products: Products) -> None:
     found: Tensor = getattr(update.losses, name)
-    assert_equal(found.mean(), update.reference[f"update.{name}"])
+    # The KL is what is left of nearly equal logarithms: another library's rounding shows in it.
+    tolerance = 1e-4 if name == "kl_penalty" and products == "this processor's" else 1e-5
+    assert_equal(found.mean(), update.reference[f"update.{name}"], tolerance)
 
 
 def test_the_update_reads_the_published_values_and_reverses_the_third_order(update: Update) -> None:

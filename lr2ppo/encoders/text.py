@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, RobertaModel, RobertaTokenizerFast
 from lr2ppo.encoders.checkpoints import read_json
 from lr2ppo.encoders.roberta import UNUSED_POSITIONS, load_roberta
 from lr2ppo.errors import UserError
+from lr2ppo.linear import quicken
 
 MAX_TOKENS = 196
 
@@ -29,6 +30,7 @@ class TextEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model.eval()
+        quicken(self.model)
         self.tokenizer_folder = tokenizer_folder
         self._tokenizer = tokenizer
         self.max_tokens = min(max_tokens, model.config.max_position_embeddings - UNUSED_POSITIONS)

@@ -6,6 +6,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lr2ppo.linear import Linear, linear
 from lr2ppo.models.packing import Rows
 
 
@@ -14,8 +15,8 @@ class MLP(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(inputs, hidden)
-        self.fc2 = nn.Linear(hidden, outputs)
+        self.fc1 = Linear(inputs, hidden)
+        self.fc2 = Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.fc2(F.gelu(self.fc1(x)))
@@ -27,7 +28,7 @@ class ResidualMLP(nn.Module):
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(inputs, width)
+        self.linear = Linear(inputs, width)
         self.norm = nn.LayerNorm(width)
         self.mlp = MLP(width, 4 * width, width)
 
@@ -37,14 +38,14 @@ class ResidualMLP(nn.Module):
         return output
 
 
-class FixedBiasLinear(nn.Linear):
+class FixedBiasLinear(Linear):
     """A linear layer before a softmax that its bias cannot change, since it shifts all logits alike.
 
     The bias' gradient is exactly 0 and given as such: what rounding makes of it is noise, which AdamW would blow up.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias.detach() + 0 * self.bias)
+        return linear(x, self.weight, self.bias.detach() + 0 * self.bias)
 
 
 class CrossAttention(nn.Module):
@@ -58,10 +59,10 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.published = attention == "published"
-        self.queries = nn.Linear(width, width)
+        self.queries = Linear(width, width)
         self.keys = FixedBiasLinear(width, width)
-        self.values = nn.Linear(width, width)
-        self.projection = nn.Linear(width, width)
+        self.values = Linear(width, width)
+        self.projection = Linear(width, width)
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None, packing: Rows | None = None) -> Tensor:
         """Shapes: x: [B, Q, D], or packed [N, D]; y: [B, K, D]; mask: [B, K]. Returns as x."""
@@ -98,9 +99,7 @@ class FusionBlock(nn.Module):
         self.norm_y = nn.LayerNorm(width)
         self.attention = CrossAttention(width, heads, attention)
         self.norm_ffn = nn.LayerNorm(width)
-        self.ffn = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
-        )
+        self.ffn = nn.Sequential(Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
         self.norm_out = nn.LayerNorm(width)
 
