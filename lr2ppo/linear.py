@@ -1,5 +1,7 @@
 """A linear layer that has its products computed where this processor is quickest at them."""
 
+import weakref
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -7,19 +9,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 PROCESSOR = Path("/proc/cpuinfo")
+LARGE = 2**25
 _plain = ContextVar("plain", default=False)
+_free_pages: defaultdict[int, list[NDArray[np.uint8]]] = defaultdict(list)
 
 
 class Linear(nn.Linear):
     """`torch.nn.Linear`, with two shorter ways on a CPU; `plain_products` has it take neither.
 
-    In float32 oneDNN multiplies where torch's own choice, MKL, is slow. In bfloat16 a weight larger than what it
-    is multiplied with shares one buffer with others of its shape.
+    In float32 oneDNN multiplies where torch's own choice, MKL, is slow. In bfloat16 the copies of a weight that is
+    larger than what it is multiplied with lie where earlier ones lay.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,8 +37,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     product: Tensor
     if suits_onednn(x):
         product = _OneDNNProduct.apply(x, weight, bias)
-    elif suits_buffer(x, weight):
-        product = _BufferedProduct.apply(x.bfloat16(), weight, bias)
+    elif suits_recycling(x, weight):
+        product = _BFloat16Product.apply(x.bfloat16(), weight, bias)
     else:
         product = F.linear(x, weight, bias)
     return product
@@ -60,7 +66,7 @@ def suits_onednn(x: Tensor) -> bool:
     return _may_choose(x) and mkl_lacks_avx512() and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
-def suits_buffer(x: Tensor, weight: Tensor) -> bool:
+def suits_recycling(x: Tensor, weight: Tensor) -> bool:
     """Whether a product with `x` is in bfloat16, and its weight the larger of the two."""
     return (
         _may_choose(x)
@@ -104,29 +110,38 @@ class _OneDNNProduct(torch.autograd.Function):
             rows.to_mkldnn(), gradient_rows.to_mkldnn(), weight, (ctx.needs_input_grad[0], not wide, not wide)
         )
         if wide:
-            of_weight, of_bias = gradient_rows.t() @ rows, gradient_rows.sum(0)
+            of_weight = torch.mm(gradient_rows.t(), rows, out=recycled(weight.shape, weight.dtype))
+            of_bias = gradient_rows.sum(0)
         return None if of_x is None else of_x.to_dense().view_as(x), of_weight, of_bias
 
 
-class _BufferedProduct(torch.autograd.Function):
-    """As autocast, whose copies of a large weight would be gigabytes of fresh pages: one buffer holds each in turn."""
+class _BFloat16Product(torch.autograd.Function):
+    """As autocast, but for where its copies of a large weight and of the gradient lie: all in the same pages."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.linear(x, _buffer(weight.shape).copy_(weight), bias.bfloat16())
+        return F.linear(x, recycled(weight.shape, x.dtype).copy_(weight), bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         rows, gradient_rows = x.flatten(0, -2), gradient.flatten(0, -2)
-        buffer = _buffer(weight.shape)
-        of_x = gradient_rows @ buffer.copy_(weight)
-        torch.mm(gradient_rows.t(), rows, out=buffer)
-        return of_x.view_as(x), buffer.to(weight.dtype), gradient_rows.sum(0).to(weight.dtype)
+        copy = recycled(weight.shape, x.dtype).copy_(weight)
+        of_x = gradient_rows @ copy
+        torch.mm(gradient_rows.t(), rows, out=copy)
+        of_weight = recycled(weight.shape, weight.dtype).copy_(copy)
+        return of_x.view_as(x), of_weight, gradient_rows.sum(0).to(weight.dtype)
 
 
-@cache
-def _buffer(shape: torch.Size) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.empty(shape, dtype=torch.bfloat16)
+def recycled(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """An empty tensor on a CPU, in the pages of one of its size that is gone: fresh gigabytes cost most of a second."""
+    size = shape.numel() * dtype.itemsize
+    if size < LARGE:
+        return torch.empty(shape, dtype=dtype)
+    free = _free_pages[size]
+    pages = free.pop() if free else torch.empty(size, dtype=torch.uint8).numpy()
+    # Another array of the same pages: the tensor alone holds it, so that its end is the tensor's.
+    lent = pages[:]
+    weakref.finalize(lent, free.append, pages).atexit = False
+    return torch.from_numpy(lent).view(dtype).view(shape)

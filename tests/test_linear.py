@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lr2ppo import linear
-from lr2ppo.linear import Linear, mkl_lacks_avx512, plain_products, quicken, suits_buffer, suits_onednn
+from lr2ppo.linear import Linear, mkl_lacks_avx512, plain_products, quicken, recycled, suits_onednn, suits_recycling
 
 sizes = st.integers(1, 9)
 Gradients = tuple[Tensor, ...]
@@ -21,12 +21,13 @@ def bfloat16() -> torch.autocast:
 
 
 @pytest.fixture(autouse=True)
-def slow_mkl() -> Iterator[None]:
-    """Take the processor for one on which MKL is slow."""
+def both_ways_are_taken() -> Iterator[None]:
+    """Take the processor for one on which MKL is slow, and small weights for large ones."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(linear, "mkl_lacks_avx512", lambda: True)
+        patch.setattr(linear, "LARGE", 0)
         yield
 
 
@@ -60,16 +61,16 @@ def test_onednn_gives_the_outputs_and_gradients_of_torch(
 
 @settings(deadline=None, max_examples=60)
 @given(rows=st.lists(sizes, min_size=1, max_size=3), inputs=sizes, outputs=sizes, needs_gradient=st.booleans())
-def test_one_buffer_gives_the_outputs_and_gradients_of_autocast(
+def test_recycled_copies_give_the_outputs_and_gradients_of_autocast(
     rows: list[int], inputs: int, outputs: int, needs_gradient: bool
 ) -> None:
     act = two_of_a_shape(rows, inputs, outputs, needs_gradient)
     with plain_products(), bfloat16():
         plain = act()
     with bfloat16():
-        buffered = act()
-    assert [each.dtype for each in buffered] == [each.dtype for each in plain]
-    torch.testing.assert_close(buffered, plain, rtol=0.02, atol=0.02)
+        recycled_ = act()
+    assert [each.dtype for each in recycled_] == [each.dtype for each in plain]
+    torch.testing.assert_close(recycled_, plain, rtol=0.02, atol=0.02)
 
 
 def test_a_model_that_was_looked_at_in_inference_mode_learns_afterwards() -> None:
@@ -85,18 +86,34 @@ def test_each_way_is_taken_where_it_is_meant_and_no_other_is() -> None:
     assert suits_onednn(x)
     assert not suits_onednn(x.double())
     assert not suits_onednn(x[:0])
-    assert not suits_buffer(x, weight)
+    assert not suits_recycling(x, weight)
     with bfloat16():
         assert not suits_onednn(x)
-        assert suits_buffer(x, weight)
-        assert not suits_buffer(x, weight[:1])
+        assert suits_recycling(x, weight)
+        assert not suits_recycling(x, weight[:1])
     with plain_products(), bfloat16():
-        assert not suits_buffer(x, weight)
+        assert not suits_recycling(x, weight)
     with plain_products():
         assert not suits_onednn(x)
         with plain_products(wanted=False):
             assert suits_onednn(x)
     assert suits_onednn(x)
+
+
+def test_pages_are_lent_again_once_nothing_looks_at_them() -> None:
+    def lend() -> Tensor:
+        return recycled(torch.Size([3, 5]), torch.float32)
+
+    first, second = lend(), lend()
+    places = {first.data_ptr(), second.data_ptr()}
+    assert len(places) == 2
+    row = first[1]
+    del first, second
+    third, fourth = lend(), lend()
+    assert {third.data_ptr(), fourth.data_ptr()} & places == places - {row.data_ptr() - 5 * 4}
+    place = row.data_ptr() - 5 * 4
+    del row
+    assert lend().data_ptr() == place
 
 
 @pytest.mark.parametrize(
