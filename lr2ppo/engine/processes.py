@@ -140,7 +140,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 def keep_freed_memory(device: torch.device) -> None:
     """On a CPU, have large tensors take the memory of earlier ones: fresh pages cost a step a third of its time.
 
-    Peak memory grows by up to a tenth, for what is kept has gaps. Does nothing where the C library is not glibc.
+    Peak memory grows by about a fifth, for what is kept has gaps. Does nothing where the C library is not glibc.
     """
     if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -16,7 +16,7 @@ from lr2ppo.engine.earlier import find_earlier
 from lr2ppo.engine.inputs import check_fit, left_out_note, open_inputs, overlap_note
 from lr2ppo.engine.judge import FrozenJudge, open_judge
 from lr2ppo.engine.learner import Learner
-from lr2ppo.engine.processes import Processes, keep_freed_memory
+from lr2ppo.engine.processes import Processes
 from lr2ppo.engine.rollouts import Rollout, pack_rollouts, unpack_rollouts
 from lr2ppo.engine.runs import Run, claim_run
 from lr2ppo.engine.scoring import validation_ndcg
@@ -64,8 +64,6 @@ def train(config: PPOConfig, processes: Processes, fresh: bool) -> None:
     critic = Learner(
         critic_start, settings.critic, settings.critic.schedule_updates or updates, compute, processes, bad
     )
-    # From here on: kept from the loading of three models, it would have gaps.
-    keep_freed_memory(processes.device)
     run.say(
         f"stage 3: {len(clips)} target clips, {updates} updates; actor {ranker_run}, reward model {reward_run}"
         + overlap_note(clips, validation)
