@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from lr2ppo import linear
 from lr2ppo.linear import Linear, mkl_lacks_avx512, plain_products, quicken, recycled, suits_onednn, suits_recycling
 
+FEW = settings(deadline=None, max_examples=60)
 sizes = st.integers(1, 9)
+any_shape = given(
+    rows=st.lists(sizes, min_size=1, max_size=3), inputs=sizes, outputs=sizes, needs_gradient=st.booleans()
+)
 Gradients = tuple[Tensor, ...]
 
 
@@ -48,8 +52,8 @@ def two_of_a_shape(rows: list[int], inputs: int, outputs: int, needs_gradient: b
     return lambda: learn(layers, given, weights)
 
 
-@settings(deadline=None, max_examples=60)
-@given(rows=st.lists(sizes, min_size=1, max_size=3), inputs=sizes, outputs=sizes, needs_gradient=st.booleans())
+@FEW
+@any_shape
 def test_onednn_gives_the_outputs_and_gradients_of_torch(
     rows: list[int], inputs: int, outputs: int, needs_gradient: bool
 ) -> None:
@@ -59,8 +63,8 @@ def test_onednn_gives_the_outputs_and_gradients_of_torch(
     torch.testing.assert_close(act(), plain, rtol=1e-5, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=60)
-@given(rows=st.lists(sizes, min_size=1, max_size=3), inputs=sizes, outputs=sizes, needs_gradient=st.booleans())
+@FEW
+@any_shape
 def test_recycled_copies_give_the_outputs_and_gradients_of_autocast(
     rows: list[int], inputs: int, outputs: int, needs_gradient: bool
 ) -> None:

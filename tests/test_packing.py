@@ -251,16 +251,18 @@ def test_a_compiled_model_takes_batches_of_any_number_of_tokens() -> None:
 
 
 class LargeTensors(TorchDispatchMode):
-    """Lists where the tensors of at least so many numbers lie that operations fill or make."""
+    """Lists the operations that fill or make tensors of at least so many numbers, and where these lie."""
 
     def __init__(self, numbers: int) -> None:
         super().__init__()
         self.numbers = numbers
+        self.operations: list[str] = []
         self.places: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if isinstance(output, Tensor) and output.numel() >= self.numbers and not func.is_view:
+            self.operations.append(str(func))
             self.places.append(output.data_ptr())
         return output
 
@@ -272,6 +274,7 @@ def test_the_flatten_head_makes_nothing_of_its_weights_size_but_their_gradient(p
     fused, frames = torch.randn(1, 2, 12, 8, requires_grad=True), torch.randn(1, 2, 8, requires_grad=True)
     with plain_products(plain), LargeTensors(weight.numel() // 2) as large:
         head(fused, frames).sum().backward()
+    assert not plain or large.operations == ["aten.mm.default"]
     assert weight.grad is not None
     assert set(large.places) == {weight.grad.data_ptr()}
 
