@@ -4,20 +4,18 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lr2ppo.rank import LabelRanker, Preference, Query, RankedLabel
+    from lr2ppo.inference.ranker import LabelRanker, Preference, Query, RankedLabel
 
 __all__ = ["LabelRanker", "Preference", "Query", "RankedLabel"]
 
 # Read by torch: large tensors in huge pages, else a step's gigabytes of gradients cost seconds of page faults.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-__version__ = "0.1.0"
-
 
 def __getattr__(name: str) -> Any:
     """What ranks, imported where it is first asked for: torch and the encoders' libraries take seconds."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lr2ppo import rank
+    from lr2ppo.inference import ranker
 
-    return getattr(rank, name)
+    return getattr(ranker, name)

@@ -1,23 +1,15 @@
 """Files that are complete before they take their name, and tensor files that are read without running any code."""
 
-import hashlib
 import json
 import os
-import pickle
 import tempfile
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from lr2ppo.errors import UserError, raise_faults
-
-TENSOR_FILES = "a safetensors file or a state dict saved with torch.save"
+from lr2ppo.errors import UserError
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -49,96 +41,3 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON that is complete before it takes its name."""
     text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors: safetensors where the name ends so, else a state dict as `torch.save` writes it."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    if path.suffix == ".safetensors":
-        write_whole(path, lambda partial: save_file(whole, partial))
-    else:
-        write_whole(path, lambda partial: torch.save(whole, partial))
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a file, safetensors or saved with `torch.save`, whichever its content is.
-
-    Raises `UserError` where the file is missing, is cut short, is no such file, or holds anything but tensors:
-    nothing but tensors is ever unpickled.
-    """
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise UserError(f"{path}: found {found}, wanted {TENSOR_FILES}")
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    # A safetensors file begins with the length of its JSON header, torch's with a zip archive's mark or a pickle's.
-    if start[8:] == b"{":
-        return _read_safetensors(path)
-    if start.startswith((b"PK\x03\x04", b"\x80")):
-        return _read_pickle(path)
-    raise UserError(f"{path}: is neither a safetensors file nor one saved with torch.save; is it the right file?")
-
-
-def check_tensors(wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor], source: Path) -> None:
-    """Raises `UserError` naming each tensor that is missing, superfluous, of another shape or not of finite floats."""
-    faults = [f"{name}: is missing" for name in wanted if name not in found]
-    for name, tensor in found.items():
-        if name not in wanted:
-            faults.append(f"{name}: no part of this model")
-        elif tensor.shape != wanted[name]:
-            faults.append(f"{name}: found shape {list(tensor.shape)}, wanted {list(wanted[name])}")
-        elif not tensor.is_floating_point():
-            faults.append(f"{name}: found {tensor.dtype}, wanted floats")
-        elif tensor.layout != torch.strided or tensor.is_meta:
-            faults.append(f"{name}: found {tensor.layout} on {tensor.device}, wanted a plain tensor")
-        elif not _is_finite(tensor):
-            faults.append(f"{name}: holds numbers that are not finite")
-    raise_faults(source, faults, "is it the right file, whole?")
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    # The extremes are NaN where any number is; a mask of all numbers would be a quarter of the tensor once more.
-    return tensor.numel() == 0 or all(bool(extreme.isfinite()) for extreme in tensor.float().aminmax())
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: is not a whole safetensors file ({error}); copy it again") from None
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path}: holds more than tensors, code perhaps, and nothing of it was run; wanted a plain state dict"
-        ) from None
-    except Exception as error:
-        # torch tells a damaged archive in a dozen ways, which all mean the same to a user.
-        reason = (str(error) or type(error).__name__).partition(". ")[0]
-        raise UserError(f"{path}: is cut short or damaged ({reason}); copy it again") from None
-    if not isinstance(content, Mapping) or not content:
-        found = f"an empty {type(content).__name__}" if isinstance(content, Mapping) else type(content).__name__
-        raise UserError(f"{path}: found {found}, wanted a state dict: a mapping of names to tensors")
-    strays = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if strays:
-        raise UserError(
-            f"{path}: found {', '.join(strays[:5])}{' and more' * (len(strays) > 5)}, which are no tensors; "
-            "wanted a plain state dict (save model.state_dict() alone)"
-        )
-    return {str(name): tensor for name, tensor in content.items()}
-
-
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """A short hash of named tensors, to tell the weights of different models apart."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:12]

@@ -4,4 +4,4 @@
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/launch.sh
-exec "$PYTHON" -m lr2ppo.data.check_folder "$@"
+exec "$PYTHON" -m lr2ppo.data.validate "$@"

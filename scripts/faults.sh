@@ -9,6 +9,6 @@ sh scripts/setup.sh
 
 # Small disks are mounted where only this command sees them, if the system permits that.
 if unshare -rm true 2>/dev/null; then
-    exec unshare -rm "$PYTHON" scripts/faults.py "$@"
+    exec unshare -rm "$PYTHON" -m tests.reliability.faults "$@"
 fi
-exec "$PYTHON" scripts/faults.py "$@"
+exec "$PYTHON" -m tests.reliability.faults "$@"

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from lr2ppo.config import ModelConfig
-from lr2ppo.engine.runs import peak_memory_gib
+from lr2ppo.config.schema import ModelConfig
 from lr2ppo.errors import reports_user_errors
-from lr2ppo.files import write_tensors
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.published import FRAMES, HEADS, PUBLISHED_MODULES, TEXT_TOKENS, load_published, rename_modules
 from lr2ppo.models.weights import KINDS, model_shapes
+from lr2ppo.tensors import write_tensors
+from lr2ppo.training.run_folder import peak_memory_gib
 
 WIDTH = 768
 

@@ -19,7 +19,7 @@ fi
 
 # launch_module MODULE ARGUMENT...
 launch_module() {
-    $BY "$PYTHON" -m lr2ppo.torchrun -m "$@"
+    $BY "$PYTHON" -m lr2ppo.distributed.launch -m "$@"
 }
 
 # launch STAGE ARGUMENT...

@@ -24,7 +24,7 @@ ours() {
 }
 
 measure() {
-    "$PYTHON" -m lr2ppo.benchmark "$@"
+    "$PYTHON" -m lr2ppo.benchmark.measure "$@"
 }
 
 if [ "${1:-}" = --plain ]; then

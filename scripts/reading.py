@@ -16,8 +16,8 @@ import numpy as np
 
 from lr2ppo.data import Clip, ClipDataset, FeatureStore, FeatureWriter
 from lr2ppo.data.dataset import ClipRequest, collate
-from lr2ppo.data.feature_writer import StoredType
-from lr2ppo.data.features import MOST_OPEN_FILES
+from lr2ppo.data.features.store import MOST_OPEN_FILES
+from lr2ppo.data.features.writer import StoredType
 from lr2ppo.data.samplers import Draw, EpochSampler, annotated_pairs, random_pairs
 from lr2ppo.errors import reports_user_errors
 

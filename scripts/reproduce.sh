@@ -56,4 +56,4 @@ for stage in pointwise reward ppo; do
     fi
 done
 echo
-"$PYTHON" -m lr2ppo.reproduction "$name" --logs "$logs"
+"$PYTHON" -m lr2ppo.evaluation.published "$name" --logs "$logs"

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from lr2ppo.data import Clip, FeatureWriter, annotations, write_clips
-from lr2ppo.engine.processes import Processes
+from lr2ppo.distributed.processes import Processes
 
 if TYPE_CHECKING:
-    from tests.trained_world import TrainedWorld
+    from tests.helpers.trained_world import TrainedWorld
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOKENS, FRAMES, WIDTH, LABELS = 4, 3, 16, 6
@@ -64,7 +64,7 @@ def tiny_overrides(tiny_world: Path, tmp_path: Path) -> Callable[..., list[str]]
 @pytest.fixture(scope="session")
 def trained_world(tmp_path_factory: pytest.TempPathFactory) -> "TrainedWorld":
     """Trained runs of all stages, made once; tests copy what they change."""
-    from tests.trained_world import TrainedWorld
+    from tests.helpers.trained_world import TrainedWorld
 
     return TrainedWorld.make(tmp_path_factory.mktemp("trained"))
 

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lr2ppo.errors import UserError
-from lr2ppo.files import check_tensors, read_tensors, write_json, write_tensors
+from lr2ppo.files import write_json
+from lr2ppo.tensors import check_tensors, read_tensors, write_tensors
 
 TENSORS = {"weight": torch.arange(12.0).reshape(3, 4), "bias": torch.ones(3)}
 suffixes = pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt"])

@@ -2,8 +2,8 @@
 
 from lr2ppo.data.annotations import Clip, read_clips, write_clips
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest
-from lr2ppo.data.feature_writer import FeatureWriter
-from lr2ppo.data.features import FeatureStore
+from lr2ppo.data.features.store import FeatureStore
+from lr2ppo.data.features.writer import FeatureWriter
 
 __all__ = [
     "Clip",

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from lr2ppo.config import DataConfig, ModelConfig
+from lr2ppo.config.schema import DataConfig, ModelConfig
 from lr2ppo.data.annotations import Clip, ClipFault, Need, read_sound_clips
-from lr2ppo.data.check import LEAVE_OUT, structure_faults
-from lr2ppo.data.features import FeatureStore, find_feature_files
+from lr2ppo.data.features.store import FeatureStore, find_feature_files
+from lr2ppo.data.validate import LEAVE_OUT, structure_faults
 from lr2ppo.errors import raise_faults
 
 Positions = NDArray[np.int64]

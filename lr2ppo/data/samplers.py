@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, Positions, collate
-from lr2ppo.interruption import follow_training_process
+from lr2ppo.distributed.signals import follow_training_process
 
 Draw = Callable[[np.random.Generator], list[ClipRequest]]
 

@@ -11,8 +11,8 @@ from threading import Event
 from lr2ppo.demo.inputs import find_examples
 from lr2ppo.demo.page import build_page, import_gradio, serve
 from lr2ppo.errors import UserError, reports_user_errors
-from lr2ppo.rank_command import add_ranker_arguments, load_ranker
-from lr2ppo.trained import open_trained
+from lr2ppo.inference.command import add_ranker_arguments, load_ranker
+from lr2ppo.inference.trained import open_trained
 
 
 def check_address(host: str, port: int) -> None:

@@ -9,10 +9,9 @@ from pathlib import Path
 from textwrap import shorten
 
 from lr2ppo.data.annotations import read_clips
-from lr2ppo.data.clip_frames import IMAGE_SUFFIXES
-from lr2ppo.data.images import missing_frames, unusable_frames
-from lr2ppo.engine.earlier import is_converted, read_data
+from lr2ppo.data.frames import IMAGE_SUFFIXES, missing_frames, unusable_frames
 from lr2ppo.errors import UserError
+from lr2ppo.runs.lookup import is_converted, read_data
 
 # A longer list is most likely a text pasted into the wrong place.
 MOST_LABELS = 500

@@ -11,7 +11,7 @@ from typing import Any
 from lr2ppo.demo.inputs import Example, choose_frames, format_labels, parse_labels
 from lr2ppo.demo.results import TEMPLATE, rank_clip, render, render_header
 from lr2ppo.errors import UserError
-from lr2ppo.rank import LabelRanker
+from lr2ppo.inference.ranker import LabelRanker
 
 # Of one file; the page tells which is too large before it is sent.
 MOST_BYTES = 100 * 2**20

@@ -10,7 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from lr2ppo.rank import LabelRanker, RankedLabel
+from lr2ppo.inference.ranker import LabelRanker, RankedLabel
 
 TEMPLATE = Path(__file__).with_name("template")
 PAGES = Environment(

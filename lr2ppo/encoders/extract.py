@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from lr2ppo.data import annotations
 from lr2ppo.data.annotations import Clip, read_clips
-from lr2ppo.data.feature_layout import group_name
-from lr2ppo.data.feature_writer import Facts, FeatureWriter, StoredType, read_clip_names
-from lr2ppo.data.features import find_shards, shards_setting
-from lr2ppo.data.images import missing_frames, read_image, unusable_frames
-from lr2ppo.encoders.clip_encoder import describe_encoding
+from lr2ppo.data.features.layout import group_name
+from lr2ppo.data.features.store import find_shards, shards_setting
+from lr2ppo.data.features.writer import Facts, FeatureWriter, StoredType, read_clip_names
+from lr2ppo.data.frames import missing_frames, read_image, unusable_frames
+from lr2ppo.distributed.processes import Processes, choose_device, join_processes
+from lr2ppo.encoders.extractor import describe_encoding
 from lr2ppo.encoders.image import ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
-from lr2ppo.engine.processes import Processes, choose_device, join_processes
 from lr2ppo.errors import UserError, raise_faults, reports_user_errors
 
 ANNOTATION_FILES = (

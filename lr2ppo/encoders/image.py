@@ -11,8 +11,8 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from lr2ppo.encoders.vit import load_vit
-from lr2ppo.linear import quicken
+from lr2ppo.encoders.weights.vit import load_vit
+from lr2ppo.ops.linear import quicken
 
 FrameTokens = Literal["class", "patches"]
 # Patch tokens are averaged to a grid of this many rows and columns a frame.

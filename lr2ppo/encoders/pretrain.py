@@ -23,15 +23,15 @@ from tqdm import tqdm
 from transformers import RobertaConfig, RobertaForMaskedLM, RobertaTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from lr2ppo.config import OptimizerConfig
+from lr2ppo.config.schema import OptimizerConfig
 from lr2ppo.data import annotations
 from lr2ppo.data.annotations import Clip, read_clips
-from lr2ppo.data.images import missing_frames, read_image, unusable_frames
+from lr2ppo.data.frames import missing_frames, read_image, unusable_frames
+from lr2ppo.distributed.processes import choose_device
 from lr2ppo.encoders.image import ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
-from lr2ppo.engine.optimizer import build_optimizer
-from lr2ppo.engine.processes import choose_device
 from lr2ppo.errors import UserError, raise_faults, reports_user_errors
+from lr2ppo.training.learner import build_optimizer
 
 TRAINING_FILES = (annotations.SOURCE_TRAIN, annotations.TARGET_TRAIN)
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]

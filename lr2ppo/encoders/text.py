@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, RobertaModel, RobertaTokenizerFast
 
-from lr2ppo.encoders.checkpoints import read_json
-from lr2ppo.encoders.roberta import UNUSED_POSITIONS, load_roberta
+from lr2ppo.encoders.weights.files import read_json
+from lr2ppo.encoders.weights.roberta import UNUSED_POSITIONS, load_roberta
 from lr2ppo.errors import UserError
-from lr2ppo.linear import quicken
+from lr2ppo.ops.linear import quicken
 
 MAX_TOKENS = 196
 

@@ -11,12 +11,11 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from lr2ppo.config import ModelConfig
+from lr2ppo.config.schema import ModelConfig
 from lr2ppo.errors import UserError, reports_user_errors
-from lr2ppo.files import check_tensors, read_tensors, write_tensors
-from lr2ppo.models.partial_order import PartialOrderModel
-from lr2ppo.models.ranker import RelevanceRanker
+from lr2ppo.models.rankers import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import M, Model, build_model, load_model, model_shapes, save_model
+from lr2ppo.tensors import check_tensors, read_tensors, write_tensors
 
 T = TypeVar("T")
 

@@ -9,11 +9,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from lr2ppo.config import ModelConfig
+from lr2ppo.config.schema import ModelConfig
 from lr2ppo.errors import UserError
-from lr2ppo.files import check_tensors, read_tensors, write_json, write_tensors
-from lr2ppo.models.partial_order import PartialOrderModel
-from lr2ppo.models.ranker import RelevanceRanker
+from lr2ppo.files import write_json
+from lr2ppo.models.rankers import PartialOrderModel, RelevanceRanker
+from lr2ppo.tensors import check_tensors, read_tensors, write_tensors
 
 Model = RelevanceRanker | PartialOrderModel
 KINDS: dict[str, type[RelevanceRanker] | type[PartialOrderModel]] = {

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from lr2ppo.errors import reports_user_errors
-from lr2ppo.report.gather import find_runs
+from lr2ppo.report.load import find_runs
 from lr2ppo.report.page import write_report
 
 

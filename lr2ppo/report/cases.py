@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lr2ppo.data.annotations import Clip
-from lr2ppo.engine.pictures import read_thumbnails
-from lr2ppo.report.gather import ReportedRun, SplitResults
+from lr2ppo.evaluation.pictures import read_thumbnails
+from lr2ppo.report.load import ReportedRun, SplitResults
 
 GROUP = 4
 # Beyond these the page would open slowly: clips that no group shows go without their frames, then are left out.

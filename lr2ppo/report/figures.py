@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from lr2ppo.comparison import TITLES, Row
-from lr2ppo.metrics import Estimate
-from lr2ppo.report.gather import ReportedRun
-from lr2ppo.reproduction import STAGES as PUBLISHED_STAGES
-from lr2ppo.reproduction import published_curve
+from lr2ppo.evaluation.comparison import TITLES, Row
+from lr2ppo.evaluation.metrics import Estimate
+from lr2ppo.evaluation.published import STAGES as PUBLISHED_STAGES
+from lr2ppo.evaluation.published import published_curve
+from lr2ppo.report.load import ReportedRun
 
 Estimates = Mapping[str, Estimate]
 # Stand-ins that no other colour equals, by the variable of the page's style that takes their place.

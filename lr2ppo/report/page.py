@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lr2ppo import __version__
-from lr2ppo.comparison import TITLES, Row, compare, describe_gain, shown_metrics, summarise
-from lr2ppo.engine.earlier import best_validation
-from lr2ppo.engine.evaluations import reference_rows
+from lr2ppo.evaluation.comparison import TITLES, Row, compare, describe_gain, shown_metrics, summarise
+from lr2ppo.evaluation.metrics import Estimate
+from lr2ppo.evaluation.published import STAGES as PUBLISHED
+from lr2ppo.evaluation.published import published_best
+from lr2ppo.evaluation.results import reference_rows
 from lr2ppo.files import write_whole
-from lr2ppo.metrics import Estimate
 from lr2ppo.report import figures
 from lr2ppo.report.cases import describe_clips, frames_root
-from lr2ppo.report.gather import ReportedRun, SplitResults, gather, preset_differences
-from lr2ppo.reproduction import STAGES as PUBLISHED
-from lr2ppo.reproduction import published_best
+from lr2ppo.report.load import ReportedRun, SplitResults, gather, preset_differences
+from lr2ppo.runs.lookup import best_validation
+from lr2ppo.version import __version__
 
 STAGE_TITLES = {
     "pointwise": "Stage 1: the ranker",

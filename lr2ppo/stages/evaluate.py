@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from lr2ppo.calibration import describe_judgement
-from lr2ppo.comparison import Row, describe_gain, format_table, summarise
-from lr2ppo.config import DataConfig, EvaluateConfig
-from lr2ppo.config_file import load_config
+from lr2ppo.config.load import load_config
+from lr2ppo.config.schema import DataConfig, EvaluateConfig
 from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import ClipDataset, open_store
-from lr2ppo.engine.command import read_stage_config, stage_parser
-from lr2ppo.engine.earlier import COMMANDS, RESULTS, find_run, is_converted, read_data, read_temperature
-from lr2ppo.engine.evaluations import (
+from lr2ppo.distributed.processes import autocast, join_processes
+from lr2ppo.errors import UserError, reports_user_errors
+from lr2ppo.evaluation.calibration import describe_judgement
+from lr2ppo.evaluation.comparison import Row, describe_gain, format_table, summarise
+from lr2ppo.evaluation.results import (
     CASES,
     cases_clips,
     describe_cases,
@@ -26,14 +26,14 @@ from lr2ppo.engine.evaluations import (
     run_name,
     write_split,
 )
-from lr2ppo.engine.inputs import check_fit, left_out_note, open_inputs
-from lr2ppo.engine.processes import autocast, join_processes
-from lr2ppo.engine.scoring import Scores, judge_clips, ranking_metrics, score_clips, win_shares
-from lr2ppo.errors import UserError, reports_user_errors
+from lr2ppo.evaluation.scoring import Scores, judge_clips, ranking_metrics, score_clips, win_shares
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_model
 from lr2ppo.report import write_report
-from lr2ppo.report.gather import find_runs
+from lr2ppo.report.load import find_runs
+from lr2ppo.runs.lookup import COMMANDS, RESULTS, find_run, is_converted, read_data, read_temperature
+from lr2ppo.training.command import read_stage_config, stage_parser
+from lr2ppo.training.inputs import check_fit, left_out_note, open_inputs
 
 TRAINING_STAGES = tuple(COMMANDS)
 

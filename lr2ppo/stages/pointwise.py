@@ -2,19 +2,20 @@
 
 from torch import Tensor, nn
 
-from lr2ppo.config import PointwiseConfig
+from lr2ppo.config.schema import PointwiseConfig
 from lr2ppo.data.annotations import Need
 from lr2ppo.data.dataset import ClipBatch, open_store
 from lr2ppo.data.samplers import graded_lists
-from lr2ppo.engine.command import run_stage
-from lr2ppo.engine.inputs import complete_model_config, left_out_note, open_inputs, overlap_note
-from lr2ppo.engine.learner import Learner, count_steps
-from lr2ppo.engine.processes import Processes, keep_freed_memory
-from lr2ppo.engine.runs import Run, claim_run
-from lr2ppo.engine.scoring import validation_ndcg
-from lr2ppo.engine.session import Session, open_batches
+from lr2ppo.distributed.processes import Processes
+from lr2ppo.evaluation.scoring import validation_ndcg
+from lr2ppo.losses.ranking import smooth_l1_loss
 from lr2ppo.models import RelevanceRanker
-from lr2ppo.objectives import smooth_l1_loss
+from lr2ppo.ops.memory import keep_freed_memory
+from lr2ppo.training.command import run_stage
+from lr2ppo.training.inputs import complete_model_config, left_out_note, open_inputs, overlap_note
+from lr2ppo.training.learner import Learner, count_steps
+from lr2ppo.training.run_folder import Run, claim_run
+from lr2ppo.training.trainer import Session, open_batches
 
 
 def train(config: PointwiseConfig, processes: Processes, fresh: bool) -> None:

@@ -1,30 +1,85 @@
 """Stage 3: the frozen reward model's judgement improves the ranker (the actor), with a critic as baseline."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lr2ppo.config import PPOConfig, PPOLoss
+from lr2ppo.config.schema import PPOConfig, PPOLoss
 from lr2ppo.data.annotations import Need
-from lr2ppo.data.dataset import ClipBatch, ClipDataset, open_store
+from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, collate, open_store
 from lr2ppo.data.samplers import random_pairs
-from lr2ppo.engine.command import run_stage
-from lr2ppo.engine.earlier import find_earlier
-from lr2ppo.engine.inputs import check_fit, left_out_note, open_inputs, overlap_note
-from lr2ppo.engine.judge import FrozenJudge, open_judge
-from lr2ppo.engine.learner import Learner
-from lr2ppo.engine.processes import Processes
-from lr2ppo.engine.rollouts import Rollout, pack_rollouts, unpack_rollouts
-from lr2ppo.engine.runs import Run, claim_run
-from lr2ppo.engine.scoring import validation_ndcg
-from lr2ppo.engine.session import Session, open_batches
+from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
+from lr2ppo.evaluation.scoring import validation_ndcg
+from lr2ppo.losses.policy import PPOLosses, ppo_losses
+from lr2ppo.losses.reduction import Total, this_process
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
-from lr2ppo.objectives import PPOLosses, Total, ppo_losses, this_process
+from lr2ppo.runs.lookup import find_earlier
+from lr2ppo.stages.frozen_reward import FrozenJudge, open_judge
+from lr2ppo.training.checkpoint import Own
+from lr2ppo.training.command import run_stage
+from lr2ppo.training.inputs import check_fit, left_out_note, open_inputs, overlap_note
+from lr2ppo.training.learner import Learner
+from lr2ppo.training.run_folder import Run, claim_run
+from lr2ppo.training.trainer import Session, open_batches
+
+OUTCOMES = ("scores", "proposed", "reward", "value")
+DRAWN = ("clips", "labels", "label_mask", "pairs", "seeds")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What the weights of the rollout did on a batch, over its pairs.
+
+    scores [B, P, 2]; proposed [B, P, 2], the positions 0 and 1 in the proposed order; reward, value [B, P].
+    """
+
+    batch: ClipBatch
+    scores: Tensor
+    proposed: Tensor
+    reward: Tensor
+    value: Tensor
+
+
+def pack_rollouts(rollouts: Sequence[Rollout], learned: int) -> Own:
+    """Stored rollouts, of which `learned` steps were made; of their features only what to read again."""
+    tensors = {}
+    for number, rollout in enumerate(rollouts):
+        for name in OUTCOMES:
+            tensors[f"{number}.{name}"] = getattr(rollout, name).detach()
+        for name in DRAWN:
+            tensors[f"{number}.{name}"] = getattr(rollout.batch, name)
+    return Own(stored={"rollouts": len(rollouts), "learned": learned}, tensors=tensors)
+
+
+def unpack_rollouts(owns: Sequence[Own], dataset: ClipDataset, processes: Processes) -> tuple[list[Rollout], int]:
+    """This process's rollouts and how many steps were made of them, from what every process of the run had stored."""
+    stored: dict[str, Any] = owns[0].stored
+    if not stored:
+        return [], 0
+    rank, world_size = processes.rank, processes.world_size
+    rollouts = []
+    for number in range(stored["rollouts"]):
+        requests = [request for own in owns for request in _requests(own.tensors, number)]
+        share = len(requests) // world_size
+        mine = slice(rank * share, (rank + 1) * share)
+        outcomes = {name: torch.cat([own.tensors[f"{number}.{name}"] for own in owns])[mine] for name in OUTCOMES}
+        batch = collate([dataset[request] for request in requests[mine]]).to(processes.device)
+        rollouts.append(Rollout(batch, **{name: outcome.to(processes.device) for name, outcome in outcomes.items()}))
+    return rollouts, stored["learned"]
+
+
+def _requests(tensors: dict[str, Tensor], number: int) -> list[ClipRequest]:
+    clips, labels, mask, pairs, seeds = (tensors[f"{number}.{name}"] for name in DRAWN)
+    return [
+        ClipRequest(int(clip), own[real].numpy(), pairs=shown.numpy(), seed=int(seed))
+        for clip, own, real, shown, seed in zip(clips, labels, mask, pairs, seeds, strict=True)
+    ]
 
 
 def train(config: PPOConfig, processes: Processes, fresh: bool) -> None:

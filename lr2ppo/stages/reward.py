@@ -2,22 +2,23 @@
 
 import torch
 
-from lr2ppo.config import ModelConfig, RewardConfig
+from lr2ppo.config.schema import ModelConfig, RewardConfig
 from lr2ppo.data.annotations import Need
 from lr2ppo.data.dataset import open_store
 from lr2ppo.data.samplers import annotated_pairs, graded_pairs
-from lr2ppo.engine.command import run_stage
-from lr2ppo.engine.earlier import find_earlier
-from lr2ppo.engine.inputs import complete_model_config, left_out_note, open_inputs, overlap_note
-from lr2ppo.engine.learner import Learner, count_steps
-from lr2ppo.engine.processes import Processes, keep_freed_memory
-from lr2ppo.engine.runs import Run, claim_run
-from lr2ppo.engine.scoring import judged_pairs, preference_rewards
-from lr2ppo.engine.session import Session, open_batches
+from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
+from lr2ppo.evaluation.scoring import judged_pairs, preference_rewards
+from lr2ppo.losses.preference import preference_hinge_loss
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
-from lr2ppo.objectives import preference_hinge_loss
+from lr2ppo.ops.memory import keep_freed_memory
+from lr2ppo.runs.lookup import find_earlier
+from lr2ppo.training.command import run_stage
+from lr2ppo.training.inputs import complete_model_config, left_out_note, open_inputs, overlap_note
+from lr2ppo.training.learner import Learner, count_steps
+from lr2ppo.training.run_folder import Run, claim_run
+from lr2ppo.training.trainer import Session, open_batches
 
 
 def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:

@@ -1,0 +1,211 @@
+"""The training steps that `lr2ppo.benchmark` times: the stages' own, and the same the published way."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from lr2ppo.config.schema import ModelConfig, PointwiseConfig, PPOConfig, RewardConfig, TrainingConfig
+from lr2ppo.data.dataset import ClipBatch
+from lr2ppo.distributed.processes import Processes
+from lr2ppo.evaluation.scoring import preference_rewards
+from lr2ppo.losses.preference import preference_hinge_loss
+from lr2ppo.losses.ranking import smooth_l1_loss
+from lr2ppo.models import LabelEncoder, PartialOrderModel, RelevanceRanker
+from lr2ppo.models.weights import model_shapes
+from lr2ppo.ops.memory import keep_freed_memory
+from lr2ppo.stages.frozen_reward import FrozenJudge
+from lr2ppo.stages.pointwise import list_loss
+from lr2ppo.stages.ppo import Rollout, learn, roll_out, rollout_losses
+from lr2ppo.training.learner import Learner
+
+Step = Callable[[], None]
+FLOAT_BYTES = 4
+SCHEDULE = 1000
+# Slots of a pair that the published program encodes: in stage 2 two orders of four; in stage 3 two by the actor, four
+# by the reward model, two by the critic in the rollout, two by actor and critic each in the update.
+PLAIN_SLOTS = {"reward": 8, "ppo": 12}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of one process's batch of random features."""
+
+    clips: int
+    pairs: int
+    labels: int
+    tokens: int
+    frames: int
+    text_width: int
+    image_width: int
+
+    @classmethod
+    def of(cls, config: TrainingConfig, model: ModelConfig, labels: int, tokens: int | None) -> Self:
+        pairs = labels if isinstance(config, PointwiseConfig) else config.train.pairs_per_clip
+        widths = model.text_width or model.width, model.image_width or model.width
+        return cls(
+            config.train.clips_per_batch, pairs, labels, tokens or model.text_tokens, config.data.frames, *widths
+        )
+
+    def pair_positions(self) -> Tensor:
+        """Random pairs of different labels for each clip, the same each time: [clips, pairs, 2]."""
+        generator = torch.Generator().manual_seed(0)
+        first = torch.randint(self.labels, (self.clips, self.pairs), generator=generator)
+        offset = torch.randint(1, self.labels, (self.clips, self.pairs), generator=generator)
+        return torch.stack([first, (first + offset) % self.labels], dim=-1)
+
+    def encodings(self, stage: str, plain: bool) -> int:
+        """Labels encoded in a step, forward passes counted each."""
+        if stage == "pointwise":
+            return self.clips * self.labels
+        if plain:
+            return self.clips * self.pairs * PLAIN_SLOTS[stage]
+        return self._distinct_in_all() * (4 if stage == "ppo" else 1)
+
+    def bytes_read(self, stage: str, plain: bool) -> int:
+        """Bytes of features that a step reads: each label's rows once, or once a slot; frames with them."""
+        label = self.tokens * self.text_width * FLOAT_BYTES
+        frames = self.frames * self.image_width * FLOAT_BYTES
+        if stage == "pointwise":
+            return self.clips * (self.labels * label + frames)
+        if plain:
+            return self.clips * self.pairs * (2 * label + frames)
+        return self._distinct_in_all() * label + self.clips * frames
+
+    def _distinct_in_all(self) -> int:
+        return sum(len(pairs.unique()) for pairs in self.pair_positions())
+
+
+def make_step(config: TrainingConfig, trunk: ModelConfig, shape: Shape, processes: Processes, *, plain: bool) -> Step:
+    """A function that makes one training step of the stage on a batch of random features."""
+    torch.manual_seed(0)
+    if not isinstance(config, PPOConfig):
+        # As the stages do; in stage 3 the gaps grow to 4 GiB.
+        keep_freed_memory(processes.device)
+    trunk = trunk.model_copy(update={"frames": shape.frames})
+    batch = random_batch(shape, whole_lists=isinstance(config, PointwiseConfig)).to(processes.device)
+    if isinstance(config, PointwiseConfig):
+        ranker = Learner(RelevanceRanker(trunk), config.train, SCHEDULE, config.compute, processes)
+        return lambda: step_pointwise(ranker, batch, config, plain)
+    if isinstance(config, RewardConfig):
+        reward_model = Learner(PartialOrderModel(trunk), config.train, SCHEDULE, config.compute, processes)
+        return lambda: step_reward(reward_model, batch, config, plain)
+    trunk = trunk.model_copy(update={"dropout": config.train.dropout})
+    frozen = PartialOrderModel(trunk).to(processes.device).eval().requires_grad_(False)
+    # The clips' own labels are what the batch holds of them.
+    vectors = None if plain else torch.randn(shape.clips * batch.labels.shape[1], trunk.width).numpy()
+    judge = FrozenJudge(frozen, [batch.labels.shape[1]] * shape.clips, vectors)
+    actor = Learner(RelevanceRanker(trunk), config.train.actor, SCHEDULE, config.compute, processes)
+    critic = Learner(PartialOrderModel(trunk), config.train.critic, SCHEDULE, config.compute, processes)
+    return lambda: step_ppo(actor, critic, judge, batch, config, plain)
+
+
+def optimizer_bytes(stage: str, trunk: ModelConfig) -> int:
+    """Bytes that AdamW moves in a step: reads weights, gradients and two moments, writes all but the gradients."""
+    shapes = [] if stage == "reward" else list(model_shapes(RelevanceRanker, trunk).values())
+    shapes += [] if stage == "pointwise" else list(model_shapes(PartialOrderModel, trunk).values())
+    weights = sum(shape.numel() for shape in shapes)
+    return 7 * FLOAT_BYTES * weights
+
+
+def random_batch(shape: Shape, whole_lists: bool) -> ClipBatch:
+    """Random features and grades: whole lists, or of each clip the labels that its random pairs name."""
+    pairs = shape.pair_positions()
+    positions = [torch.arange(shape.labels) if whole_lists else each.unique() for each in pairs]
+    most = max(len(each) for each in positions)
+    labels = torch.arange(most).expand(shape.clips, -1)
+    mask = labels < torch.tensor([len(each) for each in positions]).unsqueeze(1)
+    if not whole_lists:
+        pairs = torch.stack([torch.searchsorted(own, each) for own, each in zip(positions, pairs, strict=True)])
+    return ClipBatch(
+        clips=torch.arange(shape.clips),
+        labels=labels,
+        text=torch.randn(shape.clips, most, shape.tokens, shape.text_width),
+        text_mask=mask.unsqueeze(-1).expand(-1, -1, shape.tokens),
+        label_mask=mask,
+        frames=torch.randn(shape.clips, shape.frames, shape.image_width),
+        frame_mask=torch.ones(shape.clips, shape.frames, dtype=torch.bool),
+        grades=torch.randint(3, (shape.clips, most)).float(),
+        filled=labels,
+        pairs=pairs,
+        pair_mask=torch.ones(pairs.shape[:2], dtype=torch.bool),
+        first_is_better=torch.rand(pairs.shape[:2]) < 0.5,
+        seeds=torch.zeros(shape.clips, dtype=torch.long),
+    )
+
+
+def step_pointwise(learner: Learner[RelevanceRanker], batch: ClipBatch, config: PointwiseConfig, plain: bool) -> None:
+    with learner.autocast():
+        if plain:
+            vectors = encode_slots(learner.model.encoder, batch, batch.filled)
+            scores = score(learner.model.score, vectors)
+            loss = smooth_l1_loss(scores, batch.grades, beta=config.loss.beta)
+        else:
+            loss = list_loss(learner.parallel, batch, config.loss.beta)
+    learner.step(loss)
+
+
+def step_reward(learner: Learner[PartialOrderModel], batch: ClipBatch, config: RewardConfig, plain: bool) -> None:
+    with learner.autocast():
+        if plain:
+            better = torch.where(batch.first_is_better.unsqueeze(-1), batch.pairs, batch.pairs.flip(-1))
+            chosen, rejected = (
+                judge_slots(learner.model, batch, torch.cat([batch.pairs, order], dim=-1)).flatten()
+                for order in (better, better.flip(-1))
+            )
+        else:
+            chosen, rejected = preference_rewards(learner.parallel, batch)
+        loss = preference_hinge_loss(chosen, rejected, config.loss.margin, learner.processes.total)
+    learner.step(loss)
+
+
+def step_ppo(
+    actor: Learner[RelevanceRanker],
+    critic: Learner[PartialOrderModel],
+    judge: FrozenJudge,
+    batch: ClipBatch,
+    config: PPOConfig,
+    plain: bool,
+) -> None:
+    if not plain:
+        learn(actor, critic, roll_out(actor, critic, judge, batch), config.loss)
+        return
+
+    def look() -> tuple[Tensor, Tensor]:
+        vectors = encode_slots(actor.model.encoder, batch, batch.pairs.flatten(1))
+        return score(actor.model.score, vectors).view(batch.pairs.shape), judge_slots(critic.model, batch, batch.pairs)
+
+    with torch.no_grad(), actor.autocast():
+        old_scores, old_value = look()
+        proposed = old_scores.argsort(dim=-1, descending=True, stable=True)
+        order = torch.cat([batch.pairs, batch.pairs.gather(-1, proposed)], dim=-1)
+        reward = judge_slots(judge.model, batch, order)
+    with actor.autocast():
+        scores, value = look()
+    rollout = Rollout(batch, old_scores, proposed, reward, old_value)
+    losses = rollout_losses(scores, value, rollout, config.loss, actor.processes.total)
+    actor.step(losses.policy_loss)
+    critic.step(losses.value_loss)
+
+
+def encode_slots(encoder: LabelEncoder, batch: ClipBatch, slots: Tensor) -> Tensor:
+    """Encode each slot `[B, S]` by itself with its own copy of the clip's frames, as published: [B, S, D]."""
+    clips = torch.arange(len(batch), device=slots.device).unsqueeze(1).expand_as(slots).flatten()
+    text = batch.text[clips, slots.flatten()].unsqueeze(1)
+    vectors = encoder(text, batch.frames[clips])
+    encoded: Tensor = vectors.view(*slots.shape, -1)
+    return encoded
+
+
+def judge_slots(model: PartialOrderModel, batch: ClipBatch, order: Tensor) -> Tensor:
+    """Judge orders `[B, P, S]` of which each slot is encoded by itself: [B, P]."""
+    vectors = encode_slots(model.encoder, batch, order.flatten(1))
+    own_slots = torch.arange(order[0].numel(), device=order.device).view(1, *order.shape[1:])
+    return model.judge(vectors, own_slots.expand(len(batch), -1, -1))
+
+
+def score(linear: nn.Linear, vectors: Tensor) -> Tensor:
+    scores: Tensor = linear(vectors).squeeze(-1)
+    return scores

@@ -1,0 +1,229 @@
+"""Turn a table of your own clips, CSV or JSON lines, into a data folder in LRMovieNet's layout.
+
+TABLE has one row for each label of a clip. Columns: clip (an id), label, grade (0, 1, 2; empty for all labels of a clip
+without grades), description, and frames (image files, folders or patterns, several with ; between them) or video (a
+file). Optional: group (such as the film: all its clips come into one split) and domain (source or target). JSON lines
+have the same keys; a line may be a whole clip with a list labels of {label, grade}.
+
+With a domain column, stage 1 learns from the source's grades, and the target's clips are split. Without one, all clips
+are split, and the training clips serve all three stages: stage 1 with their grades, stage 2 with sampled pairs, stage 3
+without grades.
+
+Frames are put under OUT/frames: as hard links to your files where the disk allows it, else as copies; frames of videos
+as JPEG files. docs/own_data.md goes from a table to a trained ranker.
+"""
+
+import argparse
+import importlib.util
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from lr2ppo.data import annotations
+from lr2ppo.data.annotations import Clip, write_clips
+from lr2ppo.data.convert.frame_files import find_sources, place_frames
+from lr2ppo.data.convert.splits import Pairs, Splits, draw_pairs, draw_splits
+from lr2ppo.data.convert.table import (
+    COLUMNS,
+    PREFERENCES,
+    TableClip,
+    add_preferences,
+    domain_faults,
+    gather_clips,
+    read_records,
+    require_columns,
+)
+from lr2ppo.errors import UserError, raise_faults, reports_user_errors
+
+PAIR_SHARE = 0.1
+
+
+def read_table(path: Path, preferences: Path | None, names: Mapping[str, str]) -> tuple[list[TableClip], list[str]]:
+    """The clips of a table with people's preferences, and all faults of both files.
+
+    Raises `UserError` where one of them is no table or lacks a column.
+    """
+    faults: list[str] = []
+    records, found = read_records(path, COLUMNS, names, faults)
+    if records:
+        require_columns(path, found, names, ["clip"], ["label"], ["frames", "video"])
+    clips = gather_clips(records, faults)
+    if names.get("domain", "domain").casefold() in found:
+        faults += domain_faults(clips.values())
+        domains = {clip.is_source for clip in clips.values()}
+        if len(domains) == 1 and not faults:
+            raise UserError(
+                f"{path}: every clip is of the {'source' if domains.pop() else 'target'}; with clips of one domain, "
+                "leave the column domain out"
+            )
+    if preferences is not None:
+        of_preferences: list[str] = []
+        records, found = read_records(preferences, PREFERENCES, {}, of_preferences)
+        if records:
+            require_columns(preferences, found, {}, *([column] for column in PREFERENCES))
+        add_preferences(records, clips, of_preferences)
+        faults += [f"{preferences.name} {fault}" for fault in of_preferences]
+    return list(clips.values()), faults
+
+
+def make_clip(clip: TableClip, images: tuple[str, ...], graded: bool = True, pairs: Pairs | None = None) -> Clip:
+    """A clip as the annotation files have it."""
+    video = Path(clip.about.get("video", "")).name
+    return Clip(
+        id=clip.id,
+        labels=tuple(clip.labels),
+        grades=np.array(clip.grades) if graded and clip.is_graded else None,
+        description=clip.about.get("description", ""),
+        filename=video,
+        images=images,
+        pairs=np.empty((0, 2), dtype=np.int64) if pairs is None else pairs,
+    )
+
+
+def make_files(
+    splits: Splits, pairs: Sequence[Pairs], images: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, list[Clip]]]:
+    """What each annotation file is for, and its clips."""
+
+    def graded(clips: Iterable[TableClip]) -> list[Clip]:
+        return [make_clip(clip, images[clip.id]) for clip in clips]
+
+    annotated = [
+        make_clip(clip, images[clip.id], pairs=own) for clip, own in zip(splits.train, pairs, strict=True) if len(own)
+    ]
+    ungraded = [make_clip(clip, images[clip.id], graded=False) for clip in splits.train]
+    return {
+        annotations.SOURCE_TRAIN: ("stage 1, graded", graded(splits.source)),
+        annotations.TARGET_PAIRS: ("stage 2, pairs", annotated),
+        annotations.TARGET_TRAIN: ("stage 3, no grades", ungraded),
+        annotations.VALIDATION: ("chooses weights", graded(splits.validation)),
+        annotations.TEST: ("evaluation", graded(splits.test)),
+    }
+
+
+def describe(files: Mapping[str, tuple[str, Sequence[Clip]]], splits: Splits) -> str:
+    """The summary: what each file holds, and what of the table is in none of them."""
+    lines = [f"{'file':57s}{'for':20s}{'clips':>8s}{'labels':>9s}{'pairs':>9s}"]
+    for name, (purpose, clips) in files.items():
+        labels, pairs = sum(len(clip.labels) for clip in clips), sum(len(clip.pairs) for clip in clips)
+        lines.append(f"{name:57s}{purpose:20s}{len(clips):8,d}{labels:9,d}{f'{pairs:,}' if pairs else '':>9s}".rstrip())
+    if splits.left_out:
+        lines.append(
+            f"left out: {len(splits.left_out)} clips, such as {splits.left_out[0].id}, of groups that are held out for "
+            "validation or test, but without grades or of the source"
+        )
+    unused = sum(len(clip.preferences) for clip in [*splits.validation, *splits.test, *splits.left_out])
+    if unused:
+        lines.append(f"not used: {unused} preferences on clips that are held out for validation or test")
+    return "\n".join(lines)
+
+
+def read_names(text: str) -> dict[str, str]:
+    """What columns are called in the table, of `clip=video_id,label=tag`; raises `UserError` where it is not that."""
+    names = {}
+    for part in filter(None, text.split(",")):
+        column, equals, name = (piece.strip() for piece in part.partition("="))
+        if column not in COLUMNS or not equals or not name:
+            raise UserError(f"--columns: found {part!r}, wanted COLUMN=NAME, COLUMN one of {', '.join(COLUMNS)}")
+        names[column] = name
+    return names
+
+
+def share(text: str) -> float:
+    """A share, of 0 to 1, as argparse wants it."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"found {text}, wanted 0 to 1")
+    return value
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python -m lr2ppo.data.convert mine.csv --out data/mine",
+    )
+    parser.add_argument("table", type=Path, help="CSV (, ; or tab between cells) or JSON lines (.jsonl)")
+    parser.add_argument("--out", type=Path, required=True, help="the data folder to write, a new one")
+    parser.add_argument("--preferences", type=Path, metavar="FILE", help="a table clip, better, worse (two labels)")
+    parser.add_argument("--columns", default="", metavar="COLUMN=NAME,...", help="what columns are called in TABLE")
+    parser.add_argument("--frames-root", type=Path, help="folder that paths are relative to (default TABLE's folder)")
+    parser.add_argument("--frames-per-video", type=int, default=16, metavar="N", help="most frames taken (default 16)")
+    parser.add_argument(
+        "--validation-share",
+        type=share,
+        metavar="SHARE",
+        default=0.1,
+        help="held out, of the graded clips or groups (default 0.1)",
+    )
+    parser.add_argument(
+        "--test-share",
+        type=share,
+        metavar="SHARE",
+        default=0.2,
+        help="held out, of the graded clips or groups (default 0.2)",
+    )
+    parser.add_argument(
+        "--pair-share",
+        type=share,
+        metavar="SHARE",
+        help="of the training clips' pairs of different grades, drawn for stage 2 from clips without preferences "
+        f"(default {PAIR_SHARE}; 0 with --preferences)",
+    )
+    parser.add_argument("--seed", type=int, default=7, help="of all that is drawn (default 7)")
+    return parser.parse_args()
+
+
+@reports_user_errors
+def main() -> None:
+    arguments = _parse_arguments()
+    table, out = arguments.table, arguments.out.resolve()
+    if arguments.frames_per_video < 1:
+        raise UserError(f"--frames-per-video: found {arguments.frames_per_video}, wanted at least 1")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(
+            f"{arguments.out}: is there and not empty; give a new folder, or remove this one, "
+            "for features in it would be taken for those of the new clips"
+        )
+    clips, faults = read_table(table, arguments.preferences, read_names(arguments.columns))
+    sources = find_sources(clips, arguments.frames_root or table.parent, faults)
+    raise_faults(table, faults, "mend the table and run again; nothing was written")
+    rng = np.random.default_rng(arguments.seed)
+    pair_share = arguments.pair_share
+    if pair_share is None:
+        pair_share = PAIR_SHARE if arguments.preferences is None else 0
+    try:
+        splits = draw_splits(clips, arguments.validation_share, arguments.test_share, rng)
+        pairs = draw_pairs(splits.train, pair_share, rng)
+    except UserError as error:
+        raise UserError(f"{table}: {error}") from None
+
+    if any(source.video for source in sources.values()) and importlib.util.find_spec("av") is None:
+        raise UserError("videos are read by PyAV, which is not here: pip install '.[video]'")
+    # Under another name first, so that a folder of the right name is a whole one.
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    images = {}
+    for clip in tqdm(clips, desc="placing frames", unit="clip", disable=None):
+        try:
+            images[clip.id] = place_frames(clip, sources[clip.id], partial, arguments.frames_per_video)
+        except UserError as fault:
+            faults.append(f"row {clip.row}: clip {clip.id}: {fault}")
+    if faults:
+        shutil.rmtree(partial)
+    raise_faults(table, faults, "mend these and run again; nothing was written")
+    files = make_files(splits, pairs, images)
+    for name, (_, of_file) in files.items():
+        write_clips(partial / name, of_file)
+    partial.replace(out)
+    print(describe(files, splits))
+    shown = arguments.out
+    print(f"\nwrote {shown}. Next, features: by pretrained encoders as docs/own_data.md says, or by tiny ones:\n")
+    print(f"    python -m lr2ppo.encoders.pretrain --data {shown} --out pretrained_models/{out.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Frames of a table's clips: where they come from, and how they are put into a data folder."""
+
+import glob
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from lr2ppo.data.convert.table import TableClip
+from lr2ppo.data.frames import list_images, open_image, read_video, sort_by_name
+from lr2ppo.errors import UserError
+
+# Bytes: a file's name may have 255.
+LONGEST_NAME = 200
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a clip's frames come from: image files, or a video."""
+
+    frames: Sequence[Path] = ()
+    video: Path | None = None
+
+
+def find_sources(clips: Iterable[TableClip], root: Path, faults: list[str]) -> dict[str, Source]:
+    """Where each clip's frames come from, paths being relative to `root`; what is missing is added to `faults`."""
+    sources = {}
+    for clip in tqdm(clips, desc="looking at the frames", unit="clip", disable=None):
+        try:
+            sources[clip.id] = _find_source(clip, root)
+        except (UserError, ValueError) as fault:
+            faults.append(f"row {clip.row}: clip {clip.id}: {fault}")
+    return sources
+
+
+def _find_source(clip: TableClip, root: Path) -> Source:
+    if len(os.fsencode(folder_name(clip.id))) > LONGEST_NAME:
+        raise ValueError(f"its id is too long for the name of a folder; give one of at most {LONGEST_NAME} letters")
+    if "video" in clip.about:
+        video = root / clip.about["video"]
+        if not video.is_file():
+            raise ValueError(f"no video {video}")
+        return Source(video=video)
+    frames = [
+        path for part in clip.about.get("frames", "").split(";") if part.strip() for path in _find(root, part.strip())
+    ]
+    for path in frames:
+        try:
+            open_image(path).close()
+        except ValueError as fault:
+            raise ValueError(f"{path} {fault}") from None
+    return Source(frames)
+
+
+def _find(root: Path, part: str) -> list[Path]:
+    """The images that a file's, a folder's or a pattern's name stands for, in the order of their names."""
+    place = root / part
+    if place.is_file():
+        return [place]
+    if place.is_dir():
+        return list_images(place)
+    found = [Path(name) for name in glob.glob(part if Path(part).is_absolute() else str(place))]
+    if not found:
+        raise ValueError(f"no frames {place}; paths are relative to the table's folder, or to --frames-root")
+    return sort_by_name(path for path in found if path.is_file())
+
+
+def folder_name(clip_id: str) -> str:
+    """A name for a clip's folder that no other id has and that leads to no other folder."""
+    name = re.sub(r"[^\w.-]", lambda found: quote(found[0], safe=""), clip_id)
+    return name.replace(".", "%2E") if name.strip(".") == "" else name
+
+
+def place_frames(clip: TableClip, source: Source, out: Path, most: int) -> tuple[str, ...]:
+    """Put a clip's frames into the data folder; returns their paths there. Raises `UserError` for an unusable video."""
+    folder = f"frames/{folder_name(clip.id)}"
+    (out / folder).mkdir(parents=True)
+    names = []
+    if source.video is not None:
+        for number, picture in enumerate(read_video(source.video, lambda found: spread(found, most))):
+            names.append(f"{folder}/{number:04d}.jpg")
+            picture.save(out / names[-1], format="JPEG", quality=90)
+    for number, path in enumerate(source.frames):
+        names.append(f"{folder}/{number:04d}{path.suffix.lower()}")
+        file = os.path.realpath(path)
+        try:
+            os.link(file, out / names[-1])
+        except OSError:
+            shutil.copyfile(file, out / names[-1])
+    return tuple(names)
+
+
+def spread(found: int, most: int) -> NDArray[np.int64]:
+    """Positions of at most so many frames, evenly spaced: the middles of as many equal parts."""
+    wanted = min(found, most)
+    return ((np.arange(wanted) + 0.5) * found / max(wanted, 1)).astype(np.int64)

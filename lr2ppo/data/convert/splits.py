@@ -1,0 +1,96 @@
+"""Which of a table's clips are trained on and which are held out, and which pairs the reward model learns from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lr2ppo.data.convert.table import TableClip
+from lr2ppo.errors import UserError
+
+Pairs = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """`source` is what stage 1 learns from; without a domain of its own it is the graded part of `train`.
+
+    `left_out` belong to groups that are held out, but are of no use there: they have no grades, or are of the source.
+    """
+
+    source: list[TableClip]
+    train: list[TableClip]
+    validation: list[TableClip]
+    test: list[TableClip]
+    left_out: list[TableClip]
+
+
+def draw_splits(
+    clips: Sequence[TableClip], validation_share: float, test_share: float, rng: np.random.Generator
+) -> Splits:
+    """Hold out shares of the groups (without groups: of the clips) that have graded target clips, at least one of each.
+
+    Raises `UserError` where too few remain for one of the files.
+    """
+    has_source = any(clip.is_source for clip in clips)
+    candidates = list(dict.fromkeys(clip.unit for clip in clips if clip.is_graded and not clip.is_source))
+    others = {clip.unit for clip in clips if not clip.is_source}.difference(candidates)
+    for_test, for_validation = (max(1, round(share * len(candidates))) for share in (test_share, validation_share))
+    # Stage 1 needs grades to train on, which a source has of its own.
+    least = for_test + for_validation + (0 if has_source and others else 1)
+    if len(candidates) < least:
+        raise UserError(
+            f"found {len(candidates)} {'target ' * has_source}clips (or groups of them) with grades, wanted at least "
+            f"{least}: {for_validation} for validation, {for_test} for test and the rest for training; grade more, "
+            "or lower --validation-share and --test-share"
+        )
+    drawn = [candidates[i] for i in rng.permutation(len(candidates))]
+    test, validation = set(drawn[:for_test]), set(drawn[for_test : for_test + for_validation])
+    kept = [clip for clip in clips if clip.unit not in test | validation]
+    train = [clip for clip in kept if not clip.is_source]
+    source = [clip for clip in kept if (clip.is_source if has_source else clip.is_graded)]
+    useful = [clip for clip in clips if clip.is_graded and not clip.is_source]
+    of_test, of_validation = ([clip for clip in useful if clip.unit in units] for units in (test, validation))
+    used = {clip.id for clip in [*source, *train, *of_validation, *of_test]}
+    splits = Splits(source, train, of_validation, of_test, [clip for clip in clips if clip.id not in used])
+    if not source:
+        raise UserError("every source clip is of a group that is held out; give more groups, or another --seed")
+    if not any(len(set(clip.grades)) > 1 for clip in of_validation):
+        raise UserError(
+            "no clip drawn for validation has labels of different grades, by which the best weights are chosen; "
+            "raise --validation-share, or give another --seed"
+        )
+    return splits
+
+
+def draw_pairs(clips: Sequence[TableClip], share: float, rng: np.random.Generator) -> list[Pairs]:
+    """Pairs (better, worse) of each clip: a share of all pairs of different grades, at least one, in the list's order.
+
+    Clips with preferences have these as they are, and none that is drawn. Raises `UserError` where there is no pair.
+    """
+    every = [_graded_pairs(clip) for clip in clips]
+    counts = [len(pairs) for pairs in every]
+    total = sum(counts)
+    wanted = max(1, round(share * total)) if share > 0 and total else 0
+    is_drawn = np.zeros(total, dtype=bool)
+    is_drawn[rng.permutation(total)[:wanted]] = True
+    starts = np.cumsum([0, *counts])
+    pairs = [
+        np.array(clip.preferences, dtype=np.int64) if clip.preferences else own[is_drawn[start : start + len(own)]]
+        for clip, own, start in zip(clips, every, starts[:-1], strict=True)
+    ]
+    if not any(map(len, pairs)):
+        raise UserError(
+            "no training clip has a pair of labels of different grades or a preference, which the reward model is "
+            "to learn from; grade more clips of the target, or give --preferences FILE"
+        )
+    return pairs
+
+
+def _graded_pairs(clip: TableClip) -> Pairs:
+    """All pairs of different grades, the higher first; none where people's preferences stand."""
+    if clip.preferences or not clip.is_graded:
+        return np.empty((0, 2), dtype=np.int64)
+    grades = np.array(clip.grades)
+    return np.argwhere(grades[:, None] > grades[None, :])

@@ -1,0 +1,259 @@
+"""A table of people's own: CSV or JSON lines, one row a label of a clip, gathered to clips with all that is wrong."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from reprlib import repr as shortened
+from typing import Any
+
+from lr2ppo.data.annotations import UNWRITABLE, parse_grade
+from lr2ppo.data.features.layout import group_name
+from lr2ppo.errors import UserError
+
+# What all rows of a clip say alike, or leave empty but once.
+OF_A_CLIP = ("description", "frames", "video", "group", "domain")
+COLUMNS = ("clip", "label", "grade", *OF_A_CLIP)
+PREFERENCES = ("clip", "better", "worse")
+DOMAINS = ("source", "target")
+DELIMITERS = ",;\t"
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row: where it stands in its file, counted as spreadsheets do, and its cells by column."""
+
+    row: int
+    cells: Mapping[str, str]
+
+
+@dataclass
+class TableClip:
+    """A clip as a table has it: `grades [labels]` are None where empty, `preferences` are positions (better, worse)."""
+
+    id: str
+    row: int
+    labels: list[str] = field(default_factory=list)
+    grades: list[int | None] = field(default_factory=list)
+    about: dict[str, str] = field(default_factory=dict)
+    preferences: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def is_graded(self) -> bool:
+        return None not in self.grades
+
+    @property
+    def is_source(self) -> bool:
+        return self.about.get("domain") == "source"
+
+    @property
+    def unit(self) -> tuple[str, str]:
+        """What is never torn apart by a split: the clip's group or, without one, the clip."""
+        group = self.about.get("group", "")
+        return ("group", group) if group else ("clip", self.id)
+
+
+def read_records(
+    path: Path, wanted: Sequence[str], names: Mapping[str, str], faults: list[str]
+) -> tuple[list[Record], list[str]]:
+    """The rows of a table and the `wanted` columns that it has; `names` says what a column is called there.
+
+    What is wrong with single rows is added to `faults`. Raises `UserError` where the file is no table.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}: line {line} is not UTF-8 text; save it as 'CSV UTF-8', as Excel calls it") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    called = {column: names.get(column, column).casefold() for column in wanted}
+    rows = (
+        _read_json_lines(text, faults)
+        if path.suffix.lower() in JSON_SUFFIXES
+        else _read_csv(path, text, called, faults)
+    )
+    found = list(dict.fromkeys(column for _, cells in rows for column in cells))
+    records = [
+        Record(row, {column: cells[name] for column, name in called.items() if name in cells}) for row, cells in rows
+    ]
+    if not records and not faults:
+        raise UserError(f"{path}: found no rows below the header, wanted one a label of a clip")
+    absent = [called[column] for column in wanted if column in names and called[column] not in found]
+    if absent:
+        raise UserError(f"{path}: found no column {', '.join(absent)}, which --columns names; {_has(found)}")
+    for record in records:
+        for column, cell in record.cells.items():
+            if UNWRITABLE.search(cell):
+                faults.append(f"row {record.row}: {column}: found {cell!r}, which holds what is no character")
+    return records, found
+
+
+def require_columns(path: Path, found: Sequence[str], names: Mapping[str, str], *choices: Sequence[str]) -> None:
+    """Raises `UserError` where of one of the `choices` no column is there."""
+    missing = [
+        " or ".join(names.get(column, column) for column in choice)
+        for choice in choices
+        if not any(names.get(column, column).casefold() in found for column in choice)
+    ]
+    if missing:
+        raise UserError(
+            f"{path}: found no column {', '.join(missing)}; {_has(found)}; rename them, or say which is which with "
+            "--columns clip=video_id,label=tag"
+        )
+
+
+def _has(found: Sequence[str]) -> str:
+    return f"the table has {', '.join(found) or 'none'}"
+
+
+def _read_csv(path: Path, text: str, called: Mapping[str, str], faults: list[str]) -> list[tuple[int, dict[str, str]]]:
+    """Rows by their column names in small letters; blank rows are left out, missing last cells are empty."""
+    first = text.lstrip().partition("\n")[0]
+    delimiter = max(DELIMITERS, key=lambda mark: len(set(_header(first.split(mark))) & set(called.values())))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows = []
+    header: list[str] = []
+    try:
+        for number, cells in enumerate(reader, start=1):
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not header:
+                header = _header(cells)
+                if twice := [name for name in header if name and header.count(name) > 1]:
+                    raise UserError(f"{path}: has two columns {twice[0]}; rename one of them")
+            elif len(cells) > len(header):
+                faults.append(
+                    f"row {number}: found {len(cells)} cells, wanted {len(header)}; "
+                    f"put a text that holds {delimiter!r} in double quotes"
+                )
+            else:
+                padded = [cell.strip() for cell in cells] + [""] * (len(header) - len(cells))
+                rows.append((number, dict(zip(header, padded, strict=True))))
+    except csv.Error as error:
+        raise UserError(f"{path}: line {reader.line_num} is not CSV: {error}; is a double quote not closed?") from None
+    return rows
+
+
+def _header(cells: Iterable[str]) -> list[str]:
+    return [cell.strip().strip('"').strip().casefold() for cell in cells]
+
+
+def _read_json_lines(text: str, faults: list[str]) -> list[tuple[int, dict[str, str]]]:
+    """Rows of objects, one a line; an object with a list `labels` is as many rows as that has labels."""
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            entry = None
+        if not isinstance(entry, dict):
+            faults.append(f'row {number}: wanted a JSON object on a line of its own, such as {{"clip": "c1", ...}}')
+            continue
+        entry = {name.casefold(): value for name, value in entry.items()}
+        labels = entry.pop("labels", None)
+        for label in labels if isinstance(labels, list) else [{} if labels is None else labels]:
+            own = label if isinstance(label, dict) else {"label": label}
+            cells = {name: _cell(value) for name, value in {**entry, **own}.items()}
+            if strange := [name for name, cell in cells.items() if cell is None]:
+                faults.append(f"row {number}: {strange[0]}: found {shortened(entry | own)}, wanted a text")
+            rows.append((number, {name: cell or "" for name, cell in cells.items()}))
+    return rows
+
+
+def _cell(value: Any) -> str | None:
+    """A JSON value as a cell has it; None for what no cell holds."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ";".join(value)
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value).strip()
+    return "" if value is None else None
+
+
+def gather_clips(records: Iterable[Record], faults: list[str]) -> dict[str, TableClip]:
+    """The clips of a table's rows by id, in the order of their first rows; what is wrong is added to `faults`."""
+    clips: dict[str, TableClip] = {}
+    rows_of: dict[tuple[str, str, str], int] = {}
+    for record in records:
+        name, label = record.cells["clip"], record.cells.get("label", "")
+        if not name or not label:
+            faults.append(f"row {record.row}: {'label' if name else 'clip'}: is empty")
+            continue
+        clip = clips.setdefault(name, TableClip(name, record.row))
+        first = rows_of.setdefault((name, "label", label), record.row)
+        if label in clip.labels:
+            faults.append(f"row {record.row}: clip {name} has the label {label!r} in row {first} already")
+        clip.labels.append(label)
+        clip.grades.append(_read_grade(record, faults))
+        for column in OF_A_CLIP:
+            if value := record.cells.get(column, ""):
+                first = rows_of.setdefault((name, column, ""), record.row)
+                known = clip.about.setdefault(column, value)
+                if known != value:
+                    faults.append(
+                        f"row {record.row}: clip {name} has the {column} {shortened(value)}, "
+                        f"in row {first} {shortened(known)}"
+                    )
+    for clip in clips.values():
+        faults += [f"row {clip.row}: clip {clip.id} {what}" for what in _clip_faults(clip)]
+    return clips
+
+
+def _read_grade(record: Record, faults: list[str]) -> int | None:
+    cell = record.cells.get("grade", "")
+    grade = parse_grade(cell)
+    if cell and grade is None:
+        faults.append(f"row {record.row}: grade: found {shortened(cell)}, wanted 0, 1 or 2, or nothing")
+        # Not None, or the clip would be told to lack a grade, too.
+        return 0
+    return grade
+
+
+def _clip_faults(clip: TableClip) -> list[str]:
+    """What is wrong with a clip as a whole."""
+    faults = []
+    if group_name(clip.id) != clip.id:
+        faults.append("has an id with nothing, or a dot alone, between slashes; give it another")
+    ungraded = clip.grades.count(None)
+    if 0 < ungraded < len(clip.grades):
+        faults.append(f"has {ungraded} of {len(clip.grades)} labels without a grade; give all of them one, or none")
+    if ("frames" in clip.about) == ("video" in clip.about):
+        faults.append(f"has {'both' if 'frames' in clip.about else 'neither'} frames and a video, wanted one of them")
+    return faults
+
+
+def domain_faults(clips: Iterable[TableClip]) -> list[str]:
+    """What is wrong with the domains of a table that has that column."""
+    faults = []
+    for clip in clips:
+        domain = clip.about.get("domain", "")
+        if domain not in DOMAINS:
+            faults.append(f"row {clip.row}: clip {clip.id}: domain: found {domain!r}, wanted source or target")
+        elif clip.is_source and not clip.is_graded:
+            faults.append(f"row {clip.row}: clip {clip.id} of the source has no grades, for which the source is there")
+    return faults
+
+
+def add_preferences(records: Iterable[Record], clips: Mapping[str, TableClip], faults: list[str]) -> None:
+    """Give the clips the preferences of people among their labels; what is wrong is added to `faults`."""
+    for record in records:
+        name, *labels = (record.cells[column] for column in PREFERENCES)
+        if name not in clips:
+            faults.append(f"row {record.row}: clip {name!r} is not in the table")
+            continue
+        clip = clips[name]
+        unknown = [label for label in labels if label not in clip.labels]
+        if unknown:
+            faults.append(f"row {record.row}: clip {name} has no label {unknown[0]!r}")
+        elif labels[0] == labels[1]:
+            faults.append(f"row {record.row}: clip {name}: {labels[0]!r} is both better and worse")
+        elif clip.is_source:
+            faults.append(f"row {record.row}: clip {name} is of the source; preferences are of target clips")
+        else:
+            better, worse = (clip.labels.index(label) for label in labels)
+            clip.preferences.append((better, worse))

@@ -1,0 +1,203 @@
+"""The feature store: HDF5 files with one group a clip, `text_emb [labels, T, D]` and `img_emb [1, frames, D]`."""
+
+import os
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from lr2ppo.data.features.encoders import common_encoding, read_encoding
+from lr2ppo.data.features.layout import ClipShape, group_name, list_clips, open_features, read_facts, read_shape
+from lr2ppo.errors import UserError
+
+Array = NDArray[np.float32]
+MOST_OPEN_FILES = 64
+CLIPS_COMPARED = 9
+
+
+class FeatureStore:
+    """Features of clips from one or several files, opened on first use in each process.
+
+    Files are read row by row: asking for some labels of a clip reads no others, and nothing read is kept.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Raises `UserError` where a file is missing, is not HDF5 or holds no clip, or two are made otherwise."""
+        self.paths = list(paths)
+        for path in self.paths:
+            _require_file(path)
+        self._files = _OpenFiles(self.paths)
+        self._shard_of: dict[str, int] = {}
+        self._unlisted = list(range(len(self.paths)))
+        self._facts = [read_facts(self._files[shard], path) for shard, path in enumerate(self.paths)]
+        per_frame = {facts.tokens_per_frame for facts in self._facts}
+        if len(per_frame) > 1:
+            raise UserError(
+                f"{', '.join(map(str, self.paths))}: found {sorted(per_frame)} tokens a frame, wanted the same in all "
+                "files of a store; extract them with the same --frame-tokens"
+            )
+        self.tokens_per_frame = per_frame.pop()
+        self.encoding = common_encoding(
+            {path: read_encoding(self._files[shard], path) for shard, path in enumerate(self.paths)}
+        )
+        self.text_width, self.image_width = self._find_widths()
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes of features, as they are stored, this process has read."""
+        return self._files.bytes_read
+
+    def __contains__(self, clip_id: str) -> bool:
+        return self._find(clip_id) is not None
+
+    def shape(self, clip_id: str) -> ClipShape:
+        """What is stored of one clip, found without reading its features; raises ValueError where that is malformed."""
+        shard = self._shard(clip_id)
+        return read_shape(self._files[shard], clip_id, self._facts[shard])
+
+    def text(self, clip_id: str, labels: Sequence[int]) -> tuple[Array, NDArray[np.int64]]:
+        """Token features of some labels `[len(labels), T, D]`, zero behind each label's length, and the lengths."""
+        shard, group = self._group(clip_id)
+        dataset = group["text_emb"]
+        if "text_len" in group:
+            lengths = group["text_len"][()].astype(np.int64)[labels]
+        else:
+            lengths = np.full(len(labels), dataset.shape[1], dtype=np.int64)
+        tokens = int(lengths.max(initial=0))
+        if list(labels) == list(range(dataset.shape[0])):
+            rows = dataset[:, :tokens]
+        else:
+            rows = np.stack([dataset[label, :tokens] for label in labels])
+        return self._as_floats(shard, rows), lengths
+
+    def frames(self, clip_id: str) -> Array:
+        """Features of all of a clip's frames `[frames, tokens_per_frame, D]`."""
+        shard, group = self._group(clip_id)
+        rows = self._as_floats(shard, group["img_emb"][()])
+        return rows.reshape(-1, self.tokens_per_frame, rows.shape[-1])
+
+    def _as_floats(self, shard: int, rows: NDArray[Any]) -> Array:
+        self._files.bytes_read += rows.nbytes
+        if self._facts[shard].in_bfloat16:
+            # A bfloat16 is the upper half of a float32.
+            return (rows.astype(np.uint32) << 16).view(np.float32)
+        # What float32 cannot hold becomes infinite, which the check of values tells.
+        with np.errstate(over="ignore"):
+            return rows.astype(np.float32, copy=False)
+
+    def _find(self, clip_id: str) -> int | None:
+        """The number of the first file that holds a clip; the clips of each file are listed once, when needed."""
+        name = group_name(clip_id)
+        while name not in self._shard_of and self._unlisted:
+            self._list_next()
+        return self._shard_of.get(name)
+
+    def _list_next(self) -> list[str]:
+        """The names of the clips of the first file that was not listed yet."""
+        shard = self._unlisted.pop(0)
+        names = list_clips(self._files[shard], self.paths[shard])
+        for name in names:
+            self._shard_of.setdefault(name, shard)
+        return names
+
+    def _shard(self, clip_id: str) -> int:
+        shard = self._find(clip_id)
+        if shard is None:
+            raise KeyError(f"clip {clip_id} has no features in {', '.join(map(str, self.paths))}")
+        return shard
+
+    def _group(self, clip_id: str) -> tuple[int, h5py.Group]:
+        shard = self._shard(clip_id)
+        return shard, self._files[shard][clip_id]
+
+    def _find_widths(self) -> tuple[int, int]:
+        """The widths that most of the first clips have, so that one at fault does not make the others look so."""
+        widths: Counter[tuple[int, int]] = Counter()
+        fault = ""
+        while not widths and self._unlisted:
+            for name in self._list_next():
+                try:
+                    shape = self.shape(name)
+                    widths[shape.text_width, shape.image_width] += 1
+                except ValueError as error:
+                    fault = fault or f"; clip {name}: {error}"
+                if widths.total() == CLIPS_COMPARED:
+                    break
+        if not widths:
+            raise UserError(f"{', '.join(map(str, self.paths))}: found no clip with text_emb and img_emb{fault}")
+        return widths.most_common(1)[0][0]
+
+
+class _OpenFiles:
+    """Files by number: opened where first asked for, in each process anew, and a limited number at a time."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._start_anew()
+
+    def __reduce__(self) -> tuple[type["_OpenFiles"], tuple[Sequence[Path]]]:
+        return type(self), (self._paths,)
+
+    def __getitem__(self, number: int) -> h5py.File:
+        if self._process != os.getpid():
+            self._start_anew()
+        if number not in self._open:
+            if len(self._open) == MOST_OPEN_FILES:
+                _, longest_unused = self._open.popitem(last=False)
+                longest_unused.close()
+            self._open[number] = open_features(self._paths[number])
+        self._open.move_to_end(number)
+        return self._open[number]
+
+    @property
+    def bytes_read(self) -> int:
+        # A forked process begins with its parent's count.
+        return self._bytes_read if self._process == os.getpid() else 0
+
+    @bytes_read.setter
+    def bytes_read(self, number: int) -> None:
+        self._bytes_read = number
+
+    def _start_anew(self) -> None:
+        self._process = os.getpid()
+        self._open: OrderedDict[int, h5py.File] = OrderedDict()
+        self._bytes_read = 0
+
+
+def find_feature_files(root: Path, names: Sequence[str]) -> list[Path]:
+    """The feature files of a folder, whose names may be patterns; raises `UserError` where nothing matches."""
+    paths: list[Path] = []
+    for name in names:
+        paths += [root / found for found in sorted(glob(name, root_dir=root))] if has_magic(name) else [root / name]
+    if not paths:
+        raise UserError(f"data.features: nothing in {root} matches {', '.join(names)}")
+    return paths
+
+
+def find_shards(path: Path) -> list[Path]:
+    """The shards there are of a feature file, written by any number of processes."""
+    name = re.compile(rf"{re.escape(path.stem)}-\d+-of-\d+{re.escape(path.suffix)}")
+    return sorted(found for found in path.parent.glob("*") if name.fullmatch(found.name))
+
+
+def shards_setting(path: Path) -> str:
+    """The setting with which a stage reads a feature file and its shards, as far as they are there."""
+    names = [path.name] * path.is_file() + [f"{path.stem}-*-of-*{path.suffix}"] * bool(find_shards(path))
+    return f"data.features=[{', '.join(names)}]"
+
+
+def _require_file(path: Path) -> None:
+    if path.is_file():
+        return
+    if find_shards(path):
+        raise UserError(f"{path}: no such feature file, but shards of it; read them with '{shards_setting(path)}'")
+    raise UserError(
+        f"{path}: no such feature file; make it with: "
+        f"python -m lr2ppo.encoders.extract --data {path.parent} --text ENCODER --image ENCODER"
+    )

@@ -1,0 +1,230 @@
+"""Frames on disk: where they may lie, and what is refused of them before the first of them is decoded."""
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from lr2ppo.data.annotations import Clip, ClipFault
+from lr2ppo.errors import UserError
+
+# PIL knows more, of which some start other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# Encoders scale the shorter side, to 224 pixels and the like: the longer one follows.
+MOST_ELONGATED = 100
+
+
+def open_image(path: Path) -> Image.Image:
+    """An image of which the header alone is read; raises ValueError where it is none, is huge or is but a thread."""
+    try:
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            image = Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"is no image of the formats {', '.join(FORMATS)}") from None
+    except Exception as error:
+        # PIL tells a damaged header in a dozen ways, and a huge image as a danger that it then decodes.
+        raise ValueError(f"cannot be used: {error}") from None
+    try:
+        check_size(*image.size)
+    except ValueError:
+        image.close()
+        raise
+    return image
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises ValueError for a picture that is empty, is huge or is but a thread."""
+    if max(1, width, height) > MOST_ELONGATED * min(width, height):
+        raise ValueError(f"is of {width} x {height} pixels, wanted sides of at most 1 to {MOST_ELONGATED}")
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"is of {width} x {height} pixels, wanted at most {Image.MAX_IMAGE_PIXELS} in all")
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image decoded to RGB; raises `UserError` where that cannot be done."""
+    try:
+        with (
+            warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+            open_image(path) as image,
+        ):
+            return image.convert("RGB")
+    except Exception as error:
+        # What is wrong behind the header PIL tells in a dozen ways too.
+        raise UserError(f"{path}: is not a readable image: {error}; replace it and run again") from None
+
+
+def missing_frames(clips: Iterable[Clip], frames_root: Path) -> list[str]:
+    """Paths of the clips' frames that lead to no file."""
+    return [image for clip in clips for image in clip.images if not os.path.isfile(frames_root / image)]
+
+
+def unusable_frames(clips: Iterable[Clip], frames_root: Path) -> list[ClipFault]:
+    """Frames that are there, but outside the folder that they are to lie in, or that are no images of a usable size."""
+    root = frames_root.resolve()
+    faults = []
+    for clip in clips:
+        for image in clip.images:
+            if fault := _frame_fault(root, image):
+                faults.append(ClipFault(clip.id, f"{image} {fault}"))
+    return faults
+
+
+def _frame_fault(root: Path, image: str) -> str | None:
+    place = Path(os.path.realpath(root / image))
+    if not place.is_relative_to(root):
+        return f"lies at {place}, outside {root}; give --frames-root the folder that holds the frames themselves"
+    try:
+        if os.path.isfile(place):
+            open_image(place).close()
+    except ValueError as fault:
+        return str(fault)
+    return None
+
+
+Frame = str | PathLike[str] | Image.Image | NDArray[np.uint8]
+# A folder of images, a video or an image; or a clip's frames in time order.
+Frames = str | PathLike[str] | Image.Image | NDArray[np.uint8] | Sequence[Frame]
+# Which of so many frames are taken.
+Choose = Callable[[int], NDArray[np.int64]]
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+
+
+def read_frames(frames: Frames, choose: Choose) -> list[Image.Image]:
+    """The chosen frames as RGB images, of which no others are decoded.
+
+    Raises `UserError` where there are none, or where one of those chosen cannot be read.
+    """
+    if isinstance(frames, str | PathLike):
+        path = Path(frames)
+        if path.is_dir():
+            return _take(list_images(path), choose)
+        if not path.is_file():
+            raise UserError(f"{path}: no such file or folder; give a folder of images, a video or an image")
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            return read_video(path, choose)
+        return _take([path], choose)
+    if isinstance(frames, Image.Image) or (isinstance(frames, np.ndarray) and frames.ndim == 3):
+        return _take([frames], choose)
+    return _take(list(frames), choose)
+
+
+def _take(frames: Sequence[Any], choose: Choose) -> list[Image.Image]:
+    if not frames:
+        raise UserError("frames: found none, wanted at least one image")
+    chosen = choose(len(frames)).tolist()
+    # A frame that is taken several times is decoded once.
+    decoded = {position: _decode(position, frames[position]) for position in dict.fromkeys(chosen)}
+    return [decoded[position] for position in chosen]
+
+
+def _decode(position: int, frame: Any) -> Image.Image:
+    if isinstance(frame, str | PathLike):
+        return read_image(Path(frame))
+    try:
+        if isinstance(frame, Image.Image):
+            check_size(*frame.size)
+            return frame.convert("RGB")
+        if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3:
+            check_size(frame.shape[1], frame.shape[0])
+            return Image.fromarray(frame)
+    except (ValueError, OSError) as error:
+        raise UserError(f"frame {position}: {error}") from None
+    found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+    raise UserError(f"frame {position}: found {found}, wanted a path, a PIL image or an array [height, width, 3] uint8")
+
+
+def list_images(folder: Path) -> list[Path]:
+    """A folder's images in the order of their names; raises `UserError` where there are none."""
+    images = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."]
+    if not images:
+        raise UserError(f"{folder}: found no images, wanted some that end in {', '.join(IMAGE_SUFFIXES)}")
+    return sort_by_name(images)
+
+
+def sort_by_name(paths: Iterable[Path]) -> list[Path]:
+    """Paths in the order of their names, in which 10 comes after 9."""
+    return sorted(paths, key=lambda path: [int(part) if part.isdecimal() else part for part in _parts(path.name)])
+
+
+def _parts(name: str) -> list[str]:
+    """Texts and numbers in turn."""
+    return re.split(r"(\d+)", name)
+
+
+# What ffmpeg may take a file for: no lists of other files and no addresses, which a file could lead it to.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,mxf"
+
+
+def read_video(path: Path, choose: Callable[[int], NDArray[np.int64]]) -> list[Image.Image]:
+    """The frames of a video that `choose` takes of so many, as RGB images.
+
+    Raises `UserError` where the file is no video, is damaged, or where PyAV is not installed.
+    """
+    with _open_video(path) as container:
+        times = sorted(packet.pts for packet in container.demux(video=0) if packet.size and packet.pts is not None)
+    if not times:
+        raise UserError(f"{path}: found no frames whose time is told; convert it, to mp4 for example")
+    positions = choose(len(times)).tolist()
+    wanted = sorted({times[position] for position in positions})
+    frames = _seek_each(path, wanted) or _play_through(path, wanted)
+    if not frames:
+        raise UserError(f"{path}: not one of its frames can be decoded; convert it, to mp4 for example")
+    # A file cut short lacks the last ones of those that it names.
+    return [frames[min(frames, key=lambda found: abs(found - times[position]))] for position in positions]
+
+
+def _seek_each(path: Path, times: Sequence[int]) -> dict[int, Image.Image]:
+    """The frames at some times, each decoded from the key frame before it; none where the file leads elsewhere."""
+    frames = {}
+    with _open_video(path) as container:
+        for time in times:
+            container.seek(time, stream=container.streams.video[0], backward=True)
+            shown = container.decode(video=0)
+            first = next(shown, None)
+            # Files without an index, such as broadcasts, may lead to a later frame, or to one that needs others.
+            if first is None or not first.key_frame or first.pts is None or first.pts > time:
+                return {}
+            frame = next((each for each in chain([first], shown) if each.pts is not None and each.pts >= time), None)
+            if frame is not None:
+                frames[time] = frame.to_image()
+    return frames
+
+
+def _play_through(path: Path, times: Sequence[int]) -> dict[int, Image.Image]:
+    """The frames at some times, met while all of the video is decoded."""
+    frames: dict[int, Image.Image] = {}
+    left = list(times)
+    with _open_video(path) as container:
+        for frame in container.decode(video=0):
+            while left and frame.pts is not None and frame.pts >= left[0]:
+                frames[left.pop(0)] = frame.to_image()
+            if not left:
+                break
+    return frames
+
+
+@contextmanager
+def _open_video(path: Path) -> Iterator[Any]:
+    try:
+        import av
+    except ImportError:
+        raise UserError(f"{path}: videos are read by PyAV, which is not here: pip install '.[video]'") from None
+    try:
+        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+        with av.open(str(path.resolve()), options=options) as container:
+            if not container.streams.video:
+                raise UserError(f"{path}: found no pictures in it, wanted a video")
+            stream = container.streams.video[0]
+            check_size(stream.width, stream.height)
+            yield container
+    except (av.FFmpegError, ValueError) as error:
+        raise UserError(f"{path}: is not a readable video: {error}; convert it, to mp4 for example") from None

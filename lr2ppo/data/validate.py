@@ -1,0 +1,245 @@
+"""Checks of clips and their features that every stage makes before it trains."""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from lr2ppo.data import annotations
+from lr2ppo.data.annotations import Clip, ClipFault, Need, read_sound_clips
+from lr2ppo.data.features.layout import DAMAGE
+from lr2ppo.data.features.store import FeatureStore, find_feature_files
+from lr2ppo.data.frames import missing_frames, unusable_frames
+from lr2ppo.errors import UserError, raise_faults, reports_user_errors
+from lr2ppo.files import write_json
+
+LEAVE_OUT = "or leave such clips out with data.strict=false"
+
+
+def structure_faults(
+    clips: Iterable[Clip], store: FeatureStore, least_tokens: int = 1, most_tokens: int | None = None
+) -> list[ClipFault]:
+    """Clips without features, or whose features have other labels, widths or, where limited, numbers of text tokens."""
+    faults = []
+    for clip in clips:
+        if fault := _structure_fault(clip, store, least_tokens, most_tokens):
+            faults.append(ClipFault(clip.id, fault))
+    return faults
+
+
+def _structure_fault(clip: Clip, store: FeatureStore, least_tokens: int, most_tokens: int | None) -> str | None:
+    if clip.id not in store:
+        return "has no features"
+    try:
+        features = store.shape(clip.id)
+    except ValueError as fault:
+        return str(fault)
+    widths = (features.text_width, features.image_width)
+    if features.labels != len(clip.labels):
+        return f"found features of {features.labels} labels, wanted {len(clip.labels)}"
+    if features.frames == 0:
+        return "has features of no frame, wanted at least one"
+    if widths != (store.text_width, store.image_width):
+        return f"found feature widths {widths}, others have {store.text_width, store.image_width}"
+    if features.tokens < least_tokens:
+        return f"found {features.tokens} text tokens, the model takes {least_tokens} and more"
+    if most_tokens is not None and features.tokens > most_tokens:
+        return f"found {features.tokens} text tokens, the model takes {most_tokens}"
+    return None
+
+
+def value_faults(clips: Iterable[Clip], store: FeatureStore) -> list[ClipFault]:
+    """Clips of which a feature is not finite or cannot be read; reads all their features."""
+    return [ClipFault(clip.id, fault) for clip in clips for fault in _value_faults(clip, store)]
+
+
+def _value_faults(clip: Clip, store: FeatureStore) -> list[str]:
+    try:
+        text, lengths = store.text(clip.id, range(len(clip.labels)))
+        frames = store.frames(clip.id)
+    except DAMAGE as error:
+        return [f"its features cannot be read: {error}"]
+    faults = []
+    wrong = [length for length in lengths.tolist() if not 1 <= length <= text.shape[1]]
+    if wrong:
+        faults.append(f"text_len: found {wrong[0]}, wanted 1 to the number of tokens")
+    bad = [label for label, row in zip(clip.labels, text, strict=True) if not np.isfinite(row).all()]
+    if bad:
+        faults.append(f"text features of {', '.join(map(repr, bad[:3]))} are not finite")
+    if not np.isfinite(frames).all():
+        faults.append("frame features are not finite")
+    return faults
+
+
+class SoundClips:
+    """Which clips' features were read and found finite: kept beside the feature file while that does not change."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self._path = store.paths[0].with_name(f".{store.paths[0].name}.checked.json")
+        stats = [(path.name, path.stat()) for path in store.paths]
+        self._files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        try:
+            known = json.loads(self._path.read_text(encoding="utf-8"))
+            self._ids = set(known["clips"]) if known["files"] == self._files else set()
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            self._ids = set()
+
+    def missing(self, clips: Iterable[Clip]) -> list[Clip]:
+        """Those of the clips that are yet to be checked."""
+        return [clip for clip in clips if clip.id not in self._ids]
+
+    def add(self, clips: Iterable[Clip]) -> None:
+        self._ids |= {clip.id for clip in clips}
+        try:
+            write_json(self._path, {"files": self._files, "clips": sorted(self._ids)})
+        except UserError:
+            # A folder that cannot be written to costs another check next time, nothing more.
+            return
+
+
+def overlap(first: Iterable[Clip], second: Iterable[Clip]) -> list[str]:
+    """Ids of the clips that are in both, sorted."""
+    return sorted({clip.id for clip in first} & {clip.id for clip in second})
+
+
+NEEDS: dict[str, Need] = {
+    annotations.SOURCE_TRAIN: "grades",
+    annotations.TARGET_PAIRS: "pairs",
+    annotations.TARGET_TRAIN: "labels",
+    annotations.VALIDATION: "grades",
+    annotations.TEST: "grades",
+}
+# These two hold the same clips on purpose: the annotated pairs are of the target clips.
+SAME_CLIPS = {annotations.TARGET_PAIRS, annotations.TARGET_TRAIN}
+# So may these, where clips of one domain serve all three stages.
+TRAINING = {annotations.SOURCE_TRAIN, *SAME_CLIPS}
+
+
+def describe_clips(clips: Sequence[Clip]) -> str:
+    """How many clips, labels, grades and pairs there are."""
+    labels = [len(clip.labels) for clip in clips]
+    parts = [f"{len(clips):,} clips", f"{sum(labels):,} labels, {min(labels)} to {max(labels)} a clip"]
+    grades = Counter(grade for clip in clips if clip.grades is not None for grade in clip.grades.tolist())
+    if grades:
+        parts.append("grades " + ", ".join(f"{grade}: {grades[grade]:,}" for grade in sorted(grades)))
+    if pairs := sum(len(clip.pairs) for clip in clips):
+        parts.append(f"{pairs:,} pairs")
+    return "; ".join(parts)
+
+
+def describe_store(store: FeatureStore, clips: Iterable[Clip]) -> str:
+    """The store's widths, and its clips' text tokens and frames."""
+    shapes = [store.shape(clip.id) for clip in clips]
+    text = f"text of up to {max(shape.tokens for shape in shapes)} tokens x {store.text_width}"
+    frames = f"{min(shape.frames for shape in shapes)} to {max(shape.frames for shape in shapes)} frames a clip"
+    per_frame = f"{store.tokens_per_frame} token{'s' * (store.tokens_per_frame > 1)} a frame x {store.image_width}"
+    return f"{text}; {frames}, {per_frame}"
+
+
+def read_splits(root: Path, faults: list[str]) -> dict[str, list[Clip]]:
+    """The sound clips of each annotation file that has any; what is wrong with the others is added to `faults`."""
+    splits = {}
+    for name, need in NEEDS.items():
+        try:
+            clips, found = read_sound_clips(root / name, need)
+        except UserError as error:
+            faults.append(str(error))
+            continue
+        faults += [f"{name}: {fault}" for fault in found]
+        if clips:
+            splits[name] = clips
+    return splits
+
+
+def check_folder(splits: Mapping[str, Sequence[Clip]], root: Path, features: Sequence[str]) -> list[str]:
+    """Print what a folder in LRMovieNet's layout holds; returns what keeps training from starting."""
+    for name, clips in splits.items():
+        print(f"{name}\n    {describe_clips(clips)}")
+        warn_of_pairs(name, clips)
+    for (first, clips), (second, others) in combinations(splits.items(), 2):
+        shared = overlap(clips, others)
+        if shared and {first, second} != SAME_CLIPS:
+            kind = "note" if {first, second} <= TRAINING else "warning"
+            print(f"{kind}: {first} and {second} share {len(shared):,} clips, such as {shared[0]}")
+    try:
+        store = FeatureStore(find_feature_files(root, features))
+        return check_features(splits, store)
+    except UserError as error:
+        return [str(error)]
+
+
+def check_features(splits: Mapping[str, Sequence[Clip]], store: FeatureStore) -> list[str]:
+    """Print what the store holds of the clips; returns its faults."""
+    found = {name: structure_faults(clips, store) for name, clips in splits.items()}
+    faulty = {fault.clip for faults in found.values() for fault in faults}
+    fitting = [clip for clip in every_clip(splits) if clip.id not in faulty]
+    if fitting:
+        print(f"{', '.join(path.name for path in store.paths)}\n    {describe_store(store, fitting)}")
+    sound = SoundClips(store)
+    unread = sound.missing(fitting)
+    bad = value_faults(tqdm(unread, desc="reading all features", unit="clip", disable=None), store)
+    if not bad:
+        sound.add(unread)
+    return [f"{name}: {fault}" for name, faults in found.items() for fault in faults] + [str(fault) for fault in bad]
+
+
+def every_clip(splits: Mapping[str, Sequence[Clip]]) -> list[Clip]:
+    """The clips of all files, each id once."""
+    return list({clip.id: clip for clips in splits.values() for clip in clips}.values())
+
+
+def warn_of_pairs(name: str, clips: Iterable[Clip]) -> None:
+    """Pairs are judgements of their own, so that grades which say otherwise stop no training."""
+    for clip in clips:
+        if clip.grades is not None and len(clip.pairs) and (np.diff(clip.grades[clip.pairs]) >= 0).any():
+            print(f"warning: {name} has pairs whose first label is not of the higher grade, as in clip {clip.id}")
+            return
+
+
+def check_frames(splits: Mapping[str, Sequence[Clip]], frames_root: Path) -> list[str]:
+    """What keeps frames that are there from being encoded. Training goes by features alone: others may be missing."""
+    clips = every_clip(splits)
+    missing = missing_frames(clips, frames_root)
+    if missing:
+        print(
+            f"warning: {len(missing):,} of {sum(len(clip.images) for clip in clips):,} frames are not under "
+            f"{frames_root}, such as {missing[0]}; training goes by the features alone"
+        )
+    progress = tqdm(clips, desc="reading the frames' headers", unit="clip", disable=None)
+    return [str(fault) for fault in unusable_frames(progress, frames_root)]
+
+
+@reports_user_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python -m lr2ppo.data.validate data/LRMovieNet --frames-root data/MovieNet",
+    )
+    parser.add_argument("data", type=Path, help="folder with the annotation files and the features")
+    parser.add_argument(
+        "--features", nargs="+", default=["clean_feat.h5"], help="feature files or patterns (default clean_feat.h5)"
+    )
+    parser.add_argument("--frames-root", type=Path, help="folder that image paths are relative to (default the data's)")
+    arguments = parser.parse_args()
+    if not arguments.data.is_dir():
+        raise UserError(f"{arguments.data}: no such folder; give one in LRMovieNet's layout")
+    faults: list[str] = []
+    splits = read_splits(arguments.data, faults)
+    faults += check_folder(splits, arguments.data, arguments.features)
+    of_frames = check_frames(splits, arguments.frames_root or arguments.data)
+    says = (
+        "training cannot start until they are mended"
+        if faults
+        else "training can start, but these frames cannot be encoded"
+    )
+    raise_faults(arguments.data, [*faults, *of_frames], says)
+    print("training can start")
+
+
+if __name__ == "__main__":
+    main()

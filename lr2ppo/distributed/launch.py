@@ -1,0 +1,193 @@
+"""torchrun with one process a GPU by default, whose failures end as the stage ended: its message and exit code."""
+
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Importing torch takes seconds, in which Ctrl-C is to leave no traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import logging
+import os
+import re
+import runpy
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.distributed import DistError
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import get_args_parser, run
+
+from lr2ppo.distributed.signals import SAME_SIGNAL_SECONDS, STOPPING_SIGNALS, heeded_signals
+from lr2ppo.errors import UserError, raise_faults, reports_user_errors
+
+SEVERAL_NODES = "NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 MASTER_PORT=29500"
+HIGHEST_PORT = 65535
+NOTHING = "nothing"
+# How long processes have to finish a step and write a checkpoint when the run is to stop.
+SECONDS_TO_STOP = 45
+
+
+def count_processes() -> int:
+    """How many processes this machine runs: `NPROC`, else one a GPU, else one."""
+    wanted = os.environ.get("NPROC")
+    if wanted is None:
+        return torch.cuda.device_count() or 1
+    if not _is_whole(wanted, 1):
+        raise UserError(f"NPROC: found {wanted!r}, wanted a whole number of processes, such as NPROC=2")
+    return int(wanted)
+
+
+def count_nodes() -> int:
+    """How many machines the run is on: `NNODES`, else one."""
+    wanted = os.environ.get("NNODES", "1")
+    if not _is_whole(wanted, 1):
+        raise UserError(f"NNODES: found {wanted!r}, wanted a whole number of machines, such as {SEVERAL_NODES}")
+    return int(wanted)
+
+
+def rendezvous_arguments(nodes: int) -> list[str]:
+    """torchrun's arguments that say how processes find each other: on one machine by themselves.
+
+    On several by `NODE_RANK`, `MASTER_ADDR` and `MASTER_PORT`; raises `UserError` where one of them cannot be used.
+    """
+    if nodes == 1:
+        return ["--standalone"]
+    rank, address, port = (os.environ.get(name, "") for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT"))
+    faults = []
+    if not _is_whole(rank, 0, nodes - 1):
+        faults.append(f"NODE_RANK: found {rank or NOTHING}, wanted this machine's number, 0 to {nodes - 1}")
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", address):
+        faults.append(f"MASTER_ADDR: found {address or NOTHING}, wanted the name or IPv4 address of machine 0")
+    if not _is_whole(port, 1, HIGHEST_PORT):
+        faults.append(f"MASTER_PORT: found {port or NOTHING}, wanted a free port of machine 0, 1 to {HIGHEST_PORT}")
+    raise_faults(f"NNODES={nodes}", faults, f"set them on each machine, such as {SEVERAL_NODES}")
+    return [f"--nnodes={nodes}", f"--node-rank={rank}", f"--master-addr={address}", f"--master-port={port}"]
+
+
+def take_restarts(arguments: list[str]) -> tuple[int, list[str]]:
+    """How often processes that fail are started again (`--max-restarts N`), and the arguments without that."""
+    rest, restarts, asked = [], "0", False
+    for argument in arguments:
+        if asked:
+            restarts, asked = argument, False
+        elif argument == "--max-restarts":
+            asked = True
+        elif argument.startswith("--max-restarts="):
+            restarts = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+    if asked or not _is_whole(restarts, 0):
+        found = NOTHING if asked else repr(restarts)
+        raise UserError(f"--max-restarts: found {found}, wanted a whole number, such as --max-restarts 3")
+    return int(restarts), rest
+
+
+def _is_whole(text: str, least: int, most: int | None = None) -> bool:
+    return bool(re.fullmatch(r"[0-9]{1,9}", text)) and least <= int(text) and (most is None or int(text) <= most)
+
+
+@contextmanager
+def ended_by_second_signal() -> Iterator[None]:
+    """Within it, a second stopping signal kills all processes at once, whatever the launcher waits for."""
+    woken, waking = socket.socketpair()
+    waking.setblocking(False)
+
+    def watch() -> None:
+        first = None
+        while number := woken.recv(1):
+            if number[0] not in STOPPING_SIGNALS:
+                continue
+            if first is None:
+                first = time.monotonic()
+            elif time.monotonic() - first > SAME_SIGNAL_SECONDS:
+                _kill_children()
+                os._exit(128 + number[0])
+
+    threading.Thread(target=watch, daemon=True).start()
+    # Told of signals beside the launcher's own handlers, which wait for the processes to end.
+    before = signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        waking.close()
+
+
+def _kill_children() -> None:
+    for children in Path("/proc/self/task").glob("*/children"):
+        for child in children.read_text().split():
+            # Each leads a group of its own, in which are the processes that read ahead.
+            os.killpg(int(child), signal.SIGKILL)
+
+
+def run_stage() -> None:
+    """Run the module that `-m` names in this process."""
+    sys.argv[:] = sys.argv[2:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+@reports_user_errors
+def main() -> None:
+    """Takes torchrun's own arguments; exits with 2 where the stage refused its input, else as the failed process."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.argv[1:2] == ["-m"]:
+        run_stage()
+        return
+    processes, nodes = count_processes(), count_nodes()
+    restarts, sys.argv[1:] = take_restarts(sys.argv[1:])
+    rendezvous = rendezvous_arguments(nodes)
+    if processes == nodes == 1 and not restarts and sys.argv[1:2] == ["-m"]:
+        # A single process needs no launcher above it.
+        run_stage()
+        return
+    # Processes share the machine's cores; torchrun would give each one thread.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    # Processes that are started again would else find the addresses of those that ended, and wait for them.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    safety = [
+        f"--max-restarts={restarts}",
+        f"--shutdown-timeout={SECONDS_TO_STOP}",
+        f"--signals-to-handle={','.join(number.name for number in heeded_signals())}",
+    ]
+    # Processes begin as this one did, so that Ctrl-C leaves no traceback in them either.
+    command = ["-m", "lr2ppo.distributed.launch"] * (sys.argv[1:2] == ["-m"]) + sys.argv[1:]
+    arguments = get_args_parser().parse_args([*rendezvous, f"--nproc-per-node={processes}", *safety, *command])
+    try:
+        with ended_by_second_signal():
+            run(arguments)
+    except SignalException as stopped:
+        sys.exit(128 + stopped.sigval)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        # A process that was asked to stop has said so itself.
+        if failure.exitcode not in {2, *(128 + number for number in STOPPING_SIGNALS)}:
+            how = (
+                f"was ended by signal {-failure.exitcode}"
+                if failure.exitcode < 0
+                else f"ended with exit code {failure.exitcode}"
+            )
+            of = f"of {processes}" if nodes == 1 else f"({processes} on this machine, one of {nodes})"
+            print(f"\nerror: process {rank} {of} {how}; the others were stopped", file=sys.stderr)
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+    except DistError as error:
+        if nodes == 1:
+            raise
+        raise UserError(
+            f"{rendezvous[-2]} {rendezvous[-1]}: the machines did not find each other: {error} "
+            "Start the same script on each machine, with the same NNODES, MASTER_ADDR and MASTER_PORT"
+        ) from None
+
+
+if __name__ == "__main__":
+    main()

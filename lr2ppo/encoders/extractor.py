@@ -1,0 +1,129 @@
+"""Both encoders together: raw clips become the features that extraction stored of the clips a run learned from."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lr2ppo.config.schema import ModelConfig
+from lr2ppo.data.features.encoders import Encoding, differing_facts
+from lr2ppo.data.features.writer import StoredType
+from lr2ppo.encoders.image import FrameTokens, ImageEncoder
+from lr2ppo.encoders.text import TextEncoder
+from lr2ppo.errors import UserError
+from lr2ppo.tensors import fingerprint
+
+GIVE = "give its path with text=, tokenizer= or image= (--text, --tokenizer, --image)"
+
+
+@dataclass(frozen=True)
+class EncoderPaths:
+    """Where the encoders are, as far as that is given."""
+
+    text: Path | None = None
+    tokenizer: Path | None = None
+    image: Path | None = None
+
+
+class ClipEncoder:
+    """Text and image encoder of a run; features are rounded as they were stored."""
+
+    def __init__(self, text: TextEncoder, image: ImageEncoder, encoding: Encoding) -> None:
+        self.text, self.image, self.encoding = text, image, encoding
+        self._dtype: torch.dtype = getattr(torch, encoding.dtype)
+
+    @torch.inference_mode()
+    def __call__(
+        self, labels: Sequence[str], description: str, frames: Sequence[Image.Image]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Text features, `[tokens, text width]` a label, and frame features `[frames * tokens a frame, image width]`.
+
+        A frame that is given several times is encoded once.
+        """
+        text = [self._as_stored(row) for row in self.text([(label, description) for label in labels])]
+        distinct = {id(frame): frame for frame in frames}
+        places = {key: place for place, key in enumerate(distinct)}
+        features = self._as_stored(self.image(list(distinct.values())))
+        return text, features[[places[id(frame)] for frame in frames]].flatten(0, 1)
+
+    def _as_stored(self, features: Tensor) -> Tensor:
+        return features.float().cpu().to(self._dtype).float()
+
+
+def describe_encoding(
+    text: TextEncoder, text_path: Path, image: ImageEncoder, image_path: Path, dtype: StoredType
+) -> Encoding:
+    """What is told of the features that two encoders, read from these paths, make."""
+    # Names in no encoding could not be told.
+    paths = (text_path, image_path, text.tokenizer_folder)
+    text_path, image_path, folder = (Path(os.fsencode(path).decode(errors="replace")) for path in paths)
+    return Encoding(
+        text_encoder=f"{text_path.name}@{fingerprint(text.state_dict())}",
+        image_encoder=f"{image_path.name}@{fingerprint(image.state_dict())}",
+        tokenizer=f"{folder.name}@{text.tokenizer_fingerprint()}",
+        frame_tokens=image.frame_tokens,
+        max_text_tokens=text.max_tokens,
+        dtype=dtype,
+        text_path=str(text_path),
+        tokenizer_path=str(folder),
+        image_path=str(image_path),
+    )
+
+
+def open_encoders(
+    run: str, wanted: Encoding | None, given: EncoderPaths, model: ModelConfig, device: torch.device
+) -> ClipEncoder:
+    """The encoders that a run names, from where they were at extraction or from the paths given.
+
+    A run that names none takes those given. Raises `UserError` where one is not there, is not the one that the run
+    names, or does not fit its model.
+    """
+    text_path = given.text or _known_path(run, "text", wanted)
+    image_path = given.image or _known_path(run, "image", wanted)
+    tokenizer = given.tokenizer
+    if tokenizer is None and wanted is not None and Path(wanted.tokenizer_path).is_dir():
+        tokenizer = Path(wanted.tokenizer_path)
+    text = TextEncoder.load(text_path, tokenizer)
+    text.require_tokenizer()
+    by_model: FrameTokens = "class" if model.tokens_per_frame == 1 else "patches"
+    image = ImageEncoder.load(image_path, wanted.frame_tokens if wanted else by_model)
+    if wanted is not None:
+        text.max_tokens = min(text.max_tokens, wanted.max_text_tokens)
+    found = describe_encoding(text, text_path, image, image_path, wanted.dtype if wanted else "float32")
+    if wanted is not None and (differing := differing_facts(found, wanted)):
+        raise UserError(
+            f"{run}: was trained on features of other encoders: found {'; '.join(differing)} "
+            f"({text_path}, {image_path}); {GIVE}"
+        )
+    if model.head == "flatten":
+        text.max_tokens = min(text.max_tokens, model.text_tokens)
+    _check_widths(run, text, image, model)
+    return ClipEncoder(text.to(device), image.to(device), found)
+
+
+def _known_path(run: str, encoder: Literal["text", "image"], wanted: Encoding | None) -> Path:
+    if wanted is None:
+        raise UserError(f"{run}: the features it was trained on name no {encoder} encoder; {GIVE}")
+    of_each = {"text": (wanted.text_encoder, wanted.text_path), "image": (wanted.image_encoder, wanted.image_path)}
+    name, path = of_each[encoder]
+    if not Path(path).exists():
+        raise UserError(f"{run}: its {encoder} encoder {name} was {path} at extraction, which is not there now; {GIVE}")
+    return Path(path)
+
+
+def _check_widths(run: str, text: TextEncoder, image: ImageEncoder, model: ModelConfig) -> None:
+    wanted = {
+        "text width": (text.width, model.text_width or model.width),
+        "image width": (image.width, model.image_width or model.width),
+        "tokens a frame": (image.tokens_per_frame, model.tokens_per_frame),
+    }
+    differing = [
+        f"{what} {found}, wanted {of_model}" for what, (found, of_model) in wanted.items() if found != of_model
+    ]
+    if differing:
+        raise UserError(f"{run}: these encoders do not fit its model: found {'; '.join(differing)}; {GIVE}")

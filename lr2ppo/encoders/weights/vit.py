@@ -1,0 +1,112 @@
+"""ViT from any layout of its weights, in timm's `VisionTransformer`."""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+
+from lr2ppo.encoders.weights.files import count_heads, norm_eps, read_config, read_json, read_weights
+from lr2ppo.encoders.weights.layouts import TENCENT_VIT, TIMM_VIT, Weights
+from lr2ppo.errors import UserError
+from lr2ppo.tensors import check_tensors
+
+# Where only tensors tell, they are of this model: its preprocessing, and its shape but for their sizes.
+BASE_VIT = "vit_base_patch16_224"
+
+
+def load_vit(path: Path) -> VisionTransformer:
+    """A ViT without head, of float32; raises `UserError` where its tensors or its config do not fit."""
+    weights = read_weights(path, "image")
+    config = read_config(weights)
+    if weights.layout is TIMM_VIT and "architecture" in config:
+        model = _build(f"local-dir:{weights.source.parent}", weights.source)
+        check_tensors({name: t.shape for name, t in model.state_dict().items()}, weights.tensors, weights.source)
+        state = dict(weights.tensors)
+    else:
+        model = _build(BASE_VIT, weights.source, **_read_off(weights, config))
+        weights.check(_shapes(model, weights))
+        state = _join_qkv(weights.renamed())
+        state["pos_embed"] = state["pos_embed"].reshape(model.pos_embed.shape)
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def _build(name: str, source: Path, **arguments: Any) -> VisionTransformer:
+    """The model of shapes without values that timm makes of a name or of a folder's config.json."""
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+    except Exception as error:
+        # timm refuses names and arguments in a dozen ways, which all mean the same to a user.
+        raise UserError(f"{source}: timm cannot build the ViT that it or its config.json tells: {error}") from None
+    if not isinstance(model, VisionTransformer):
+        raise UserError(f"{source}: found {type(model).__name__}, wanted a vision transformer")
+    return model
+
+
+def _read_off(weights: Weights, config: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of timm's model that the tensors tell, and the config beside them where it is given."""
+    weights.require({"pos_embed": 2 if weights.layout is TENCENT_VIT else 3, "patch_embed.proj.weight": 4})
+    tensors, width = weights.renamed(), weights.width()
+    tokens, patch = tensors["pos_embed"].shape[-2], tensors["patch_embed.proj.weight"].shape[-1]
+    rows = math.isqrt(max(tokens - 1, 0))
+    if tokens != 1 + rows**2 or not rows:
+        raise UserError(f"{weights.source}: found {tokens} positions, wanted one and those of a square of patches")
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise UserError(f"{weights.source}: found activation {config['hidden_act']!r}, only 'gelu' is read")
+    size = rows * patch
+    return {
+        "img_size": size,
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": weights.depth(),
+        "num_heads": count_heads(width, config, weights.source),
+        # The model rounds the product of width and ratio down.
+        "mlp_ratio": (weights.hidden_width("mlp.fc1") + 0.5) / width,
+        "qkv_bias": bool(config.get("qkv_bias", True)),
+        "norm_layer": partial(nn.LayerNorm, eps=norm_eps(weights, config)),
+        "pretrained_cfg_overlay": {"input_size": (3, size, size)} | _statistics(weights),
+    }
+
+
+def _statistics(weights: Weights) -> dict[str, Any]:
+    """The mean and deviation of pixels that a Hugging Face folder's preprocessor tells, as timm calls them."""
+    path = weights.source.parent / "preprocessor_config.json"
+    if not (weights.layout.is_hugging_face and path.is_file()):
+        return {}
+    content, statistics = read_json(path), {}
+    for key in ("mean", "std"):
+        values = content.get(f"image_{key}")
+        if isinstance(values, list) and len(values) == 3 and all(isinstance(value, int | float) for value in values):
+            statistics[key] = tuple(values)
+        elif values is not None:
+            raise UserError(f"{path}: found image_{key} {values!r}, wanted three numbers")
+    return statistics
+
+
+def _shapes(model: VisionTransformer, weights: Weights) -> dict[str, torch.Size]:
+    """The shapes wanted of the file's tensors, by the model's names and those of the three parts of `attn.qkv`."""
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name, shape in list(shapes.items()):
+        if ".attn.qkv." in name:
+            shapes |= {name.replace(".qkv.", f".{part}."): torch.Size([shape[0] // 3, *shape[1:]]) for part in "qkv"}
+    if weights.layout is TENCENT_VIT:
+        shapes["pos_embed"] = shapes["pos_embed"][1:]
+    return shapes
+
+
+def _join_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the three parts of each layer's `attn.qkv` in one."""
+    joined: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if ".attn.q." in name:
+            parts = [tensors[name.replace(".q.", f".{part}.")] for part in "qkv"]
+            joined[name.replace(".q.", ".qkv.")] = torch.cat(parts)
+        elif ".attn.k." not in name and ".attn.v." not in name:
+            joined[name] = tensor
+    return joined

@@ -1,0 +1,93 @@
+"""A small picture of a validation case: its frames, and its labels in the order that a model gives them."""
+
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from lr2ppo.data.annotations import Clip, graded
+from lr2ppo.data.frames import missing_frames, open_image, unusable_frames
+
+Pixels = NDArray[np.uint8]
+DPI, WIDTH, MARGIN, ROW = 100, 560, 10, 16
+# A thumbnail's height, and how wide it may be: four fill the width.
+FRAMES_SHOWN, THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT = 4, 129, 88
+LABELS_SHOWN, LONGEST_TEXT, LONGEST_LABEL = 20, 84, 40
+# Where a row's columns begin: rank, grade and label in one, for each text costs a millisecond; bar; score's right end.
+LABEL, BAR, SCORE = MARGIN, 330, WIDTH - MARGIN
+# A space of a digit's width.
+DIGIT_SPACE = "\N{FIGURE SPACE}"
+BAR_WIDTH, BAR_HEIGHT = 150, 9
+INK, FAINT = "#222222", "#767b83"
+
+
+def case_picture(clip: Clip, scores: NDArray[np.float64], thumbnails: list[Pixels]) -> Pixels:
+    """A clip with `scores [labels]`, best first, coloured by grade: [height, width, 3]."""
+    order = np.argsort(-scores, kind="stable")
+    shown = order[:LABELS_SHOWN]
+    frames_height = max((len(frame) for frame in thumbnails), default=0)
+    top = 2 * ROW + MARGIN + (frames_height + MARGIN) * bool(thumbnails)
+    height = top + ROW * (len(shown) + (len(order) > len(shown))) + MARGIN
+    figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI)
+    canvas = FigureCanvasAgg(figure)
+
+    def write(x: float, y: float, text: str, colour: str = INK, align: str = "left") -> None:
+        # Labels are anybody's: a dollar sign begins no formula.
+        figure.text(
+            x / WIDTH, 1 - y / height, text, color=colour, fontsize=8, ha=align, va="center",
+            parse_math=False,
+        )  # fmt: skip
+
+    write(MARGIN, MARGIN + ROW / 2, _cut(clip.id, LONGEST_TEXT))
+    write(MARGIN, MARGIN + 1.5 * ROW, _cut(clip.description, LONGEST_TEXT), FAINT)
+    left = MARGIN
+    for frame in thumbnails:
+        figure.figimage(frame, left, height - 2 * ROW - MARGIN - frames_height)
+        left += frame.shape[1] + MARGIN // 2
+    finite = scores[np.isfinite(scores)]
+    lowest, highest = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
+    shares = np.nan_to_num(np.interp(scores, (lowest, highest), (0.0, 1.0)))
+    for rank, label in enumerate(shown):
+        grade, score, y = int(graded(clip)[label]), float(scores[label]), top + ROW * (rank + 0.5)
+        colour = GRADE_COLOURS[grade]
+        write(LABEL, y, f"{rank + 1:{DIGIT_SPACE}>2}    {grade}    {_cut(clip.labels[label], LONGEST_LABEL)}", colour)
+        corner, length = (BAR / WIDTH, 1 - (y + BAR_HEIGHT / 2) / height), 1 + BAR_WIDTH * shares[label]
+        figure.add_artist(Rectangle(corner, length / WIDTH, BAR_HEIGHT / height, color=colour, linewidth=0))
+        write(SCORE, y, f"{score:.3f}", colour, "right")
+    if len(order) > len(shown):
+        write(LABEL, top + ROW * (len(shown) + 0.5), f"and {len(order) - len(shown)} more", FAINT)
+    # A letter that the font lacks is drawn as a box, which is enough.
+    with warnings.catch_warnings(action="ignore"):
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def read_thumbnails(clip: Clip, frames_root: Path) -> list[Pixels]:
+    """Some of a clip's frames, evenly spaced and small; those that are not there or no pictures are passed over."""
+    images = clip.images[:: max(1, len(clip.images) // FRAMES_SHOWN)][:FRAMES_SHOWN]
+    thumbnails = []
+    for name in images:
+        single = Clip(clip.id, clip.labels, images=(name,))
+        if missing_frames([single], frames_root) or unusable_frames([single], frames_root):
+            continue
+        # What is wrong behind a header PIL tells in a dozen ways.
+        with suppress(Exception), open_image(frames_root / name) as image:
+            # Of a JPEG, this decodes no more than is wanted.
+            image.thumbnail((THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT))
+            thumbnails.append(np.asarray(image.convert("RGB")))
+    return thumbnails
+
+
+def _cut(text: str, longest: int) -> str:
+    """A text on one line, of at most so many characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= longest else f"{text[: longest - 2]}.."
+
+
+# By grade, from of no relevance to most relevant.
+GRADE_COLOURS = {0: "#8a8f98", 1: "#c98a2d", 2: "#1b7f5c"}

@@ -1,0 +1,92 @@
+"""What an evaluation leaves in a run's folder, `results.json` and `cases.json` with a part for each split."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lr2ppo.data.annotations import Clip, graded
+from lr2ppo.errors import UserError
+from lr2ppo.evaluation.comparison import METRICS, ClipMetrics, Row
+from lr2ppo.evaluation.metrics import CUTOFFS, chance_ndcg
+from lr2ppo.evaluation.scoring import Scores, pad_lists
+from lr2ppo.files import write_json
+
+CASES = "cases.json"
+
+
+def write_split(path: Path, split: str, value: Any) -> None:
+    """Set one split's part of a file and keep the others."""
+    write_json(path, read_splits(path) | {split: value})
+
+
+def read_cases(folder: Path, split: str) -> list[dict[str, Any]]:
+    """A run's cases of a split, as of `describe_cases`; raises `UserError` where it has not been evaluated on it."""
+    parts = read_splits(folder / CASES)
+    if split not in parts:
+        raise UserError(
+            f"{folder}: has not been evaluated on {split}; run: sh ppo_eval.sh {run_name(folder)} split={split}"
+        )
+    cases: list[dict[str, Any]] = parts[split]
+    return cases
+
+
+def describe_cases(clips: Sequence[Clip], scores: Sequence[Scores]) -> list[dict[str, Any]]:
+    """Each clip's labels, grades and scores as given, the order of positions that the scores make, text and frames."""
+    return [
+        {
+            "id": clip.id,
+            "labels": list(clip.labels),
+            "grades": graded(clip).tolist(),
+            "scores": row.tolist(),
+            "order": np.argsort(-row, kind="stable").tolist(),
+            "description": clip.description,
+            "images": list(clip.images),
+        }
+        for clip, row in zip(clips, scores, strict=True)
+    ]
+
+
+def cases_clips(cases: Sequence[Mapping[str, Any]], prefix: str = "") -> tuple[list[Clip], list[Scores]]:
+    """The clips and scores of cases; `prefix` tells apart the clips of several runs."""
+    clips = [
+        Clip(
+            f"{prefix}{case['id']}",
+            tuple(case["labels"]),
+            np.array(case["grades"]),
+            description=case.get("description", ""),
+            images=tuple(case.get("images", ())),
+        )
+        for case in cases
+    ]
+    return clips, [np.array(case["scores"]) for case in cases]
+
+
+def reference_rows(clips: Sequence[Clip]) -> tuple[Row, Row]:
+    """What a random order is expected to reach, and a perfect one."""
+    grades = [graded(clip) for clip in clips]
+    _, targets, mask = pad_lists([np.zeros(len(row)) for row in grades], grades)
+    chance: ClipMetrics = {name: chance_ndcg(targets, mask, k).numpy() for name, k in CUTOFFS.items()}
+    chance["pair_accuracy"] = np.full(len(clips), 0.5)
+    perfect = {name: np.ones(len(clips)) for name in METRICS}
+    return Row("chance", chance), Row("perfect order", perfect)
+
+
+def run_name(folder: Path) -> str:
+    """`STAGE/NAME`."""
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def read_splits(path: Path) -> dict[str, Any]:
+    """All parts of a file, by split; none where it is not there. Raises `UserError` where it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; remove it and evaluate the run again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: found {type(content).__name__}, wanted a mapping of splits; evaluate the run again")
+    return content

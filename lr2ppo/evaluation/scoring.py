@@ -1,0 +1,224 @@
+"""Score every clip of a dataset once, over all processes, and measure the orders that follow."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from lr2ppo.data.annotations import HIGHEST_GRADE, Clip, graded
+from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest
+from lr2ppo.data.samplers import evaluation_loader, whole_clips
+from lr2ppo.distributed.processes import Processes
+from lr2ppo.evaluation.metrics import CUTOFFS, fit_temperature, ndcg, pair_accuracy
+from lr2ppo.models import PartialOrderModel, RelevanceRanker
+
+Scores = NDArray[np.float64]
+# Orders judged at once; bounds the memory of judging every pair of a long list.
+JUDGED_AT_ONCE = 4096
+# Clips of an evaluation of which there may be pictures.
+CASES = 3
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model does on validation clips: mean `metrics`, and to look at, values by name and clips with scores."""
+
+    metrics: dict[str, float]
+    histograms: dict[str, Scores] = field(default_factory=dict)
+    cases: list[tuple[Clip, Scores]] = field(default_factory=list)
+
+
+def score_clips(
+    model: RelevanceRanker | PartialOrderModel,
+    dataset: ClipDataset,
+    processes: Processes,
+    batch_size: int,
+    workers: int = 0,
+) -> list[Scores]:
+    """Every label's score, `[labels]` a clip: a ranker's own, or the share of pairs that an order model lets it win."""
+    return _measure_clips(partial(score_batch, model), model, dataset, processes, batch_size, workers)
+
+
+def judge_clips(
+    model: PartialOrderModel, dataset: ClipDataset, processes: Processes, batch_size: int, workers: int = 0
+) -> list[Scores]:
+    """Every clip's margins, as of `judge_batch`."""
+    return _measure_clips(partial(judge_batch, model), model, dataset, processes, batch_size, workers)
+
+
+@torch.inference_mode()
+def _measure_clips(
+    measure: Callable[[ClipBatch], list[Scores]],
+    model: nn.Module,
+    dataset: ClipDataset,
+    processes: Processes,
+    batch_size: int,
+    workers: int,
+) -> list[Scores]:
+    """What `measure` gives of each clip, every clip measured once by one of the processes."""
+    requests = whole_clips(dataset.clips)
+    loader = evaluation_loader(
+        dataset, requests, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size, workers=workers
+    )
+    training = model.training
+    model.eval()
+    mine: dict[int, Scores] = {}
+    for batch in loader:
+        batch = batch.to(processes.device)
+        mine |= zip(batch.clips.tolist(), measure(batch), strict=True)
+    model.train(training)
+    everyone = {clip: measured for share in processes.gather(mine) for clip, measured in share.items()}
+    return [everyone[clip] for clip in range(len(dataset))]
+
+
+def score_batch(model: RelevanceRanker | PartialOrderModel, batch: ClipBatch) -> list[Scores]:
+    """The scores `[labels]` of each clip of a batch: see `score_clips`."""
+    if isinstance(model, PartialOrderModel):
+        return [win_shares(margins) for margins in judge_batch(model, batch)]
+    return [_numbers(row[mask]) for row, mask in zip(rank_labels(model, batch), batch.label_mask, strict=True)]
+
+
+def judge_batch(model: PartialOrderModel, batch: ClipBatch) -> list[Scores]:
+    """Each clip's `pair_margins`, `[2, pairs]`, of its own pairs in the order of `np.triu_indices(labels, 1)`."""
+    masks = {"text_mask": batch.text_mask, "frame_mask": batch.frame_mask}
+    margins, (first, second) = pair_margins(model, model.encoder(batch.text, batch.frames, **masks))
+    real = batch.label_mask[:, first] & batch.label_mask[:, second]
+    return [_numbers(row[:, mask]) for row, mask in zip(margins.unbind(1), real, strict=True)]
+
+
+def rank_labels(model: RelevanceRanker, batch: ClipBatch) -> Tensor:
+    """A ranker's scores of a batch: [B, L]."""
+    scores: Tensor = model(batch.text, batch.frames, text_mask=batch.text_mask, frame_mask=batch.frame_mask)
+    return scores
+
+
+def win_shares(margins: Scores) -> Scores:
+    """For each label of a clip the share of pairs with another, shown both ways, that it wins; ties count half.
+
+    Shapes: margins: [2, pairs] as of `judge_batch`. Returns [labels].
+    """
+    labels = count_labels(margins)
+    first, second = np.triu_indices(labels, 1)
+    first_wins = (0.25 * (1 + np.sign(margins))).sum(0)
+    wins = np.bincount(first, first_wins, labels) + np.bincount(second, 1 - first_wins, labels)
+    shares: Scores = wins / max(labels - 1, 1)
+    return shares
+
+
+def count_labels(margins: Scores) -> int:
+    """Of how many labels these are all the pairs."""
+    return (1 + math.isqrt(1 + 8 * margins.shape[1])) // 2
+
+
+def _numbers(tensor: Tensor) -> Scores:
+    numbers: Scores = tensor.double().cpu().numpy()
+    return numbers
+
+
+def pair_margins(model: PartialOrderModel, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """For each pair of labels, by how much the reward of putting its first label first exceeds that of the reverse.
+
+    Shapes: vectors: [B, L, D]. Returns margins [2, B, pairs], of each pair shown as it is and the other way round, and
+    the pairs [2, pairs], positions of the first and of the second label.
+    """
+    labels = vectors.shape[1]
+    first, second = pairs = torch.triu_indices(labels, labels, offset=1, device=vectors.device)
+    forward, backward = torch.stack([first, second], 1), torch.stack([second, first], 1)
+    both_ways = []
+    for shown in (forward, backward):
+        margins = []
+        for part in torch.arange(len(first), device=vectors.device).split(JUDGED_AT_ONCE):
+            orders = torch.stack([torch.cat([shown[part], proposed[part]], 1) for proposed in (forward, backward)])
+            rewards = model.judge(vectors, orders.flatten(0, 1).expand(len(vectors), -1, -1)).unflatten(1, (2, -1))
+            margins.append(rewards[:, 0] - rewards[:, 1])
+        both_ways.append(torch.cat(margins, 1))
+    return torch.stack(both_ways), pairs
+
+
+def preferences(model: PartialOrderModel, vectors: Tensor, temperature: float) -> Tensor:
+    """How surely people put each label before each other: vectors [B, L, D] -> [B, L, L] of float64, row before column.
+
+    It is the logistic function of the margin, averaged over both ways to show the pair, over the temperature; 0.5 on
+    the diagonal.
+    """
+    margins, (first, second) = pair_margins(model, vectors)
+    first_wins = torch.sigmoid(margins.double().mean(0) / temperature)
+    table = torch.full((len(vectors), vectors.shape[1], vectors.shape[1]), 0.5, dtype=torch.float64)
+    table = table.to(vectors.device)
+    table[:, first, second], table[:, second, first] = first_wins, 1 - first_wins
+    return table
+
+
+def ranking_metrics(clips: Sequence[Clip], scores: Sequence[Scores]) -> dict[str, Scores]:
+    """Each clip's NDCG at every cut-off and its pair accuracy: name -> [clips]."""
+    padded, grades, mask = pad_lists(scores, [graded(clip) for clip in clips])
+    metrics = {name: ndcg(padded, grades, mask, k).numpy() for name, k in CUTOFFS.items()}
+    metrics["pair_accuracy"] = pair_accuracy(padded, grades, mask).numpy()
+    return metrics
+
+
+def validation_ndcg(model: RelevanceRanker, dataset: ClipDataset, processes: Processes, batch_size: int) -> Evaluation:
+    """Mean NDCG at every cut-off over a validation set, its scores by grade, and its first cases."""
+    scores = score_clips(model, dataset, processes, batch_size)
+    metrics = ranking_metrics(dataset.clips, scores)
+    grades, flat = np.concatenate([graded(clip) for clip in dataset.clips]), np.concatenate(scores)
+    return Evaluation(
+        {name: float(metrics[name].mean()) for name in CUTOFFS},
+        {f"validation_scores/grade {grade}": flat[grades == grade] for grade in range(HIGHEST_GRADE + 1)},
+        list(zip(dataset.clips[:CASES], scores[:CASES], strict=True)),
+    )
+
+
+def pad_lists(scores: Sequence[Scores], grades: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Lists of different lengths as `[clips, labels]` tensors of scores and grades, and their mask."""
+    rows = [torch.from_numpy(np.asarray(row)) for row in scores]
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
+    targets = pad_sequence([torch.from_numpy(np.asarray(row)) for row in grades], batch_first=True)
+    return pad_sequence(rows, batch_first=True), targets, mask
+
+
+@torch.inference_mode()
+def judged_pairs(
+    model: PartialOrderModel,
+    dataset: ClipDataset,
+    requests: Sequence[ClipRequest],
+    processes: Processes,
+    batch_size: int,
+) -> Evaluation:
+    """How a reward model judges annotated pairs: the share whose better order it rewards more, and its temperature."""
+    loader = evaluation_loader(
+        dataset, requests, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size
+    )
+    training = model.training
+    model.eval()
+    mine: list[float] = []
+    for batch in loader:
+        chosen, rejected = preference_rewards(model, batch.to(processes.device))
+        mine += (chosen - rejected).double().tolist()
+    model.train(training)
+    margins = torch.tensor([margin for share in processes.gather(mine) for margin in share], dtype=torch.float64)
+    metrics = {"pair_accuracy": float((margins > 0).double().mean()), "temperature": fit_temperature(margins)}
+    return Evaluation(metrics, {"validation_margins": margins.numpy()})
+
+
+def preference_rewards(model: torch.nn.Module, batch: ClipBatch) -> tuple[Tensor, Tensor]:
+    """Rewards of a batch's annotated pairs with the better and with the worse label proposed first: [pairs] each."""
+    shown, swapped = batch.pairs, batch.pairs.flip(-1)
+    better_first = torch.where(batch.first_is_better.unsqueeze(-1), shown, swapped)
+    chosen = torch.cat([shown, better_first], dim=-1)
+    rejected = torch.cat([shown, better_first.flip(-1)], dim=-1)
+    rewards = model(
+        batch.text,
+        batch.frames,
+        torch.cat([chosen, rejected], dim=1),
+        text_mask=batch.text_mask,
+        frame_mask=batch.frame_mask,
+    )
+    chosen_rewards, rejected_rewards = rewards.chunk(2, dim=1)
+    return chosen_rewards[batch.pair_mask], rejected_rewards[batch.pair_mask]

@@ -1,0 +1,85 @@
+"""Export a run's model as a folder of its own, which `LabelRanker.load` takes."""
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lr2ppo.errors import UserError, reports_user_errors
+from lr2ppo.files import write_json
+from lr2ppo.inference.model_card import write_card
+from lr2ppo.inference.onnx import OnnxReport, export_onnx
+from lr2ppo.inference.trained import BEFORE, REWARD, Trained, open_trained
+from lr2ppo.models import PartialOrderModel
+from lr2ppo.models.weights import load_model, save_model
+from lr2ppo.version import __version__
+
+
+def export(trained: Trained, out: Path, with_onnx: bool = False) -> OnnxReport | None:
+    """Write a model, its reward model and the stage 1 run it began from, with a model card, whole or not at all.
+
+    `with_onnx` adds the ranker as an ONNX graph and returns how it compares. Raises `UserError` where `out` is there
+    and is not empty, or the graph's scores differ.
+    """
+    with _whole_folder(out) as folder:
+        is_ranker = _write_model(trained, folder)
+        if trained.reward is not None and is_ranker:
+            save_model(folder / REWARD, load_model(trained.reward))
+        if trained.before is not None:
+            _write_model(trained.before, folder / BEFORE)
+        report = export_onnx(trained, folder / "ranker.onnx") if with_onnx else None
+        write_card(trained, folder / "README.md", out, report)
+    return report
+
+
+def _write_model(trained: Trained, folder: Path) -> bool:
+    """Write weights, and how they are used into their config.json; returns whether it is a ranker."""
+    model = load_model(trained.weights)
+    save_model(folder, model)
+    path = folder / "config.json"
+    description = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, description | {"use": trained.use.model_dump(mode="json"), "lr2ppo": __version__})
+    return not isinstance(model, PartialOrderModel)
+
+
+@contextmanager
+def _whole_folder(out: Path) -> Iterator[Path]:
+    """A folder that takes its name once it is whole, and is removed where that does not happen."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there already and is not empty; give another OUT, or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        partial.replace(out)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+
+
+@reports_user_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m lr2ppo.inference.export",
+        description="Export a run as a folder that needs nothing else but its encoders: weights, reward model, README.",
+        epilog="example: python -m lr2ppo.inference.export ppo/quickstart exported/mini --onnx",
+    )
+    parser.add_argument("run", metavar="RUN", help="NAME, STAGE/NAME or a path of a run")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    parser.add_argument("--onnx", action="store_true", help="write the ranker as ranker.onnx too, and check its scores")
+    parser.add_argument("--logs", type=Path, default=Path("logs"))
+    arguments = parser.parse_args()
+    trained = open_trained(arguments.run, arguments.logs)
+    report = export(trained, arguments.out, arguments.onnx)
+    size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file()) / 2**20
+    print(f"{arguments.out}: {trained.use.name}, {size:.1f} MiB; rank with: lr2ppo rank {arguments.out} ...")
+    if report is not None:
+        print(f"{arguments.out / 'ranker.onnx'}: {report}")
+
+
+if __name__ == "__main__":
+    main()

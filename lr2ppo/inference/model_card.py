@@ -1,0 +1,109 @@
+"""The README of an exported model: what it is, how good it is, and how it is used."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lr2ppo.evaluation.comparison import TITLES
+from lr2ppo.evaluation.results import read_splits
+from lr2ppo.files import write_whole
+from lr2ppo.inference.onnx import OnnxReport
+from lr2ppo.inference.trained import Trained
+from lr2ppo.models.weights import describe_model
+from lr2ppo.runs.lookup import RESULTS, read_run
+
+SPLITS = {"test": "test split", "val": "validation split, which chose the weights"}
+
+
+def write_card(trained: Trained, path: Path, out: Path, onnx: OnnxReport | None) -> None:
+    """Write the model card of a model that is exported to `out`."""
+    parts = [_what(trained), _metrics(trained), _data(trained), _encoders(trained), _use(trained, out)]
+    if onnx is not None:
+        parts.append(
+            "## ONNX\n\n`ranker.onnx`: `text [clips, labels, tokens, text width]`, `text_mask`, `frames [clips, frame "
+            f"tokens, image width]`, `frame_mask` to `scores [clips, labels]`; {onnx}."
+        )
+    text = "\n\n".join(parts) + "\n"
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def _what(trained: Trained) -> str:
+    kind, shape = describe_model(trained.weights)
+    return (
+        f"# {trained.use.name}\n\n"
+        "Ranks labels by how relevant they are to a clip: a few video frames and a description. Trained with lr2ppo "
+        "(*Multimodal Label Relevance Ranking via Reinforcement Learning*, ECCV 2024).\n\n"
+        f"- Model: `{kind.__name__}`, head `{shape.head}`, width {shape.width}.\n"
+        f"- Frames: at most {trained.use.frames} of a clip, in {trained.use.frame_order} order."
+        + (
+            ""
+            if trained.reward is None
+            else f"\n- Reward model, temperature {trained.use.temperature:.3g}: tells how "
+            "surely people would put one label before another."
+        )
+        + (
+            ""
+            if trained.before is None
+            else f"\n- `before/`: `{trained.before.use.name}`, the run it was improved from."
+        )
+    )
+
+
+def _metrics(trained: Trained) -> str:
+    results = {} if trained.run is None else read_splits(trained.run / RESULTS)
+    if not results:
+        return f"## Metrics\n\nNot evaluated before export: `sh ppo_eval.sh {trained.use.name}`."
+    return "## Metrics\n\n" + "\n\n".join(
+        "\n".join(_table(split, results[split])) for split in SPLITS if split in results
+    )
+
+
+def _table(split: str, results: dict[str, Any]) -> Iterator[str]:
+    yield f"{results['clips']} clips of `{results['annotations']}`, the {SPLITS[split]}:\n"
+    yield "| metric | mean | 95 % interval | chance |"
+    yield "|---|---|---|---|"
+    for name, title in TITLES.items():
+        found = results[name]
+        yield (
+            f"| {title} | {found['mean']:.3f} | {found['low']:.3f} to {found['high']:.3f} "
+            f"| {results['chance'][name]:.3f} |"
+        )
+
+
+def _data(trained: Trained) -> str:
+    if trained.run is None or not (trained.run / "config.yaml").is_file():
+        return "## Data\n\nNot told: the weights were converted, or exported, without their data."
+    config = read_run(trained.run)
+    data = config["data"]
+    earlier = "".join(f"\n- {key}: `{config[key]}`" for key in ("ranker", "reward") if key in config)
+    return (
+        f"## Data\n\n- Folder: `{data['root']}`, preset `{config['preset']}`, seed {config['seed']}\n"
+        f"- Training: `{data['train']}`; validation: `{data['validation']}`; test: `{data['test']}`{earlier}"
+    )
+
+
+def _encoders(trained: Trained) -> str:
+    encoders = trained.use.encoders
+    if encoders is None:
+        return "## Encoders\n\nThe features it was trained on name none: give `text=` and `image=` where it is loaded."
+    return (
+        "## Encoders\n\nThey are not in this folder; `LabelRanker` looks for them at these paths, and refuses others "
+        "by their fingerprints.\n\n"
+        f"- Text: `{encoders.text_encoder}` at `{encoders.text_path}`, at most {encoders.max_text_tokens} tokens, "
+        f"tokenizer `{encoders.tokenizer}` at `{encoders.tokenizer_path}`\n"
+        f"- Image: `{encoders.image_encoder}` at `{encoders.image_path}`, frame tokens: {encoders.frame_tokens}"
+    )
+
+
+def _use(trained: Trained, out: Path) -> str:
+    lines = [
+        "from lr2ppo import LabelRanker",
+        "",
+        f'ranker = LabelRanker.load("{out}")  # text=, tokenizer=, image=: paths of encoders elsewhere',
+        'ranker.rank("holiday.mp4", ["beach", "car", "night"], "two friends by the sea")',
+    ]
+    if trained.reward is not None:
+        lines.append('ranker.compare("holiday.mp4", "beach", "car", "two friends by the sea")')
+    python = "\n".join(lines)
+    shell = f'python -m lr2ppo.inference.ranker {out} --frames holiday.mp4 --labels "beach,car,night"'
+    return f"## Use\n\n```python\n{python}\n```\n\nor\n\n```sh\n{shell}\n```"

@@ -1,0 +1,115 @@
+"""A ranker as an ONNX graph, from features to scores, checked against the ranker itself."""
+
+import importlib.util
+import io
+import logging
+import warnings
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lr2ppo.errors import UserError
+from lr2ppo.inference.trained import Trained
+from lr2ppo.models import RelevanceRanker
+from lr2ppo.models.weights import load_model
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+LARGEST_DIFFERENCE = 1e-4
+INPUTS = ("text", "text_mask", "frames", "frame_mask")
+# Clips, labels, tokens a label and frame tokens: what is exported, then what it is checked on.
+TRACED = (2, 3, 5, 4)
+CHECKED = ((1, 1, 2, 1), (1, 7, 3, 9), (3, 2, 6, 5))
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """By how much the graph's scores differ from torch's at most, and which sizes it takes."""
+
+    difference: float
+    sizes: str
+
+    def __str__(self) -> str:
+        return f"scores differ from torch's by at most {self.difference:.1e}; {self.sizes}"
+
+
+class _Scores(nn.Module):
+    """A ranker whose inputs all have names."""
+
+    def __init__(self, ranker: RelevanceRanker) -> None:
+        super().__init__()
+        self.ranker = ranker
+
+    def forward(self, text: Tensor, text_mask: Tensor, frames: Tensor, frame_mask: Tensor) -> Tensor:
+        scores: Tensor = self.ranker(text, frames, text_mask=text_mask, frame_mask=frame_mask)
+        return scores
+
+
+def export_onnx(trained: Trained, path: Path) -> OnnxReport:
+    """Write `text, text_mask, frames, frame_mask -> scores` as `RelevanceRanker.forward` has them.
+
+    Raises `UserError` where the model is no ranker, a package is missing, or the graph's scores differ from torch's.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--onnx needs {', '.join(missing)}, not here: pip install '.[onnx]'")
+    ranker = load_model(trained.weights)
+    if not isinstance(ranker, RelevanceRanker):
+        raise UserError(f"{trained.use.name}: is a reward model, of which no ONNX graph is made; name a ranker's run")
+    shape = ranker.encoder.config
+    is_flatten = shape.head == "flatten"
+    of_text, of_frames = ("clips", "labels", "tokens"), ("clips", "frame_tokens")
+    fixed_sizes = ("tokens", "frame_tokens") if is_flatten else ()
+    dynamic = {
+        name: {axis: size for axis, size in enumerate(sizes) if size not in fixed_sizes}
+        for name, sizes in zip(INPUTS, (of_text, of_text, of_frames, of_frames), strict=True)
+    }
+    with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        torch.onnx.export(
+            _Scores(ranker),
+            draw_inputs(ranker, TRACED),
+            str(path),
+            input_names=INPUTS,
+            output_names=("scores",),
+            dynamic_shapes=dynamic,
+            dynamo=True,
+            # One file cannot hold more than 2 GiB.
+            external_data=sum(weight.nbytes for weight in ranker.state_dict().values()) > 2**30,
+        )
+    session = importlib.import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    difference = max(_difference(ranker, session, draw_inputs(ranker, sizes)) for sizes in CHECKED)
+    if not difference <= LARGEST_DIFFERENCE:
+        raise UserError(f"{path.name}: its scores differ from torch's by {difference:.1e}; it is not written")
+    fixed = f"; text is padded to {shape.text_tokens} tokens, frames are {shape.frames}" if is_flatten else ""
+    varying = "clips and labels" if is_flatten else "clips, labels, tokens and frames"
+    return OnnxReport(difference, f"any number of {varying}{fixed}")
+
+
+@torch.no_grad()
+def _difference(ranker: RelevanceRanker, session: Any, inputs: tuple[Tensor, ...]) -> float:
+    text, text_mask, frames, frame_mask = inputs
+    wanted = ranker(text, frames, text_mask=text_mask, frame_mask=frame_mask)
+    fed = {name: tensor.numpy() for name, tensor in zip(INPUTS, inputs, strict=True)}
+    (found,) = session.run(None, fed)
+    # A label without tokens is padding, whose score means nothing.
+    return float((torch.from_numpy(found) - wanted)[text_mask.any(-1)].abs().max())
+
+
+def draw_inputs(ranker: RelevanceRanker, sizes: tuple[int, int, int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random features of so many clips, labels, tokens and frame tokens, some of each padding."""
+    shape = ranker.encoder.config
+    clips, labels, tokens, frames = sizes
+    if shape.head == "flatten":
+        tokens, frames = shape.text_tokens, shape.frames
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(clips, labels, tokens, shape.text_width or shape.width, generator=generator)
+    pictures = torch.randn(clips, frames, shape.image_width or shape.width, generator=generator)
+    lengths = torch.randint(min(2, tokens), tokens + 1, (clips, labels), generator=generator)
+    text_mask = torch.arange(tokens) < lengths.unsqueeze(-1)
+    seen = torch.randint(1, frames + 1, (clips,), generator=generator)
+    frame_mask = torch.arange(frames) < seen.unsqueeze(-1)
+    return text * text_mask.unsqueeze(-1), text_mask, pictures * frame_mask.unsqueeze(-1), frame_mask

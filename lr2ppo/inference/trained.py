@@ -1,0 +1,132 @@
+"""What a run, or an exported folder, tells of its trained model: all that ranking needs besides the weights."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from lr2ppo.config.schema import Count, Positive, Section
+from lr2ppo.data.features.encoders import Encoding, differing_facts, read_features_file
+from lr2ppo.errors import UserError
+from lr2ppo.models import PartialOrderModel
+from lr2ppo.models.weights import describe_model
+from lr2ppo.runs.lookup import COMMANDS, find_run, is_converted, read_data, read_run, read_temperature
+
+# Of models that are told without their data.
+FRAME_ORDER: Literal["even", "random"] = "even"
+REWARD, BEFORE = "reward", "before"
+
+
+class Use(Section):
+    """How a model is used, as an exported folder's config.json tells under `use`."""
+
+    name: str
+    frames: Count
+    frame_order: Literal["even", "random"]
+    encoders: Encoding | None
+    temperature: Positive | None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model: `weights` is the folder of its own, `reward` that of the model that judges pairs for it.
+
+    `no_reward` says why there is none; `run` is the run's folder, None of what was exported.
+    """
+
+    use: Use
+    weights: Path
+    reward: Path | None
+    no_reward: str
+    before: "Trained | None"
+    run: Path | None = None
+
+
+def open_trained(reference: str | Path, logs: Path) -> Trained:
+    """A run as `find_run` takes it, or an exported folder; raises `UserError` where it is neither."""
+    place = Path(reference)
+    if (place / "config.json").is_file():
+        return _open_exported(place)
+    return _open_run(find_run(str(reference), tuple(COMMANDS), logs))
+
+
+def _open_exported(folder: Path) -> Trained:
+    try:
+        description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        use = Use.model_validate(description["use"])
+    except (OSError, ValueError, ValidationError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{folder / 'config.json'}: tells no exported model ({error}); name a run, or a folder made by "
+            "sh scripts/export.sh RUN OUT"
+        ) from None
+    # A reward model is its own judge, and is not there twice.
+    own = folder if description.get("model") == "PartialOrderModel" else folder / REWARD
+    has_reward = use.temperature is not None and (own / "config.json").is_file()
+    has_before = (folder / BEFORE / "config.json").is_file()
+    return Trained(
+        use=use,
+        weights=folder,
+        reward=own if has_reward else None,
+        no_reward="" if has_reward else f"{folder}: was exported without a reward model",
+        before=_open_exported(folder / BEFORE) if has_before else None,
+    )
+
+
+def _open_run(folder: Path) -> Trained:
+    name = "/".join(folder.resolve().parts[-2:])
+    if is_converted(folder):
+        _, shape = describe_model(folder / "best")
+        frames, order = max(1, shape.frames // shape.tokens_per_frame), FRAME_ORDER
+        config: Mapping[str, Any] = {"stage": folder.resolve().parent.name}
+    else:
+        config = read_run(folder)
+        data = read_data(folder)
+        frames, order = data.frames, data.frame_order
+    encoding = read_features_file(folder)
+    reward, why = _find_reward(folder, config)
+    use = Use(
+        name=name,
+        frames=frames,
+        frame_order=order,
+        encoders=encoding,
+        temperature=None if reward is None else read_temperature(reward),
+    )
+    return Trained(
+        use=use,
+        weights=folder / "best",
+        reward=None if reward is None else reward / "best",
+        no_reward=why,
+        before=_find_before(folder, config, encoding),
+        run=folder,
+    )
+
+
+def _find_reward(folder: Path, config: Mapping[str, Any]) -> tuple[Path | None, str]:
+    """The run whose model judges pairs, or why there is none."""
+    if describe_model(folder / "best")[0] is PartialOrderModel:
+        return folder, ""
+    if "reward" not in config:
+        return None, f"{folder}: is a {config['stage']} run without a reward model; name a ppo or a reward run"
+    found = _find_began_from(folder, config["reward"])
+    return found, "" if found else f"{folder}: its reward model {config['reward']} is not there any more"
+
+
+def _find_before(folder: Path, config: Mapping[str, Any], encoding: Encoding | None) -> Trained | None:
+    """The stage 1 run that a stage 3 run began from; None where it is gone or was trained on other features."""
+    found = _find_began_from(folder, config["ranker"]) if config["stage"] == "ppo" and "ranker" in config else None
+    if found is None:
+        return None
+    before = _open_run(found)
+    others = before.use.encoders is not None and differing_facts(before.use.encoders, encoding)
+    return None if others else before
+
+
+def _find_began_from(folder: Path, told: str) -> Path | None:
+    """An earlier run that a run's config names: under the same logs first, for the path may be of another folder."""
+    path = Path(told)
+    beside = folder.resolve().parents[1].joinpath(*path.parts[-2:])
+    places = [path, beside] if path.is_absolute() else [beside, path]
+    return next((place for place in places if (place / "best" / "config.json").is_file()), None)

@@ -1,0 +1,15 @@
+"""Losses of stage 2, over annotated pairs."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lr2ppo.losses.reduction import Total, mean, this_process
+
+
+def preference_hinge_loss(chosen: Tensor, rejected: Tensor, margin: float = 1.0, total: Total = this_process) -> Tensor:
+    """Stage 2: the reward of the order people prefer is to exceed the other's by `margin`.
+
+    Shapes: chosen, rejected: [pairs] float, rewards of the same pair with the better or the worse label first.
+    `total` adds up a tensor over the processes that share a batch; the mean is over all their pairs.
+    """
+    return mean(F.relu(margin - (chosen - rejected)), total)

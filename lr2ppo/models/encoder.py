@@ -1,0 +1,141 @@
+"""The trunk all models share: a clip's labels, description and frames become one vector a label."""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from lr2ppo.config.schema import ModelConfig
+from lr2ppo.models.layers import MLP, FixedBiasLinear, FusionBlock, ResidualMLP
+from lr2ppo.ops.packing import Rows, lay_out
+
+
+class LabelEncoder(nn.Module):
+    """Each label's text tokens query the clip's frames; a head turns the fused tokens into one vector a label.
+
+    The head `flatten` is the published one and takes exactly `text_tokens` tokens and `frames` frames; `pooled`
+    takes any number of both.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, text_width, image_width = (
+            config.width,
+            config.text_width or config.width,
+            config.image_width or config.width,
+        )
+        self.fusion = FusionBlock(width, config.heads, config.attention, config.dropout)
+        self.text_proj: MLP | ResidualMLP
+        self.image_proj: MLP | ResidualMLP
+        self.head: FlattenHead | PooledHead
+        if config.head == "flatten":
+            self.text_proj = MLP(text_width, 4 * width, width)
+            self.image_proj = MLP(image_width, 4 * width, width)
+            self.head = FlattenHead(width, config.text_tokens, config.frames)
+        else:
+            self.text_proj = ResidualMLP(text_width, width)
+            self.image_proj = ResidualMLP(image_width, width)
+            self.head = PooledHead(width)
+            self._start_aligned()
+
+    def forward(
+        self, text: Tensor, frames: Tensor, *, text_mask: Tensor | None = None, frame_mask: Tensor | None = None
+    ) -> Tensor:
+        """Encode every label of every clip once.
+
+        Shapes: text: [B, L, T, text width]; frames: [B, F, image width]; masks: [B, L, T] and [B, F] bool, False on
+        padding. Returns [B, L, D].
+        """
+        projected_frames = self.image_proj(frames)
+        if self.config.head == "pooled":
+            projected_frames = projected_frames + self._frame_positions(projected_frames)
+        # The labels' tokens of a clip stand in one row: no frame is repeated for a label. Padding has no place in it.
+        packing = None if text_mask is None else lay_out(text_mask)
+        tokens = text.flatten(1, 2) if packing is None else packing.pack(text)
+        fused = self.fusion(self.text_proj(tokens), projected_frames, frame_mask, packing)
+        if packing is None:
+            fused = fused.unflatten(1, text.shape[1:3])
+        return cast(Tensor, self.head(fused, projected_frames, packing, frame_mask))
+
+    def _start_aligned(self) -> None:
+        """Start both projections equal, and keys equal to queries: what the encoders aligned is found at once."""
+        shapes = {name: tensor.shape for name, tensor in self.text_proj.state_dict().items()}
+        if shapes == {name: tensor.shape for name, tensor in self.image_proj.state_dict().items()}:
+            self.image_proj.load_state_dict(self.text_proj.state_dict())
+        attention = self.fusion.attention
+        attention.keys.load_state_dict(attention.queries.state_dict())
+
+    def _frame_positions(self, frames: Tensor) -> Tensor:
+        """Sines and cosines of a frame's place in time, the same for all tokens of a frame: [F, D]."""
+        width = frames.shape[-1]
+        time = torch.arange(frames.shape[1], device=frames.device) // self.config.tokens_per_frame
+        rates = torch.exp(torch.arange(0, width, 2, device=frames.device) * (-math.log(10000.0) / width))
+        angles = time.unsqueeze(-1) * rates
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)[:, :width].to(frames.dtype)
+
+
+class FlattenHead(nn.Module):
+    """All fused tokens and projected frames in one long row, through an MLP (the published head)."""
+
+    def __init__(self, width: int, text_tokens: int, frames: int) -> None:
+        super().__init__()
+        self.text_tokens, self.frames = text_tokens, frames
+        self.mlp = MLP((text_tokens + frames) * width, 4 * width, width)
+
+    def forward(
+        self, fused: Tensor, frames: Tensor, packing: Rows | None = None, frame_mask: Tensor | None = None
+    ) -> Tensor:
+        """Shapes: fused: [B, L, T, D], or packed [N, D]; frames: [B, F, D]; frame_mask: [B, F]. Returns [B, L, D].
+
+        Padding and absent text tokens count as zeros.
+        """
+        if packing is not None:
+            fused = packing.unpack(fused)
+        clips, labels, tokens, width = fused.shape
+        if frames.shape[1] != self.frames or tokens > self.text_tokens:
+            raise ValueError(
+                f"the flatten head was built for {self.text_tokens} text tokens and {self.frames} frames, "
+                f"got {tokens} and {frames.shape[1]}"
+            )
+        if frame_mask is not None:
+            frames = frames * frame_mask.unsqueeze(-1)
+        absent = fused.new_zeros(clips, labels, self.text_tokens - tokens, width)
+        # Frames are repeated for each label: a weight split in two has its gradient put together in one more copy.
+        row = torch.cat([fused, absent, frames.unsqueeze(1).expand(-1, labels, -1, -1)], dim=2)
+        vectors: Tensor = self.mlp(row.flatten(2))
+        return vectors
+
+
+class PooledHead(nn.Module):
+    """The label's own first token, its attention-pooled tokens and the attention-pooled frames, through an MLP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.text_pool = FixedBiasLinear(width, 1)
+        self.frame_pool = FixedBiasLinear(width, 1)
+        self.mlp = MLP(3 * width, 4 * width, width)
+
+    def forward(
+        self, fused: Tensor, frames: Tensor, packing: Rows | None = None, frame_mask: Tensor | None = None
+    ) -> Tensor:
+        """Shapes: fused: [B, L, T, D], or packed [N, D]; frames: [B, F, D]; frame_mask: [B, F]. Returns [B, L, D]."""
+        logits = self.text_pool(fused)
+        # Token 0 is <s>; the label's words follow it, then the description.
+        if packing is None:
+            own, text = fused[:, :, 1], (logits.softmax(-2) * fused).sum(-2)
+        else:
+            weights = packing.pack(_masked_softmax(packing.unpack(logits), packing.mask))
+            own, text = packing.label_token(fused, 1), packing.label_sums(fused, weights)
+        clip = (_masked_softmax(self.frame_pool(frames), frame_mask) * frames).sum(-2)
+        vectors: Tensor = self.mlp(torch.cat([own, text, clip.unsqueeze(1).expand_as(own)], dim=-1))
+        return vectors
+
+
+def _masked_softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax over the N of logits `[..., N, 1]`; `mask [..., N]` is False on what is to have no weight."""
+    if mask is not None:
+        # Finite, so that a padded label's row, which has no token at all, stays finite too.
+        logits = logits.masked_fill(~mask.unsqueeze(-1), torch.finfo(logits.dtype).min)
+    return logits.softmax(-2)

@@ -1,0 +1,111 @@
+"""The fusion block: one sequence queries another, then a feed-forward net; and the small nets used around it."""
+
+import math
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lr2ppo.ops.linear import Linear, linear
+from lr2ppo.ops.packing import Rows
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between them: `[..., inputs] -> [..., outputs]`."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(inputs, hidden)
+        self.fc2 = Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return output
+
+
+class ResidualMLP(nn.Module):
+    """A linear map to the width, and an MLP of its normed output added to it: `[..., inputs] -> [..., width]`."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.linear = Linear(inputs, width)
+        self.norm = nn.LayerNorm(width)
+        self.mlp = MLP(width, 4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        output: Tensor = x + self.mlp(self.norm(x))
+        return output
+
+
+class FixedBiasLinear(Linear):
+    """A linear layer before a softmax that its bias cannot change, since it shifts all logits alike.
+
+    The bias' gradient is exactly 0 and given as such: what rounding makes of it is noise, which AdamW would blow up.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias.detach() + 0 * self.bias)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries `x [B, Q, D]` over a context `y [B, K, D]`; `mask [B, K]` is False on padding.
+
+    `published` keeps what the published weights were trained with: logits are not scaled before the softmax, and the
+    attended values are divided by sqrt(D), the full width. `scaled` is ordinary attention.
+    """
+
+    def __init__(self, width: int, heads: int, attention: Literal["published", "scaled"]) -> None:
+        super().__init__()
+        self.heads = heads
+        self.published = attention == "published"
+        self.queries = Linear(width, width)
+        self.keys = FixedBiasLinear(width, width)
+        self.values = Linear(width, width)
+        self.projection = Linear(width, width)
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None, packing: Rows | None = None) -> Tensor:
+        """Shapes: x: [B, Q, D], or packed [N, D]; y: [B, K, D]; mask: [B, K]. Returns as x."""
+        queries = self.queries(x)
+        if packing is not None:
+            queries = packing.clip_rows(queries)
+        attended = F.scaled_dot_product_attention(
+            self._split(queries),
+            self._split(self.keys(y)),
+            self._split(self.values(y)),
+            attn_mask=None if mask is None else mask[:, None, None, :],
+            scale=1.0 if self.published else None,
+        )
+        attended = attended.transpose(1, 2).flatten(2)
+        if packing is not None:
+            attended = packing.from_clip_rows(attended)
+        if self.published:
+            attended = attended / math.sqrt(x.shape[-1])
+        projected: Tensor = self.projection(attended)
+        return projected
+
+    def _split(self, x: Tensor) -> Tensor:
+        """`[B, N, D] -> [B, heads, N, D / heads]`."""
+        heads: Tensor = x.unflatten(-1, (self.heads, -1))
+        return heads.transpose(1, 2)
+
+
+class FusionBlock(nn.Module):
+    """`x` gathers from `y`, then a feed-forward net, each added to what was there; a LayerNorm closes the block."""
+
+    def __init__(self, width: int, heads: int, attention: Literal["published", "scaled"], dropout: float) -> None:
+        super().__init__()
+        self.norm_x = nn.LayerNorm(width)
+        self.norm_y = nn.LayerNorm(width)
+        self.attention = CrossAttention(width, heads, attention)
+        self.norm_ffn = nn.LayerNorm(width)
+        self.ffn = nn.Sequential(Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), Linear(4 * width, width))
+        self.dropout = nn.Dropout(dropout)
+        self.norm_out = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None, packing: Rows | None = None) -> Tensor:
+        """Shapes: x: [B, Q, D], or packed [N, D]; y: [B, K, D]; mask: [B, K] bool, False on padding. Returns as x."""
+        x = x + self.dropout(self.attention(self.norm_x(x), self.norm_y(y), mask, packing))
+        x = x + self.dropout(self.ffn(self.norm_ffn(x)))
+        fused: Tensor = self.norm_out(x)
+        return fused

@@ -1,0 +1,243 @@
+"""List the runs there are: how far each is, its best validation metric, and whether it is at work."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from lr2ppo.errors import UserError, reports_user_errors
+from lr2ppo.runs.lock import is_locked
+from lr2ppo.runs.lookup import (
+    COMMANDS,
+    FINISHED,
+    METRICS,
+    PROGRESS,
+    RESULTS,
+    SELECTED,
+    is_converted,
+    read_rows,
+    read_run,
+)
+
+CONFIG = "config.yaml"
+# Their times tell when a run last did anything.
+LIVELY = (CONFIG, METRICS, "train.log", PROGRESS, FINISHED)
+HEADINGS = ("stage", "name", "progress", "", "best", "begun", "active", "state")
+LONGEST_FAULT = 80
+UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+# Of the terminal: another screen and back, home, and clear to the end of the line or of the screen.
+ENTER, LEAVE, HOME, CLEAR_LINE, CLEAR_REST = (
+    "\x1b[?1049h\x1b[?25l",
+    "\x1b[?25h\x1b[?1049l",
+    "\x1b[H",
+    "\x1b[K",
+    "\x1b[J",
+)
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What a run's folder tells; times are seconds since 1970, and None is what it does not tell.
+
+    `state` is running, stopped, finished, evaluated, converted (weights alone) or damaged, which `fault` explains.
+    `goes_on_from` is the step of a stopped run's newest checkpoint, which may be behind where it was.
+    """
+
+    stage: str
+    name: str
+    state: str
+    preset: str | None = None
+    step: int | None = None
+    steps: int | None = None
+    metric: str | None = None
+    best: float | None = None
+    best_step: int | None = None
+    begun: float | None = None
+    active: float | None = None
+    seconds_left: float | None = None
+    goes_on_from: int | None = None
+    evaluated: tuple[str, ...] = ()
+    fault: str | None = None
+
+
+def list_runs(logs: Path) -> list[RunStatus]:
+    """All runs under `logs`, by stage, of which the newest first."""
+    found = []
+    for stage in COMMANDS:
+        folders = {path for path in (logs / stage).glob("[!.]*") if path.is_dir()}
+        # A run that has only begun to check what it reads has no folder yet.
+        locks = (logs / stage).glob(".*.lock")
+        folders |= {folder for folder in (path.with_name(path.name[1:-5]) for path in locks) if is_locked(folder)}
+        runs = [run for run in map(read_status, folders) if run is not None]
+        found += sorted(sorted(runs, key=lambda run: run.name), key=lambda run: run.begun or time.time(), reverse=True)
+    return found
+
+
+def read_status(folder: Path) -> RunStatus | None:
+    """What a run's folder tells; None where it is empty, or was removed meanwhile."""
+    status = RunStatus(stage=folder.parent.name, name=folder.name, state="running")
+    try:
+        times = [path.stat().st_mtime for path in (folder / name for name in LIVELY) if path.exists()]
+        if times:
+            status = replace(status, begun=min(times), active=max(times))
+        if is_converted(folder):
+            weights = (folder / "best" / "config.json").stat().st_mtime
+            return replace(status, state="converted", begun=weights, active=weights, evaluated=_splits(folder))
+        if is_locked(folder) and not (folder / CONFIG).exists():
+            return status
+        if not any(not path.name.startswith(".") for path in folder.iterdir()):
+            return None
+        return _read(folder, status)
+    except (OSError, ValueError, LookupError, TypeError, UserError) as error:
+        fault = f"a file lacks {error}" if isinstance(error, LookupError) else " ".join(str(error).split())
+        return replace(status, state="damaged", fault=fault) if folder.exists() else None
+
+
+def _read(folder: Path, status: RunStatus) -> RunStatus:
+    """A run with its progress and its best; raises where a file of it is missing or cannot be read."""
+    config, progress, finished = read_run(folder), _read_json(folder / PROGRESS), _read_json(folder / FINISHED)
+    rows = read_rows(folder)
+    metric = SELECTED[status.stage]
+    best = max(rows, key=lambda row: row[f"validation/{metric}"], default=None)
+    if best is not None:
+        status = replace(status, metric=metric, best=best[f"validation/{metric}"], best_step=best["step"])
+    status = replace(status, preset=config.get("preset"))
+    if finished:
+        evaluated = _splits(folder)
+        state = "evaluated" if evaluated else "finished"
+        return replace(status, state=state, step=finished["steps"], steps=finished["steps"], evaluated=evaluated)
+    step = progress["step"] if progress else rows[-1]["step"] if rows else 0
+    status = replace(status, step=step, steps=progress.get("steps"))
+    if is_locked(folder):
+        return replace(status, seconds_left=progress.get("seconds_left"))
+    kept = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+    goes_on_from = int(kept[-1].split("-")[1]) if kept else 0
+    # One that was killed may have come further than it last wrote down.
+    return replace(status, state="stopped", step=max(step, goes_on_from), goes_on_from=goes_on_from)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's mapping, empty where there is no such file; raises ValueError where it is anything else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise ValueError(f"{path.name} is not JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds no mapping")
+    return found
+
+
+def _splits(folder: Path) -> tuple[str, ...]:
+    return tuple(_read_json(folder / RESULTS))
+
+
+def format_runs(runs: Sequence[RunStatus], now: float) -> list[str]:
+    """An aligned table, a line a run, under a line of headings."""
+    table = [HEADINGS, *(_cells(run, now) for run in runs)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    right = {HEADINGS.index(name) for name in ("progress", "", "begun", "active")}
+    return [
+        "  ".join(
+            f"{cell:>{width}}" if place in right else f"{cell:<{width}}"
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+
+
+def _cells(run: RunStatus, now: float) -> tuple[str, ...]:
+    steps = "-" if run.step is None else f"{run.step}/{run.steps or '?'}"
+    percent = f"{100 * run.step // run.steps} %" if run.step is not None and run.steps else ""
+    best = "-" if run.best is None else f"{run.metric} {run.best:.4f} at {run.best_step}"
+    return (run.stage, run.name, steps, percent, best, *(_age(at, now) for at in (run.begun, run.active)), _state(run))
+
+
+def _state(run: RunStatus) -> str:
+    if run.fault is not None:
+        return f"damaged: {shorten(run.fault, LONGEST_FAULT, placeholder=' ..')}"
+    if run.goes_on_from is not None and run.goes_on_from != run.step:
+        return f"stopped, goes on from {run.goes_on_from}"
+    if run.seconds_left is not None:
+        return f"running, {_age(0, run.seconds_left)} left"
+    return f"{run.state}{': ' * bool(run.evaluated)}{', '.join(run.evaluated)}"
+
+
+def _age(at: float | None, now: float) -> str:
+    """The time from one moment to another, in the largest unit that it fills."""
+    if at is None:
+        return "-"
+    seconds = max(0, round(now - at))
+    size, unit = next((pair for pair in UNITS if seconds >= pair[0]), UNITS[-1])
+    return f"{seconds // size} {unit}"
+
+
+def watch(logs: Path, seconds: float) -> None:
+    """Show the table again and again, in place on a terminal, until Ctrl-C."""
+    in_place = sys.stdout.isatty()
+    lines: list[str] = []
+    try:
+        sys.stdout.write(ENTER * in_place)
+        while True:
+            lines = describe(logs)
+            shown = [*lines, "", f"{time.strftime('%H:%M:%S')}, every {seconds:g} s; Ctrl-C ends"]
+            sys.stdout.write(_screen(shown) if in_place else "\n".join(shown) + "\n\n")
+            sys.stdout.flush()
+            time.sleep(seconds)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.stdout.write(LEAVE * in_place)
+    if in_place:
+        print("\n".join(lines))
+
+
+def _screen(lines: Sequence[str]) -> str:
+    """Lines from the top of the terminal, what is too long or too many of them cut."""
+    columns, rows = os.get_terminal_size()
+    if rows and len(lines) > rows:
+        left_out = len(lines) - rows + 1
+        lines = [*lines[: rows - 3], f"and {left_out} more", *lines[-2:]]
+    shown = (line[: columns or None] + CLEAR_LINE for line in lines)
+    return HOME + "\r\n".join(shown) + CLEAR_REST
+
+
+def describe(logs: Path) -> list[str]:
+    """The table's lines, or what to do where there is no run."""
+    runs = list_runs(logs)
+    return format_runs(runs, time.time()) if runs else [f"no runs under {logs}; sh pointwise.sh NAME makes one"]
+
+
+@reports_user_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="List the runs there are: progress, best validation metric, and whether they are at work.",
+        epilog="example: python -m lr2ppo.runs --watch 5",
+    )
+    parser.add_argument("--logs", type=Path, default=Path("logs"), help="folder of the runs (default logs)")
+    parser.add_argument(
+        "--watch", nargs="?", type=float, const=2.0, metavar="SECONDS", help="show it anew every 2 or so many seconds"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON list, times in seconds since 1970")
+    arguments = parser.parse_args()
+    if not arguments.logs.is_dir():
+        raise UserError(f"--logs: found no folder {arguments.logs}; give the one that the runs' folders lie in")
+    if arguments.watch is not None and (arguments.json or not arguments.watch > 0):
+        raise UserError("--watch: wanted more than 0 seconds, and not together with --json")
+    if arguments.watch is not None:
+        watch(arguments.logs, arguments.watch)
+    elif arguments.json:
+        print(json.dumps([asdict(run) for run in list_runs(arguments.logs)], indent=1))
+    else:
+        print("\n".join(describe(arguments.logs)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""A frozen reward model, under which every label is encoded once for the whole of stage 3."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from lr2ppo.config.schema import Precision
+from lr2ppo.data.dataset import ClipBatch, ClipDataset
+from lr2ppo.data.samplers import evaluation_loader, whole_clips
+from lr2ppo.distributed.processes import Processes, autocast, resolve_precision
+from lr2ppo.files import write_whole
+from lr2ppo.models import LabelEncoder, PartialOrderModel
+from lr2ppo.tensors import fingerprint
+
+Vectors = NDArray[np.float32]
+CLIPS_AT_ONCE = 4
+
+
+class FrozenJudge:
+    """Rewards of orders: by the model's own encoder, or from vectors of all labels that were computed before."""
+
+    def __init__(self, reward_model: PartialOrderModel, labels: Sequence[int], vectors: Vectors | None) -> None:
+        """`labels` are each clip's number; with `vectors [all labels, D]`, clip after clip, the encoder is let go."""
+        self.model = reward_model.eval().requires_grad_(False)
+        self.vectors = vectors
+        self.first_row = torch.tensor([0, *labels]).cumsum(0)
+        if vectors is not None:
+            del self.model.encoder
+
+    @torch.no_grad()
+    def __call__(self, batch: ClipBatch, order: Tensor) -> Tensor:
+        """Rewards `[B, N]` of orders `[B, N, S]` of a batch's labels."""
+        if self.vectors is None:
+            masks = {"text_mask": batch.text_mask, "frame_mask": batch.frame_mask}
+            rewards: Tensor = self.model(batch.text, batch.frames, order, **masks)
+            return rewards
+        rows = self.first_row[batch.clips.cpu()].unsqueeze(1) + batch.labels.cpu()
+        vectors = torch.from_numpy(self.vectors[rows.numpy()])
+        return self.model.judge(vectors.to(order.device), order)
+
+
+def open_judge(
+    reward_model: PartialOrderModel, dataset: ClipDataset, processes: Processes, precision: Precision, cache: Path
+) -> FrozenJudge:
+    """The judge of a dataset's labels, whose vectors are computed by all processes together or found in `cache`.
+
+    Frames in random order give other vectors each time, so that nothing is kept then.
+    """
+    reward_model.to(processes.device).eval()
+    labels = [len(clip.labels) for clip in dataset.clips]
+    if dataset.frame_order == "random":
+        return FrozenJudge(reward_model, labels, None)
+    path = cache / f"vectors-{_key(reward_model.encoder, dataset, resolve_precision(precision, processes.device))}.npy"
+    # All processes have to take the same way, also where one of them sees another file system.
+    if all(processes.gather(path.is_file())):
+        return FrozenJudge(reward_model, labels, np.load(path, mmap_mode="r"))
+    vectors = encode_labels(reward_model.encoder, dataset, processes, precision)
+    if processes.is_main:
+        write_whole(path, lambda partial: _save(partial, vectors))
+    return FrozenJudge(reward_model, labels, vectors)
+
+
+@torch.no_grad()
+def encode_labels(encoder: LabelEncoder, dataset: ClipDataset, processes: Processes, precision: Precision) -> Vectors:
+    """A vector of every label of every clip, `[labels of all clips, D]`, on every process."""
+    requests = whole_clips(dataset.clips)
+    loader = evaluation_loader(
+        dataset, requests, batch_size=CLIPS_AT_ONCE, rank=processes.rank, world_size=processes.world_size
+    )
+    mine: dict[int, Vectors] = {}
+    progress = tqdm(
+        loader, desc="encoding labels for the reward model", leave=False, disable=None if processes.is_main else True
+    )
+    with autocast(precision, processes.device):
+        for batch in progress:
+            batch = batch.to(processes.device)
+            vectors = encoder(batch.text, batch.frames, text_mask=batch.text_mask, frame_mask=batch.frame_mask)
+            for clip, row, mask in zip(batch.clips.tolist(), vectors, batch.label_mask, strict=True):
+                mine[clip] = row[mask].float().cpu().numpy()
+    everyone = {clip: rows for share in processes.gather(mine) for clip, rows in share.items()}
+    return np.concatenate([everyone[clip] for clip in range(len(dataset))])
+
+
+def _key(encoder: LabelEncoder, dataset: ClipDataset, precision: str) -> str:
+    """A hash of all that the vectors follow from: weights, features, clips, frames taken and precision."""
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in dataset.store.paths]
+    clips = [(clip.id, len(clip.labels)) for clip in dataset.clips]
+    facts = [fingerprint(encoder.state_dict()), stats, clips, dataset.frames, dataset.exact_frames, precision]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _save(path: Path, vectors: Vectors) -> None:
+    with path.open("wb") as file:
+        np.save(file, vectors)

@@ -1,0 +1,255 @@
+"""A model on its device and spread over the processes, with its optimizer and the schedule of its learning rate."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.lr_scheduler import LambdaLR
+
+from lr2ppo.config.schema import ComputeConfig, OptimizerConfig
+from lr2ppo.distributed.processes import Processes, autocast
+from lr2ppo.errors import UserError
+from lr2ppo.models import PartialOrderModel, RelevanceRanker
+from lr2ppo.models.layers import MLP
+from lr2ppo.models.weights import save_model
+
+M = TypeVar("M", bound=RelevanceRanker | PartialOrderModel)
+
+
+class Learner(Generic[M]):
+    """A model that learns: call `parallel` for what is to be learned from, `step` with each batch's loss."""
+
+    # The tensors that a checkpoint holds of it.
+    PARTS = ("weights", "exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        model: M,
+        optimizer: OptimizerConfig,
+        steps: int,
+        compute: ComputeConfig,
+        processes: Processes,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+    ) -> None:
+        """`steps` is how many the schedule is laid out over."""
+        self.model: M = model
+        self.on_nonfinite, self.clip_gradients = on_nonfinite, optimizer.clip_gradients
+        self.gradient_norm = 0.0
+        self.steps = self.skipped = 0
+        self.compute, self.processes = compute, processes
+        model.to(processes.device)
+        if compute.checkpoint_activations:
+            _checkpoint_activations(model)
+        if compute.compile:
+            model.compile()
+        self.parallel = _spread(model, compute, processes)
+        self.optimizer, self.schedule = build_optimizer(model, optimizer, steps)
+        self._batches = 0
+
+    def step(self, loss: Tensor, clips: Sequence[str] = ()) -> bool:
+        """Learn from a batch's loss; True where this made a step, which every `accumulate`-th batch does.
+
+        A step whose loss or gradients are not finite changes nothing. Raises `UserError` on every process that names
+        the batch's `clips` and the tensors, or is counted in `skipped` where `on_nonfinite` says so.
+        """
+        self._batches += 1
+        makes_step = self._batches % self.compute.accumulate == 0
+        with nullcontext() if makes_step else self._unshared_gradients():
+            (loss / self.compute.accumulate).backward()
+        if makes_step:
+            if self._is_sound(loss, clips):
+                self.optimizer.step()
+                self.steps += 1
+            # At once: their memory is wanted by what comes next.
+            self.optimizer.zero_grad(set_to_none=True)
+        return makes_step
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        return learning_rate(self.schedule)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Within it, products are computed in the run's precision."""
+        return autocast(self.compute.precision, self.processes.device)
+
+    @contextmanager
+    def whole(self) -> Iterator[M]:
+        """The model with all its weights on this process, in the run's precision; to be used without gradients."""
+        if isinstance(self.parallel, FSDPModule):
+            self.parallel.unshard()
+        try:
+            with self.autocast():
+                yield self.model
+        finally:
+            if isinstance(self.parallel, FSDPModule):
+                self.parallel.reshard()
+
+    def save(self, folder: Path) -> None:
+        """Write the weights, wherever their parts are; every process has to call it, the main one writes."""
+        tensors = self.part("weights")
+        if self.processes.is_main:
+            save_model(folder, self.model, tensors)
+
+    def part(self, part: str) -> dict[str, Tensor]:
+        """The whole tensors of one of `PARTS`, wherever they are; every process has to call it."""
+        if part == "weights":
+            return {name: _gather(weight) for name, weight in self._weights().items()}
+        state = self.optimizer.state
+        # Before the first step the optimizer has none.
+        return {name: _gather(state[weight][part]) for name, weight in self._weights().items() if weight in state}
+
+    @torch.no_grad()
+    def restore(self, part: str, tensors: Mapping[str, Tensor]) -> None:
+        """Take over the whole tensors of one of `PARTS`."""
+        weights = self._weights()
+        for name, tensor in tensors.items():
+            own = weights[name]
+            if part == "weights":
+                own.copy_(_spread_as(own, tensor))
+            else:
+                self.optimizer.state[own][part] = _spread_as(own, tensor)
+
+    def counters(self) -> dict[str, Any]:
+        """What a checkpoint holds of it besides tensors."""
+        return {"steps": self.steps, "skipped": self.skipped, "schedule": self.schedule.state_dict()}
+
+    def restore_counters(self, counters: Mapping[str, Any]) -> None:
+        """Take over what `counters` gave; called after the tensors are restored."""
+        self.steps, self.skipped = counters["steps"], counters["skipped"]
+        self.schedule.load_state_dict(counters["schedule"])
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        for state in self.optimizer.state.values():
+            state["step"] = torch.tensor(float(self.steps), device=self.processes.device)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The weights that the optimizer knows, by their names in the plain model, however it is wrapped or spread."""
+        weights: dict[str, Tensor] = self.model.state_dict(keep_vars=True)
+        return weights
+
+    def _is_sound(self, loss: Tensor, clips: Sequence[str]) -> bool:
+        """Whether loss and gradients are finite on all processes; clips the gradients where that is asked for."""
+        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        norm = _gather(get_total_norm(gradients.values()))
+        self.gradient_norm = norm.item()
+        finite_here = math.isfinite(self.gradient_norm) and bool(loss.isfinite())
+        if not self.processes.most(not finite_here):
+            if self.clip_gradients is not None:
+                clip_grads_with_norm_(self.model.parameters(), self.clip_gradients, norm)
+            return True
+        if self.on_nonfinite == "skip":
+            self.skipped += 1
+            return False
+        bad = [name for name, gradient in gradients.items() if not _gather(gradient).isfinite().all()]
+        losses = self.processes.gather(loss.item())
+        shares = self.processes.gather(list(clips))
+        # Those of processes whose own loss is at fault; where none is, all of the batch.
+        concerned = [
+            clip for own, share in zip(losses, shares, strict=True) if not math.isfinite(own) for clip in share
+        ]
+        concerned = concerned or [clip for share in shares for clip in share]
+        raise UserError(
+            f"step {self.steps + self.skipped + 1}: found a loss of {', '.join(f'{each:g}' for each in losses)} and "
+            f"gradients that are not finite in {_some(bad)}; clips {_some(concerned)}. Nothing was learned from them, "
+            "and the checkpoint before is whole; lower the learning rate, set clip_gradients, look at these clips, or "
+            "leave such steps out with safety.on_nonfinite=skip"
+        )
+
+    @contextmanager
+    def _unshared_gradients(self) -> Iterator[None]:
+        """Within it, gradients stay with each process, to be averaged with those of the step's last batch."""
+        if isinstance(self.parallel, DistributedDataParallel):
+            with self.parallel.no_sync():
+                yield
+        elif isinstance(self.parallel, FSDPModule):
+            self.parallel.set_requires_gradient_sync(False)
+            yield
+            self.parallel.set_requires_gradient_sync(True)
+        else:
+            yield
+
+
+def count_steps(batches: int, compute: ComputeConfig) -> int:
+    """How many steps a run of so many batches makes; raises `UserError` where it makes none."""
+    steps = batches // compute.accumulate
+    if steps == 0:
+        raise UserError(
+            f"compute.accumulate: found {compute.accumulate}, but the run has {batches} batches in all; "
+            "wanted fewer, or more train.epochs"
+        )
+    return steps
+
+
+def _spread(model: nn.Module, compute: ComputeConfig, processes: Processes) -> nn.Module:
+    if processes.world_size == 1:
+        return model
+    if compute.strategy == "fsdp":
+        # It turns the model itself into one whose weights are spread.
+        fully_shard(model, mesh=processes.mesh(), reshard_after_forward=False)
+        return model
+    devices = [processes.device] if processes.device.type == "cuda" else None
+    # Views of the buckets they are sent in: gradients are not held twice.
+    parallel = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    if compute.compress_gradients:
+        parallel.register_comm_hook(None, bf16_compress_hook)
+    return parallel
+
+
+def _checkpoint_activations(model: nn.Module) -> None:
+    """Keep only what the feed-forward nets are given, and compute their wide insides again when gradients are due."""
+    apply_activation_checkpointing(
+        model,
+        checkpoint_wrapper_fn=partial(checkpoint_wrapper, checkpoint_impl=CheckpointImpl.NO_REENTRANT),
+        check_fn=lambda module: isinstance(module, MLP | nn.Sequential),
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
+
+
+def _spread_as(own: Tensor, whole: Tensor) -> Tensor:
+    """A whole tensor as this process holds its own."""
+    whole = whole.to(own.device)
+    return distribute_tensor(whole, own.device_mesh, own.placements) if isinstance(own, DTensor) else whole
+
+
+def _gather(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig, steps: int) -> tuple[torch.optim.AdamW, LambdaLR]:
+    """An optimizer and its schedule over `steps`: linear warm-up, then linear decay to 0 (advance it every step)."""
+    decayed = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
+    plain = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    warmup = max(1, round(config.warmup * steps))
+
+    def scale(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return max(0.0, (steps - step) / max(1, steps - warmup))
+
+    return optimizer, LambdaLR(optimizer, scale)
+
+
+def learning_rate(schedule: LambdaLR) -> float:
+    """The learning rate of the next step."""
+    return float(schedule.get_last_lr()[0])

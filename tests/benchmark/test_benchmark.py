@@ -1,0 +1,92 @@
+"""The benchmark: its figures, and that the published way computes the same losses."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lr2ppo.benchmark.measure import count_flops, main
+from lr2ppo.benchmark.steps import Shape, encode_slots, judge_slots, make_step, optimizer_bytes, random_batch
+from lr2ppo.config.load import load_config
+from lr2ppo.config.schema import ModelConfig
+from lr2ppo.distributed.processes import Processes
+from lr2ppo.models import LabelEncoder, PartialOrderModel, RelevanceRanker
+from tests.conftest import REPOSITORY
+
+SHAPE = Shape(clips=2, pairs=9, labels=5, tokens=6, frames=3, text_width=16, image_width=16)
+TRUNK = ModelConfig(head="flatten", attention="published", width=16, heads=8, dropout=0.0, text_tokens=6, frames=3)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("stage", ["pointwise", "reward", "ppo"])
+def test_a_line_tells_times_rates_work_and_memory(
+    stage: str, plain: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr("lr2ppo.benchmark.measure.SQUARE", 64)
+    monkeypatch.setattr("lr2ppo.benchmark.measure.COPIED_BYTES", 2**20)
+    options = ["--labels=4", "--tokens=5", "--steps=1", "--preset=mini", "data.frames=2", "train.clips_per_batch=2"]
+    monkeypatch.setattr("sys.argv", ["benchmark", stage, *options, *["--plain"] * plain])
+    main()
+    line = json.loads(capsys.readouterr().out)
+    assert (line["stage"], line["way"], line["tokens"]) == (stage, "plain" if plain else "ours", 5)
+    assert line["matrix_gflop_per_step"] > 0
+    assert line["seconds_per_step"] > 0
+    assert line["peak_memory_gib"] > 0
+    by_products = line["matrix_gflop_per_step"] / line["machine_gflop_per_second"]
+    assert line["floor_seconds"] > 0.9 * by_products
+    assert line["share_of_floor"] == pytest.approx(line["floor_seconds"] / line["seconds_per_step"], rel=0.2)
+
+
+def gflop(stage: str, alone: Processes, plain: bool) -> int:
+    overrides = [f"train.clips_per_batch={SHAPE.clips}"]
+    config = load_config(REPOSITORY / "configs" / "lrmovienet" / f"{stage}.yaml", stage, overrides)
+    return count_flops(make_step(config, TRUNK, SHAPE, alone, plain=plain))
+
+
+def test_the_published_way_does_several_times_the_work(alone: Processes) -> None:
+    # 9 pairs of at most 5 labels: 72 slots a clip in stage 2, and in stage 3 rollouts of 4 more by the reward model.
+    assert gflop("reward", alone, plain=True) > 8 * gflop("reward", alone, plain=False)
+    assert gflop("ppo", alone, plain=True) > 4 * gflop("ppo", alone, plain=False)
+    assert gflop("pointwise", alone, plain=True) >= gflop("pointwise", alone, plain=False)
+
+
+def test_the_optimizer_moves_seven_floats_a_weight_of_what_is_trained() -> None:
+    ranker, judge = RelevanceRanker(TRUNK), PartialOrderModel(TRUNK)
+    weights = [sum(parameter.numel() for parameter in model.parameters()) for model in (ranker, judge)]
+    moved = [optimizer_bytes(stage, TRUNK) for stage in ("pointwise", "reward", "ppo")]
+    assert moved == [28 * weights[0], 28 * weights[1], 28 * sum(weights)]
+
+
+@torch.no_grad()
+def test_the_published_way_encodes_and_judges_as_ours_does() -> None:
+    torch.manual_seed(0)
+    batch = random_batch(SHAPE, whole_lists=False)
+    # A padded label stands for nothing: the published way has none.
+    encoder = LabelEncoder(TRUNK).eval()
+    slots = batch.pairs.flatten(1)
+    ours = encoder(batch.text, batch.frames).gather(1, _as_index(slots, TRUNK.width))
+    torch.testing.assert_close(encode_slots(encoder, batch, slots), ours, rtol=1e-4, atol=1e-5)
+    model = PartialOrderModel(TRUNK).eval()
+    orders = torch.cat([batch.pairs, batch.pairs.flip(-1)], dim=-1)
+    judged = model(batch.text, batch.frames, orders)
+    torch.testing.assert_close(judge_slots(model, batch, orders), judged, rtol=1e-4, atol=1e-5)
+
+
+def _as_index(slots: Tensor, width: int) -> Tensor:
+    return slots.unsqueeze(-1).expand(-1, -1, width)
+
+
+def test_a_profile_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr("lr2ppo.benchmark.measure.SQUARE", 64)
+    monkeypatch.setattr("lr2ppo.benchmark.measure.COPIED_BYTES", 2**20)
+    options: Sequence[str] = ["pointwise", "--labels=3", "--tokens=4", "--steps=1", "--preset=mini", "data.frames=2"]
+    monkeypatch.setattr("sys.argv", ["benchmark", *options, "--profile", str(tmp_path / "trace.json")])
+    main()
+    assert json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))["traceEvents"]

@@ -1,0 +1,365 @@
+"""Reading a run's configuration: YAML files, overrides, and what is said of mistakes."""
+
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lr2ppo.config.load import dump_config, load_config
+from lr2ppo.config.schema import STAGES, Section
+from lr2ppo.errors import UserError
+from tests.conftest import REPOSITORY
+
+MINI = REPOSITORY / "configs" / "mini"
+STAGE_FILES = sorted(MINI.glob("*.yaml"))
+
+stage_files = pytest.mark.parametrize("path", STAGE_FILES, ids=lambda path: path.stem)
+
+
+def read_tree(stage: str) -> dict[str, Any]:
+    tree: dict[str, Any] = yaml.safe_load((MINI / f"{stage}.yaml").read_text(encoding="utf-8"))
+    return tree
+
+
+def write_tree(folder: Path, tree: Any) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def load(stage: str, *overrides: str) -> Any:
+    return load_config(MINI / f"{stage}.yaml", stage, overrides)
+
+
+def message_of(path: Path, stage: str, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_config(path, stage, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("preset", ["mini", "lrmovienet", "lrmovienet_pooled"])
+def test_every_preset_has_a_file_for_each_stage(preset: str) -> None:
+    paths = sorted((MINI.parent / preset).glob("*.yaml"))
+    assert {path.stem for path in paths} == set(STAGES)
+    assert all(load_config(path, path.stem).preset == preset for path in paths)
+
+
+# The published settings of each stage; sizes are those of one of its four processes.
+PUBLISHED = {
+    "pointwise": {
+        "seed": 7, "data.frames": 16, "data.train": "first_stage_data.json", "model.head": "flatten",
+        "model.attention": "published", "model.width": 768, "model.heads": 8, "model.dropout": 0.1,
+        "model.text_tokens": 196, "train.epochs": 15, "train.clips_per_batch": 2, "train.max_labels": 20,
+        "train.learning_rate": 2e-5, "train.weight_decay": 0.01, "train.warmup": 0.1, "train.evaluate_every": 150,
+        "loss.beta": 0.3,
+    },
+    "reward": {
+        "seed": 7, "data.frames": 16, "model.head": "flatten", "model.attention": "published", "model.width": 768,
+        "data.train": "first_second_data_pair/first_second_data_pair_10pct.json", "train.epochs": 15,
+        "train.learning_rate": 2e-5, "train.weight_decay": 0.01, "train.warmup": 0.1, "train.evaluate_every": 100,
+        "loss.margin": 1.0,
+    },
+    "ppo": {
+        "seed": 7, "data.frames": 16, "data.train": "first_second_stage_data.json", "train.epochs": 29,
+        "train.batches_per_rollout": 200, "train.passes": 1, "train.evaluate_every": 1,
+        "train.actor.learning_rate": 1e-3, "train.actor.weight_decay": 0.01, "train.critic.learning_rate": 1e-3,
+        "loss.weighting": "batch", "loss.margin": 0.01, "loss.reverse_below": -0.1, "loss.kl_weight": 0.001,
+        "loss.entropy_weight": 0.001, "loss.value_clip": 0.5,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", PUBLISHED)
+def test_the_lrmovienet_preset_has_the_published_settings(stage: str) -> None:
+    config = load_config(MINI.parent / "lrmovienet" / f"{stage}.yaml", stage)
+    for key, wanted in PUBLISHED[stage].items():
+        assert attrgetter(key)(config) == wanted, key
+
+
+def test_the_lrmovienet_presets_batches_hold_the_published_numbers_of_pairs() -> None:
+    reward, ppo = (
+        load_config(MINI.parent / "lrmovienet" / f"{stage}.yaml", stage).train for stage in ("reward", "ppo")
+    )
+    assert reward.clips_per_batch * reward.pairs_per_clip == 60
+    assert ppo.clips_per_batch * ppo.pairs_per_clip == 24
+    assert ppo.visits_per_epoch * ppo.pairs_per_clip == 80
+    batches = -(-3413 * ppo.visits_per_epoch // (4 * ppo.clips_per_batch)) * ppo.epochs
+    assert batches // ppo.batches_per_rollout == 412
+
+
+def test_the_pooled_preset_differs_by_its_model_alone() -> None:
+    for stage in STAGES:
+        published, pooled = (
+            load_config(MINI.parent / preset / f"{stage}.yaml", stage).model_dump(exclude={"preset", "model"})
+            for preset in ("lrmovienet", "lrmovienet_pooled")
+        )
+        assert pooled == published
+
+
+@stage_files
+def test_each_mini_file_loads_for_its_stage(path: Path) -> None:
+    config = load_config(path, path.stem)
+    assert isinstance(config, STAGES[path.stem])
+    assert config.stage == path.stem
+
+
+@stage_files
+def test_the_preset_is_the_files_folder_unless_given(path: Path, tmp_path: Path) -> None:
+    assert load_config(path, path.stem).preset == "mini"
+    (tmp_path / "mine").mkdir()
+    copy = write_tree(tmp_path / "mine", read_tree(path.stem))
+    assert load_config(copy, path.stem).preset == "mine"
+    assert load_config(copy, path.stem, ["preset=other"]).preset == "other"
+
+
+@stage_files
+def test_what_is_dumped_loads_as_the_same_config(path: Path, tmp_path: Path) -> None:
+    config = load_config(path, path.stem, ["name=a 'quoted' naïve name", "seed=11"])
+    dumped = tmp_path / "config.yaml"
+    dumped.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(dumped, path.stem) == config
+    assert "naïve name" in dumped.read_text(encoding="utf-8")
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rate=st.floats(0, 1e3),
+    name=st.none() | st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1),
+    features=st.lists(st.sampled_from(["a.h5", "b*.h5", "c d.h5"]), min_size=1),
+)
+def test_any_value_survives_dumping_and_loading(
+    tmp_path_factory: pytest.TempPathFactory, rate: float, name: str | None, features: list[str]
+) -> None:
+    config = load("pointwise")
+    config = config.model_copy(
+        update={
+            "name": name,
+            "train": config.train.model_copy(update={"learning_rate": rate}),
+            "data": config.data.model_copy(update={"features": tuple(features)}),
+        }
+    )
+    dumped = tmp_path_factory.getbasetemp() / "dumped.yaml"
+    dumped.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(dumped, "pointwise") == config
+
+
+def test_a_config_never_changes_once_read() -> None:
+    config = load("pointwise")
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.epochs = 1
+    assert isinstance(config, Section)
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "expected"),
+    [
+        ("train.epochs=3", "train.epochs", 3),
+        ("train.learning_rate=1e-4", "train.learning_rate", 1e-4),
+        ("train.learning_rate=0", "train.learning_rate", 0.0),
+        ("data.root=/some/where", "data.root", Path("/some/where")),
+        ("data.features=one.h5", "data.features", ("one.h5",)),
+        ("data.features=[one.h5, 'two*.h5']", "data.features", ("one.h5", "two*.h5")),
+        ("name=a=b", "name", "a=b"),
+        ("model.text_width=null", "model.text_width", None),
+        ("loss={beta: 0.5}", "loss.beta", 0.5),
+    ],
+)
+def test_an_override_is_read_as_yaml(override: str, path: str, expected: object) -> None:
+    found = load("pointwise", override)
+    for key in path.split("."):
+        found = getattr(found, key)
+    assert found == expected
+    assert type(found) is type(expected) or isinstance(expected, Path)
+
+
+def test_the_last_of_two_overrides_holds_and_others_stay() -> None:
+    config = load("ppo", "train.actor.warmup=0.5", "train.actor.warmup=0.25")
+    assert config.train.actor.warmup == 0.25
+    assert config.train.critic == load("ppo").train.critic
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "", "seed: 3"])
+def test_an_override_that_is_no_key_and_value_is_shown_with_an_example(override: str) -> None:
+    message = message_of(MINI / "pointwise.yaml", "pointwise", override)
+    assert repr(override) in message
+    assert "train.epochs=3" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "suggestion"),
+    [
+        ("train.epoch=3", "train.epochs"),
+        ("epochs=3", "train.epochs"),
+        ("trian.epochs=3", "train.epochs"),
+        ("data.feature=a.h5", "data.features"),
+        ("sed=3", "seed"),
+    ],
+)
+def test_an_unknown_override_is_refused_naming_the_nearest_key(override: str, suggestion: str) -> None:
+    message = message_of(MINI / "pointwise.yaml", "pointwise", override)
+    assert f"unknown key {override.partition('=')[0]!r}; did you mean {suggestion}?" in message
+
+
+def test_an_unknown_override_like_no_key_lists_the_known_ones() -> None:
+    message = message_of(MINI / "pointwise.yaml", "pointwise", "xyzzy=1")
+    assert all(key in message for key in ("seed", "train.epochs", "loss.beta", "data.root"))
+
+
+def test_an_override_below_a_value_is_refused() -> None:
+    assert "unknown key 'seed.deep'" in message_of(MINI / "pointwise.yaml", "pointwise", "seed.deep=1")
+
+
+def test_an_override_into_a_section_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = write_tree(tmp_path, read_tree("pointwise") | {"train": None})
+    assert "wanted a section of keys" in message_of(path, "pointwise", "train.epochs=3")
+
+
+def test_an_override_that_is_not_yaml_is_refused() -> None:
+    assert "train.epochs=[3: the value is not YAML" in message_of(
+        MINI / "pointwise.yaml", "pointwise", "train.epochs=[3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "suggestion"),
+    [(None, "sead", "seed"), ("train", "epoch", "train.epochs"), ("data", "frame_ordr", "data.frame_order")],
+)
+def test_an_unknown_key_in_a_file_is_refused_naming_the_nearest_key(
+    tmp_path: Path, section: str | None, key: str, suggestion: str
+) -> None:
+    tree = read_tree("pointwise")
+    (tree if section is None else tree[section])[key] = 1
+    full = key if section is None else f"{section}.{key}"
+    message = message_of(write_tree(tmp_path, tree), "pointwise")
+    assert f"{full}: unknown key; did you mean {suggestion}?" in message
+
+
+def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+    tree = read_tree("pointwise")
+    tree["train"]["epochs"] = 0
+    tree["train"]["warmup"] = 1.5
+    tree["model"]["head"] = "round"
+    tree["sed"] = 3
+    del tree["data"]["root"]
+    path = write_tree(tmp_path, tree)
+    message = message_of(path, "pointwise", "loss.beta=-1")
+    assert str(path) in message
+    for told in (
+        "train.epochs: found 0",
+        "train.warmup: found 1.5",
+        "model.head: found 'round'",
+        "sed: unknown key; did you mean seed?",
+        "data.root: is missing",
+        "loss.beta: found -1",
+    ):
+        assert told in message
+
+
+@pytest.mark.parametrize("key", ["train", "data", "seed", "device", "loss.beta"])
+def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
+    tree = read_tree("pointwise")
+    *sections, last = key.split(".")
+    place = tree
+    for section in sections:
+        place = place[section]
+    del place[last]
+    assert f"{key}: is missing" in message_of(write_tree(tmp_path, tree), "pointwise")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.epochs=2.5", "train.epochs: found 2.5"),
+        ("train.epochs=many", "train.epochs: found 'many'"),
+        ("train.epochs=", "train.epochs: found None"),
+        ("train=3", "train: found 3"),
+        ("data.features=[]", "data.features: found []"),
+        ("model.dropout=1", "model.dropout: found 1"),
+        ("data.frame_order=odd", "data.frame_order: found 'odd'"),
+        ("data.strict=perhaps", "data.strict: found 'perhaps'"),
+        ("train.learning_rate=.inf", "train.learning_rate: found inf"),
+        ("loss.beta=.nan", "loss.beta: found nan"),
+        ('data.root="a\\0b"', "data.root: found 'a\\x00b': value error, holds a character that no file's name can"),
+        ("data.features=2001-99-99", "data.features=2001-99-99: the value is not YAML: month must be in 1..12"),
+        ("model.heads=3", "model.width 64 is not a multiple of model.heads 3"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_shown_with_its_key(override: str, told: str) -> None:
+    assert told in message_of(MINI / "pointwise.yaml", "pointwise", override)
+
+
+@stage_files
+def test_the_file_of_another_stage_is_refused_naming_both(path: Path) -> None:
+    for wanted in set(STAGES) - {path.stem}:
+        message = message_of(path, wanted)
+        assert repr(path.stem) in message
+        assert repr(wanted) in message
+
+
+def test_a_file_that_names_no_stage_is_refused(tmp_path: Path) -> None:
+    tree = read_tree("pointwise")
+    del tree["stage"]
+    assert "stage: found None, wanted 'pointwise'" in message_of(write_tree(tmp_path, tree), "pointwise")
+
+
+def test_a_missing_file_is_answered_with_the_presets_that_have_it(tmp_path: Path) -> None:
+    for preset in ("one", "two", "three"):
+        (tmp_path / preset).mkdir()
+    for preset in ("one", "two"):
+        (tmp_path / preset / "ppo.yaml").write_text("stage: ppo\n", encoding="utf-8")
+    message = message_of(tmp_path / "three" / "ppo.yaml", "ppo")
+    assert "no such config file" in message
+    assert f"there are: {tmp_path / 'one' / 'ppo.yaml'}, {tmp_path / 'two' / 'ppo.yaml'}" in message
+
+
+def test_a_missing_file_of_no_preset_is_refused_alone(tmp_path: Path) -> None:
+    message = message_of(tmp_path / "three" / "nothing.yaml", "ppo")
+    assert message.endswith("no such config file")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"stage: [ppo", "is not YAML"),
+        (b"a: b: c", "is not YAML"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"- stage\n- ppo\n", "found list, wanted a YAML mapping"),
+        (b"", "found NoneType, wanted a YAML mapping"),
+        (b"just words", "found str, wanted a YAML mapping"),
+        (b"seed: 2001-99-99", "is not YAML: month must be in 1..12"),
+        (b"seed: !!bool 7", "is not YAML"),
+        (b"[" * 5_000, "is not YAML"),
+    ],
+)
+def test_a_file_that_is_no_yaml_mapping_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    message = message_of(path, "ppo")
+    assert told in message
+    assert str(path) in message
+
+
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    assert "cannot be read" in message_of(tmp_path, "ppo")
+
+
+@pytest.mark.parametrize("name", ["7", "on", "2024-05-01"])
+def test_a_run_may_have_a_name_that_yaml_takes_for_something_else(name: str) -> None:
+    assert load_config(MINI / "pointwise.yaml", "pointwise", [f"name={name}"]).name == name
+
+
+def test_a_misspelt_section_is_told_by_its_own_name(tmp_path: Path) -> None:
+    text = (MINI / "pointwise.yaml").read_text(encoding="utf-8").replace("train:\n", "trian:\n")
+    (tmp_path / "pointwise.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"trian: unknown key; did you mean train\?"):
+        load_config(tmp_path / "pointwise.yaml", "pointwise")
+
+
+def test_values_that_repeat_themselves_are_told_in_a_line(tmp_path: Path) -> None:
+    doubled = "".join(f"- &v{level + 1} [{', '.join([f'*v{level}'] * 9)}]\n" for level in range(9))
+    (tmp_path / "ppo.yaml").write_text(f"stage: ppo\nseed:\n- &v0 [x]\n{doubled}", encoding="utf-8")
+    assert len(message_of(tmp_path / "ppo.yaml", "ppo")) < 100_000

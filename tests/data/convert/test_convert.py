@@ -1,0 +1,409 @@
+"""A table of people's own becomes a data folder: what is told of a faulty one, and how a sound one is split."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lr2ppo.data import annotations
+from lr2ppo.data import validate as check_folder
+from lr2ppo.data.annotations import Clip, Need, read_clips
+from lr2ppo.data.convert import convert
+from lr2ppo.data.convert.frame_files import folder_name, spread
+from lr2ppo.data.convert.splits import draw_pairs, draw_splits
+from lr2ppo.data.convert.table import TableClip
+from lr2ppo.data.validate import NEEDS
+from lr2ppo.errors import UserError
+
+HEADER = ["clip", "frames", "description", "label", "grade"]
+ROWS = [
+    [f"c{clip}", f"pictures/{clip}.png", "a boat", label, str(grade)]
+    for clip in range(10)
+    for label, grade in (("boat", 2), ("car", clip % 2), ("sea", 0))
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the frames that `ROWS` names."""
+    for clip in range(10):
+        write_picture(tmp_path / "pictures" / f"{clip}.png", shade=20 * clip)
+    return tmp_path
+
+
+def write_picture(path: Path, shade: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 6), (shade, shade, shade)).save(path)
+
+
+def write_table(
+    path: Path, rows: list[list[str]], header: list[str] = HEADER, delimiter: str = ",", start: str = ""
+) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(start)
+        csv.writer(file, delimiter=delimiter).writerows([header, *rows])
+    return path
+
+
+def run(*arguments: str | Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["convert", *map(str, arguments)])
+        convert.main()
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    with pytest.raises(SystemExit) as ended:
+        run(*arguments)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def read_folder(out: Path) -> dict[str, list[Clip]]:
+    return {name: read_clips(out / name, need) for name, need in NEEDS.items()}
+
+
+def content(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> list[TableClip]:
+    """Clips of a few groups or of none, some without grades and, in some tables, some of a source."""
+    has_source, has_groups = draw(st.booleans()), draw(st.booleans())
+    clips = []
+    for number in range(draw(st.integers(1, 40))):
+        labels = draw(st.integers(1, 6))
+        is_source = has_source and draw(st.booleans())
+        about = {"domain": "source" if is_source else "target"} if has_source else {}
+        if has_groups:
+            about["group"] = draw(st.sampled_from(["", *"abcdefghc0"]))
+        grades: list[int | None] = [None] * labels
+        if is_source or draw(st.integers(0, 3)):
+            grades = list(draw(st.lists(st.integers(0, 2), min_size=labels, max_size=labels)))
+        clips.append(TableClip(f"c{number}", number, [f"label {i}" for i in range(labels)], grades, about))
+    return clips
+
+
+@settings(deadline=None, max_examples=100)
+@given(clips=tables(), validation=st.floats(0, 1), test=st.floats(0, 1), seed=st.integers(0, 9))
+def test_no_group_is_in_two_splits_and_no_file_is_empty(
+    clips: list[TableClip], validation: float, test: float, seed: int
+) -> None:
+    try:
+        splits = draw_splits(clips, validation, test, np.random.default_rng(seed))
+    except UserError:
+        return
+    trained_on = {clip.id: clip for clip in [*splits.source, *splits.train]}
+    parts = [list(trained_on.values()), splits.validation, splits.test]
+    units = [{clip.unit for clip in part} for part in parts]
+    assert not units[0] & units[1]
+    assert not units[0] & units[2]
+    assert not units[1] & units[2]
+    every_id = sorted(clip.id for part in [*parts, splits.left_out] for clip in part)
+    assert every_id == sorted(clip.id for clip in clips), "each clip once"
+    assert splits.source
+    assert splits.train
+    for clip in [*splits.source, *splits.validation, *splits.test]:
+        assert clip.is_graded
+    assert not any(clip.is_source for clip in [*splits.train, *splits.validation, *splits.test])
+    assert all(clip.unit in units[1] | units[2] for clip in splits.left_out)
+    again = draw_splits(clips, validation, test, np.random.default_rng(seed))
+    assert again == splits
+
+
+@given(clips=st.integers(3, 60))
+def test_three_graded_clips_are_enough(clips: int) -> None:
+    table = [TableClip(f"c{number}", number, ["x", "y"], [0, 1]) for number in range(clips)]
+    splits = draw_splits(table, 0.1, 0.2, np.random.default_rng(0))
+    assert [len(splits.validation), len(splits.test)] == [max(1, round(0.1 * clips)), max(1, round(0.2 * clips))]
+    assert len(splits.source) == len(splits.train) == clips - len(splits.validation) - len(splits.test)
+
+
+@settings(deadline=None, max_examples=50)
+@given(clips=tables(), share=st.floats(0, 1), seed=st.integers(0, 9))
+def test_the_better_label_of_a_drawn_pair_has_the_higher_grade(clips: list[TableClip], share: float, seed: int) -> None:
+    possible = sum(
+        a > b
+        for clip in clips
+        if clip.is_graded
+        for a in clip.grades
+        for b in clip.grades
+        if a is not None and b is not None
+    )
+    try:
+        pairs = draw_pairs(clips, share, np.random.default_rng(seed))
+    except UserError:
+        assert possible == 0 or share == 0
+        return
+    assert sum(map(len, pairs)) == max(1, round(share * possible))
+    for clip, own in zip(clips, pairs, strict=True):
+        assert len({tuple(pair) for pair in own.tolist()}) == len(own), "no pair twice"
+        for better, worse in own.tolist():
+            high, low = clip.grades[better], clip.grades[worse]
+            assert high is not None
+            assert low is not None
+            assert high > low
+
+
+def test_preferences_stand_as_people_gave_them_whatever_the_grades_say() -> None:
+    said = TableClip("a", 1, ["x", "y", "z"], [0, 1, 2], preferences=[(0, 2), (2, 0), (0, 2)])
+    graded = TableClip("b", 2, ["x", "y"], [0, 1])
+    alone = draw_pairs([said, graded], 0.0, np.random.default_rng(0))
+    assert [own.tolist() for own in alone] == [[[0, 2], [2, 0], [0, 2]], []]
+    both = draw_pairs([said, graded], 1.0, np.random.default_rng(0))
+    assert [own.tolist() for own in both] == [[[0, 2], [2, 0], [0, 2]], [[1, 0]]]
+    more = TableClip("b", 2, ["x", "y", "z", "w"], [0, 0, 1, 1])
+    drawn = [draw_pairs([said, more], 0.5, np.random.default_rng(seed)) for seed in range(10)]
+    assert {len(own) for _, own in drawn} == {2}, "a share of the pairs of clips without preferences"
+
+
+def test_without_a_domain_the_training_clips_serve_all_three_stages(folder: Path) -> None:
+    run(write_table(folder / "table.csv", ROWS), "--out", folder / "out", "--pair-share", "1")
+    files = read_folder(folder / "out")
+    sizes = {name: len(clips) for name, clips in files.items()}
+    assert list(sizes.values()) == [7, 7, 7, 1, 2]
+    source, pairs, target = (files[name] for name in list(NEEDS)[:3])
+    assert [clip.id for clip in source] == [clip.id for clip in pairs] == [clip.id for clip in target]
+    assert all(clip.grades is not None for clip in source)
+    assert all(clip.grades is None for clip in target)
+    for clip in pairs:
+        number = int(clip.id[1:])
+        assert clip.pairs.tolist() == ([[0, 1], [0, 2], [1, 2]] if number % 2 else [[0, 1], [0, 2]])
+
+
+def test_with_domains_the_source_is_stage_1_alone_and_the_target_is_split(folder: Path) -> None:
+    rows = [[*row, "source" if int(row[0][1:]) < 3 else "target"] for row in ROWS]
+    # What is trained on without grades needs none.
+    rows = [[*row[:4], "" if row[0] in ("c8", "c9") else row[4], row[5]] for row in rows]
+    run(write_table(folder / "table.csv", rows, [*HEADER, "domain"]), "--out", folder / "out")
+    files = read_folder(folder / "out")
+    assert [clip.id for clip in files[annotations.SOURCE_TRAIN]] == ["c0", "c1", "c2"]
+    target = {clip.id for clip in files[annotations.TARGET_TRAIN]}
+    held_out = {clip.id for name in (annotations.VALIDATION, annotations.TEST) for clip in files[name]}
+    assert {"c8", "c9"} <= target
+    assert target | held_out == {f"c{number}" for number in range(3, 10)}
+    assert not target & held_out
+
+
+def test_the_same_seed_writes_the_same_bytes(folder: Path) -> None:
+    table = write_table(folder / "table.csv", ROWS)
+    for name, seed in (("one", 3), ("same", 3), ("other", 4)):
+        run(table, "--out", folder / name, "--seed", str(seed))
+    assert content(folder / "one") == content(folder / "same")
+    assert content(folder / "one") != content(folder / "other")
+
+
+def as_json_lines(rows: list[list[str]]) -> str:
+    return "\n".join(json.dumps(dict(zip(HEADER, row, strict=True)) | {"grade": int(row[4])}) for row in rows)
+
+
+def as_json_clips(rows: list[list[str]]) -> str:
+    clips: dict[str, dict[str, Any]] = {}
+    for name, frames, description, label, grade in rows:
+        clip = clips.setdefault(name, {"clip": name, "frames": [frames], "description": description, "labels": []})
+        clip["labels"].append({"label": label, "grade": int(grade)})
+    return "\n".join(map(json.dumps, clips.values())) + "\n"
+
+
+def test_every_dialect_of_a_table_says_the_same(folder: Path) -> None:
+    run(write_table(folder / "plain.csv", ROWS), "--out", folder / "plain")
+    capitals = [" Clip ", "FRAMES", "Description", "label", "Grade"]
+    write_table(folder / "excel.csv", [*ROWS, ["", "", "", "", ""]], capitals, ";", start="\ufeff")
+    # What a clip has said once need not be said in its other rows, and no order of the columns is needed.
+    sparse = [row if row[3] == "boat" else [row[0], "", "", *row[3:]] for row in ROWS]
+    write_table(folder / "tabs.csv", [row[::-1] for row in sparse], HEADER[::-1], "\t")
+    (folder / "rows.jsonl").write_text(as_json_lines(ROWS), encoding="utf-8")
+    (folder / "clips.jsonl").write_text(as_json_clips(ROWS), encoding="utf-8")
+    for name in ("excel.csv", "tabs.csv", "rows.jsonl", "clips.jsonl"):
+        run(folder / name, "--out", folder / f"{name}-out")
+        assert content(folder / f"{name}-out") == content(folder / "plain"), name
+    other = ["video_id", "frames", "description", "tag", "grade"]
+    run(write_table(folder / "x.csv", ROWS, other), "--out", folder / "x", "--columns", "clip=video_id,label=Tag")
+    assert content(folder / "x") == content(folder / "plain")
+
+
+def test_a_converted_folder_lacks_but_its_features(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(write_table(folder / "table.csv", ROWS), "--out", folder / "out")
+    assert "python -m lr2ppo.encoders.pretrain --data" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["check", str(folder / "out")])
+    with pytest.raises(SystemExit):
+        check_folder.main()
+    printed = capsys.readouterr()
+    assert "1 fault found" in printed.err
+    assert "no such feature file" in printed.err
+    assert "warning" not in printed.out
+
+
+def test_all_faults_are_told_by_row_and_nothing_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "pictures" / "text.png").write_text("no image", encoding="utf-8")
+    rows = [
+        ["a", "pictures/0.png", "a boat", "boat", "3"],
+        ["a", "", "a ship", "boat", "1"],
+        ["", "pictures/0.png", "a boat", "boat", "1"],
+        ["b", "pictures/gone.png", "a boat", "boat", "1"],
+        ["c", "pictures/text.png", "a boat", "boat", "1"],
+        ["c", "", "", "car", ""],
+        ["d", "", "a boat", "boat", "1", "more"],
+    ]
+    table = write_table(folder / "table.csv", rows)
+    preferences = write_table(
+        folder / "said.csv", [["z", "boat", "car"], ["c", "boat", "tree"]], ["clip", "better", "worse"]
+    )
+    told = refused(capsys, table, "--out", folder / "out", "--preferences", preferences)
+    for fault in (
+        "row 8: found 6 cells, wanted 5",
+        "row 2: grade: found '3', wanted 0, 1 or 2",
+        "row 3: clip a has the label 'boat' in row 2 already",
+        "row 3: clip a has the description 'a ship', in row 2 'a boat'",
+        "row 4: clip: is empty",
+        "row 6: clip c has 1 of 2 labels without a grade",
+        "said.csv row 2: clip 'z' is not in the table",
+        "said.csv row 3: clip c has no label 'tree'",
+        "row 5: clip b: no frames",
+        "text.png is no image of the formats",
+    ):
+        assert fault in told
+    assert sorted(path.name for path in folder.iterdir()) == ["pictures", "said.csv", "table.csv"]
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "more", "told"),
+    [
+        (["id", "frames", "tag"], [["a", "b", "c"]], (), "found no column clip, label; the table has id, frames, tag"),
+        (["clip", "label"], [["a", "b"]], (), "found no column frames or video; the table has clip, label"),
+        (HEADER, [], (), "found no rows below the header"),
+        (HEADER, ROWS[:6], (), "found 2 clips (or groups of them) with grades, wanted at least 3"),
+        (HEADER, [[*row[:4], ""] for row in ROWS], (), "found 0 clips (or groups of them) with grades"),
+        (HEADER, ROWS, ("--test-share", "0.9", "--validation-share", "0.1"), "wanted at least 11: 1 for validation"),
+        (HEADER, [[*row[:4], "1"] for row in ROWS], (), "no clip drawn for validation has labels of different grades"),
+        (HEADER, ROWS, ("--pair-share", "0"), "no training clip has a pair of labels of different grades"),
+        ([*HEADER, "domain"], [[*row, "target"] for row in ROWS], (), "every clip is of the target"),
+        ([*HEADER, "domain"], [[*row, "here"] for row in ROWS], (), "domain: found 'here', wanted source or target"),
+        ([*HEADER, "video"], [[*row, "a.mp4"] for row in ROWS], (), "has both frames and a video"),
+        ([*HEADER, "label"], [[*row, "x"] for row in ROWS], (), "has two columns label"),
+        (HEADER, ROWS, ("--columns", "label=tag"), "found no column tag, which --columns names; the table has clip"),
+        (HEADER, ROWS, ("--columns", "name=tag"), "--columns: found 'name=tag', wanted COLUMN=NAME"),
+        (HEADER, [["a//b", *row[1:]] for row in ROWS[:3]], (), "clip a//b has an id with nothing, or a dot alone"),
+        (HEADER, [[*ROWS[0][:3], "bo\0at", "1"]], (), "row 2: label: found 'bo\\x00at', which holds what is no"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_told_with_what_to_do(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    header: list[str],
+    rows: list[list[str]],
+    more: tuple[str, ...],
+    told: str,
+) -> None:
+    assert told in refused(capsys, write_table(folder / "table.csv", rows, header), "--out", folder / "out", *more)
+    assert not (folder / "out").exists()
+
+
+def test_a_file_that_is_no_table_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = folder / "table.csv"
+    assert "cannot be read" in refused(capsys, table, "--out", folder / "out")
+    table.write_bytes("clip,label\na,b\na,café\n".encode("latin-1"))
+    assert "line 3 is not UTF-8 text; save it as 'CSV UTF-8'" in refused(capsys, table, "--out", folder / "out")
+    table.write_text('clip,label\na,"b\n', encoding="utf-8")
+    assert "is a double quote not closed?" in refused(capsys, table, "--out", folder / "out")
+    (folder / "t.jsonl").write_text('{"clip": "a", "label": "b", "frames": {}}\n[]\n', encoding="utf-8")
+    told = refused(capsys, folder / "t.jsonl", "--out", folder / "out")
+    assert "row 1: frames: found" in told
+    assert "row 2: wanted a JSON object on a line of its own" in told
+
+
+def test_a_folder_that_holds_something_is_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = content(folder / "pictures")
+    table = write_table(folder / "table.csv", ROWS)
+    assert "is there and not empty" in refused(capsys, table, "--out", folder / "pictures")
+    assert content(folder / "pictures") == before
+
+
+def test_frames_are_found_by_file_folder_and_pattern_in_the_order_of_their_numbers(folder: Path) -> None:
+    for number in (0, 2, 10):
+        write_picture(folder / "shots" / f"shot-{number}.png", shade=number)
+    (folder / "shots" / "notes.txt").write_text("", encoding="utf-8")
+    names = {"c0": "shots", "c1": "shots/shot-*.png", "c2": f"shots/shot-2.png; {folder}/shots/shot-0.png"}
+    rows = [[row[0], names.get(row[0], row[1]), *row[2:]] for row in ROWS]
+    run(write_table(folder / "table.csv", rows), "--out", folder / "out")
+    clips = {clip.id: clip for files in read_folder(folder / "out").values() for clip in files}
+    shades = {
+        name: [Image.open(folder / "out" / image).getpixel((0, 0)) for image in clips[name].images] for name in names
+    }
+    wanted = {"c0": (0, 2, 10), "c1": (0, 2, 10), "c2": (2, 0)}
+    assert shades == {name: [(shade,) * 3 for shade in order] for name, order in wanted.items()}
+
+
+@given(one=st.text(min_size=1), other=st.text(min_size=1))
+@example(one="..", other=".")
+def test_no_two_clips_share_a_folder_and_none_leaves_the_data(one: str, other: str) -> None:
+    assert (folder_name(one) == folder_name(other)) == (one == other)
+    assert Path(folder_name(one)).name == folder_name(one) not in ("", ".", "..")
+
+
+@given(found=st.integers(0, 500), most=st.integers(1, 40))
+def test_frames_of_a_video_are_spread_evenly_over_it(found: int, most: int) -> None:
+    positions = spread(found, most)
+    assert len(positions) == min(found, most)
+    edges = np.concatenate([[-1], positions, [found]])
+    gaps = np.diff(edges)
+    assert len(positions) == 0 or (
+        gaps[1:-1].min(initial=found) >= 1 and np.ptp(gaps[1:-1] if len(gaps) > 3 else [0]) <= 1
+    )
+
+
+def test_frames_of_a_video_are_written_into_the_data_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(folder / "film.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(40):
+            picture = Image.new("RGB", (64, 48), (6 * number,) * 3)
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode(None))
+    rows = [[row[0], "film.mp4", *row[2:]] for row in ROWS]
+    table = write_table(folder / "table.csv", rows, ["clip", "video", *HEADER[2:]])
+    run(table, "--out", folder / "out", "--frames-per-video", "4")
+    clip = read_clips(folder / "out" / annotations.TEST)[0]
+    assert clip.filename == "film.mp4"
+    shades = [np.asarray(Image.open(folder / "out" / image)).mean() for image in clip.images]
+    assert shades == pytest.approx([6 * number for number in (5, 15, 25, 35)], abs=4)
+    (folder / "film.mp4").write_bytes(b"no film")
+    told = refused(capsys, table, "--out", folder / "again")
+    assert "10 faults found" in told
+    assert "film.mp4: is not a readable video" in told
+    assert not [path for path in folder.iterdir() if "again" in path.name]
+
+
+def test_groups_stay_together_and_what_they_cost_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    films = [f"film-{int(row[0][1:]) % 3}" for row in ROWS]
+    ungraded = [
+        [*row[:4], "" if row[0] in ("c0", "c1", "c2") else row[4], film] for row, film in zip(ROWS, films, strict=True)
+    ]
+    said = write_table(
+        folder / "said.csv", [[f"c{clip}", "sea", "boat"] for clip in range(10)], ["clip", "better", "worse"]
+    )
+    table = write_table(folder / "table.csv", ungraded, [*HEADER, "film"])
+    run(table, "--out", folder / "out", "--columns", "group=film", "--preferences", said)
+    needs: list[tuple[str, Need]] = [
+        (annotations.TARGET_TRAIN, "labels"),
+        (annotations.VALIDATION, "grades"),
+        (annotations.TEST, "grades"),
+    ]
+    films_of = [{int(clip.id[1:]) % 3 for clip in read_clips(folder / "out" / name, need)} for name, need in needs]
+    assert sorted(map(len, films_of)) == [1, 1, 1]
+    assert len(set.union(*films_of)) == 3
+    pairs = read_clips(folder / "out" / annotations.TARGET_PAIRS, "pairs")
+    assert all(clip.pairs.tolist() == [[2, 0]] for clip in pairs)
+    printed = capsys.readouterr().out
+    assert "left out: 2 clips" in printed
+    assert f"not used: {10 - len(pairs)} preferences" in printed

@@ -1,0 +1,148 @@
+"""Features name the encoders that made them, and a run keeps these names, also when it goes on."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, get_args
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from lr2ppo.data import FeatureStore
+from lr2ppo.data.features.encoders import FEATURES_FILE, Encoding, read_features_file
+from lr2ppo.data.features.writer import StoredType
+from lr2ppo.data.frames import read_frames
+from lr2ppo.encoders.extractor import EncoderPaths, open_encoders
+from lr2ppo.errors import UserError
+from lr2ppo.models.weights import load_model
+from lr2ppo.training.trainer import Session
+from tests.helpers.trained_world import TrainedWorld
+
+
+@pytest.fixture
+def world(trained_world: TrainedWorld, tmp_path: Path) -> TrainedWorld:
+    """Data of its own, so that features may be changed; no runs."""
+    shutil.copytree(trained_world.data, tmp_path / "data")
+    return TrainedWorld(tmp_path)
+
+
+def change(path: Path, **attributes: Any) -> None:
+    with h5py.File(path, "a") as file:
+        for name, value in attributes.items():
+            file.attrs[name] = np.bytes_(value) if isinstance(value, str) else value[0]
+
+
+def encoding_of(*paths: Path) -> Encoding | None:
+    return FeatureStore(paths).encoding
+
+
+def test_a_run_keeps_what_encodes_a_clip_as_its_features_were(trained_world: TrainedWorld) -> None:
+    wanted = encoding_of(trained_world.data / "clean_feat.h5")
+    assert wanted is not None
+    encoders = trained_world.encoders
+    assert (wanted.text_path, wanted.tokenizer_path) == (str(encoders / "roberta"), str(encoders / "roberta"))
+    assert (wanted.image_path, wanted.frame_tokens) == (str(encoders / "vit"), "patches")
+    assert wanted.max_text_tokens == 40
+    for run in ("pointwise/one", "reward/one", "ppo/one"):
+        assert read_features_file(trained_world.logs / run) == wanted
+
+
+@pytest.mark.parametrize("dtype", get_args(StoredType))
+def test_a_raw_clip_becomes_the_features_that_were_stored_of_it(
+    trained_world: TrainedWorld, tmp_path: Path, dtype: str
+) -> None:
+    out = tmp_path / "clean_feat.h5"
+    trained_world.extract("--dtype", dtype, "--out", str(out))
+    store, model = FeatureStore([out]), load_model(trained_world.logs / "pointwise" / "one" / "best")
+    encode = open_encoders("run", store.encoding, EncoderPaths(), model.encoder.config, torch.device("cpu"))
+    for case, query in zip(trained_world.cases("ppo/one"), trained_world.queries(), strict=True):
+        pictures = read_frames(query.frames, np.arange)
+        text, frames = encode(query.labels, query.description, [*pictures, pictures[0]])
+        stored, lengths = store.text(case["id"], range(len(text)))
+        of_frames = store.frames(case["id"])
+        largest = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}[dtype]
+        for row, wanted, length in zip(text, stored, lengths, strict=True):
+            np.testing.assert_allclose(row, wanted[:length], atol=largest, rtol=largest)
+            assert torch.equal(row, row.to(getattr(torch, dtype)).float())
+        wanted_frames = np.concatenate([of_frames, of_frames[:1]]).reshape(-1, store.image_width)
+        np.testing.assert_allclose(frames, wanted_frames, atol=largest, rtol=largest)
+
+
+def test_files_that_do_not_tell_all_in_texts_of_fixed_length_name_no_encoders(world: TrainedWorld) -> None:
+    path = world.data / "clean_feat.h5"
+    change(path, image_encoder=["vit@1"])
+    assert encoding_of(path) is None
+    change(path, image_encoder="vit@1")
+    assert encoding_of(path) is not None
+    change(path, frame_tokens="words")
+    assert encoding_of(path) is None
+    with h5py.File(path, "a") as file:
+        for name in list(file.attrs):
+            del file.attrs[name]
+        file.attrs["tokens_per_frame"] = 16
+    assert encoding_of(path) is None
+    world.train("pointwise", "unnamed")
+    assert json.loads((world.logs / "pointwise" / "unnamed" / FEATURES_FILE).read_text())["encoders"] is None
+
+
+def test_shards_of_different_encoders_are_refused_but_paths_may_differ(world: TrainedWorld, tmp_path: Path) -> None:
+    first, second = world.data / "clean_feat.h5", tmp_path / "second.h5"
+    shutil.copy(first, second)
+    told = encoding_of(first)
+    assert told is not None
+    change(second, image_path="elsewhere/eyes", image_encoder=told.image_encoder.replace("vit@", "eyes@"))
+    assert encoding_of(first, second) == told
+    change(second, image_encoder="vit@0123456789ab")
+    with pytest.raises(
+        UserError, match=r"second\.h5: found .*image_encoder vit@0123456789ab, wanted vit@.*same encoders"
+    ):
+        encoding_of(first, second)
+    change(second, image_encoder=["of any length"])
+    assert encoding_of(first, second) is None
+
+
+def test_an_extraction_goes_on_with_the_same_encoders_at_another_path(
+    world: TrainedWorld, trained_world: TrainedWorld
+) -> None:
+    shutil.copytree(trained_world.encoders, world.encoders)
+    path = world.data / "clean_feat.h5"
+    with h5py.File(path, "a") as file:
+        del file["test-0000"]
+    world.extract()
+    encoding = encoding_of(path)
+    assert encoding is not None
+    assert encoding.image_path == str(world.encoders / "vit")
+    with h5py.File(path) as file:
+        assert "test-0000" in file
+
+
+def test_a_run_goes_on_with_features_of_the_same_encoders_alone(
+    world: TrainedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StoppedError(Exception):
+        pass
+
+    checkpoint = Session.checkpoint
+
+    def stop(self: Session, *arguments: Any) -> None:
+        checkpoint(self, *arguments)
+        raise StoppedError
+
+    more = ["safety.checkpoint_steps=1", "train.epochs=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "checkpoint", stop)
+        with pytest.raises(StoppedError):
+            world.train("pointwise", "stopped", *more)
+    path, folder = world.data / "clean_feat.h5", world.logs / "pointwise" / "stopped"
+    name = read_features_file(folder)
+    assert name is not None
+    change(path, image_encoder="vit@0123456789ab")
+    with pytest.raises(UserError, match=r"(?s)--fresh.*made with image_encoder vit@0123456789ab, wanted vit@"):
+        world.train("pointwise", "stopped", *more)
+    change(path, image_encoder=name.image_encoder, image_path="moved/vit")
+    world.train("pointwise", "stopped", *more)
+    assert (folder / "finished.json").is_file()
+    found = read_features_file(folder)
+    assert found == name.model_copy(update={"image_path": "moved/vit"})

@@ -1,0 +1,153 @@
+"""Broken feature files are refused, their clips named, or read as finite features: never a crash in between."""
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Any, get_args
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lr2ppo.data import Clip, ClipDataset, FeatureStore, FeatureWriter
+from lr2ppo.data.features.writer import StoredType, read_clip_names
+from lr2ppo.data.samplers import whole_clips
+from lr2ppo.data.validate import structure_faults, value_faults
+from lr2ppo.errors import UserError
+from tests.helpers.fuzz import damaged, fuzzed, may_refuse, run_apart
+
+LABELS, TOKENS, FRAMES, TEXT_WIDTH, IMAGE_WIDTH = 3, 4, 2, 5, 6
+CLIPS = [Clip(name, ("a", "b", "c")) for name in ("tt01", "tt01/shot-1", "tt02/shot-1", "flat")]
+FACTS: dict[str, str | int] = {"text_encoder": "tiny@1", "tokens_per_frame": 2}
+NOTES: dict[str, str | int] = {
+    "image_encoder": "vit@2",
+    "tokenizer": "tiny@3",
+    "frame_tokens": "patches",
+    "max_text_tokens": 40,
+    **{f"{name}_path": f"encoders/{name}" for name in ("text", "tokenizer", "image")},
+}
+
+
+def write_features(path: Path, dtype: StoredType = "float32") -> Path:
+    rng = np.random.default_rng(0)
+    with FeatureWriter(path, FACTS, dtype, NOTES) as writer:
+        for clip in CLIPS:
+            text = [rng.normal(size=(tokens, TEXT_WIDTH)).astype(np.float32) for tokens in (TOKENS, 2, 3)]
+            writer.write(clip.id, text, rng.normal(size=(2 * FRAMES, IMAGE_WIDTH)).astype(np.float32))
+    return path
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file of each kind."""
+    root = tmp_path_factory.mktemp("sound")
+    for dtype in get_args(StoredType):
+        write_features(root / dtype, dtype)
+    return root
+
+
+def read(path: Path) -> int:
+    """How many clips are read as a stage reads them, which are whole and finite then."""
+    store = FeatureStore([path])
+    fitting = ClipDataset(CLIPS, store, frames=FRAMES).without(structure_faults(CLIPS, store))
+    kept = fitting.without(value_faults(fitting.clips, store))
+    for request in whole_clips(kept.clips):
+        item = kept[request]
+        assert len(item.text) == LABELS
+        assert all(len(row) and row.shape[1] == store.text_width and row.isfinite().all() for row in item.text)
+        assert len(item.frames)
+        assert item.frames.shape[1] == store.image_width
+        assert item.frames.isfinite().all()
+    return len(kept)
+
+
+def go_on(path: Path) -> None:
+    """Write one more clip, as an extraction that goes on does."""
+    read_clip_names(path, FACTS, "float32")
+    with FeatureWriter(path, FACTS) as writer:
+        writer.write("new", [np.ones((2, TEXT_WIDTH), np.float32)], np.ones((2, IMAGE_WIDTH), np.float32))
+
+
+@pytest.mark.parametrize("dtype", get_args(StoredType))
+def test_what_is_not_broken_is_read(sound: Path, dtype: str) -> None:
+    assert read(sound / dtype) == len(CLIPS)
+    assert FeatureStore([sound / dtype]).encoding is not None
+
+
+def read_or_refuse(path: Path) -> None:
+    with may_refuse(path):
+        read(path)
+
+
+def test_files_of_any_bytes(tmp_path: Path, sound: Path) -> None:
+    """In a process of its own, for a damaged file can end the one that reads it; it is the last that was written."""
+    path = tmp_path / "clean_feat.h5"
+
+    @fuzzed(500)
+    @given(data=st.data(), dtype=st.sampled_from(get_args(StoredType)))
+    def check(data: st.DataObject, dtype: str) -> None:
+        path.write_bytes(data.draw(damaged((sound / dtype).read_bytes())))
+        read_or_refuse(path)
+
+    run_apart(check)
+
+
+def test_an_attribute_of_a_kind_that_ends_the_process_is_not_read(sound: Path, tmp_path: Path) -> None:
+    path = tmp_path / "clean_feat.h5"
+    shutil.copy(sound / "float32", path)
+    with h5py.File(path, "a") as file:
+        file.attrs["dtype"] = "float32"
+    content = bytearray(path.read_bytes())
+    # A text of any length becomes a thing of any length of which HDF5 knows no kind.
+    content[content.index(b"dtype\0\0\0\x19\x01") + 9] = 2
+    path.write_bytes(content)
+
+    def check() -> None:
+        with pytest.raises(UserError, match="is damaged: attribute dtype: found object"):
+            FeatureStore([path])
+
+    run_apart(check)
+
+
+VALUES: list[Any] = [
+    "a text", 3, np.nan, b"bytes", np.ones((3, 4, 5)), np.ones((1, 4, 6), np.float16), np.ones((1, 4, 6), complex),
+    np.ones((3, 4, 5), int), np.ones((1, 3, 6), np.float32), np.full((3, 4, 5), 1e300), np.ones((0, 4, 5)),
+    np.ones((3, 0, 5)), np.ones((3, 4, 0)), np.ones(3, int), np.array([1, -2, 3]), np.array([1, 2, 9]),
+    np.array([1, 2, 0]), np.array([2**63, 1, 1], np.uint64), np.array(["a", "b", "c"], object), np.ones(3),
+    np.array([(1, 2.0)] * 3, dtype=[("a", int), ("b", float)]), np.array([True] * 3), h5py.Empty("f"),
+    h5py.SoftLink("/tt01"), h5py.SoftLink("/nowhere"), h5py.ExternalLink("gone.h5", "/x"), np.dtype("f4"),
+]  # fmt: skip
+NAMES = [f"{clip.id}/{part}" for clip in CLIPS for part in ("text_emb", "img_emb", "text_len")]
+
+
+@fuzzed(400)
+@given(
+    changes=st.lists(
+        st.tuples(st.sampled_from([*NAMES, "tt01", "tt02", "flat"]), st.sampled_from([*range(len(VALUES)), None])),
+        min_size=1,
+        max_size=3,
+    ),
+    attributes=st.dictionaries(
+        st.sampled_from(["dtype", "tokens_per_frame", "image_encoder", "max_text_tokens"]),
+        st.sampled_from(["bfloat16", b"bfloat16", "float32", 0, -1, 1, 2, 3, 1.5, "two", np.ones(2)]),
+        max_size=1,
+    ),
+)
+def test_arrays_of_any_kind(
+    tmp_path: Path, sound: Path, changes: list[tuple[str, int | None]], attributes: dict[str, Any]
+) -> None:
+    path = tmp_path / "clean_feat.h5"
+    shutil.copy(sound / "float32", path)
+    with h5py.File(path, "a") as file:
+        for name, value in changes:
+            # A change may have taken away what another is made to.
+            with contextlib.suppress(KeyError, OSError, ValueError):
+                del file[name]
+                if value is not None:
+                    file[name] = VALUES[value]
+        file.attrs.update(attributes)
+    read_or_refuse(path)
+    with may_refuse(path):
+        go_on(path)

@@ -1,0 +1,73 @@
+"""Broken annotation files are refused with one message, or read as sound clips: never a crash, never nonsense."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lr2ppo.data.annotations import Clip, Need, read_clips, read_sound_clips, write_clips
+from lr2ppo.errors import UserError
+from tests.helpers.fuzz import damaged, fuzzed, may_refuse, mutated
+
+ENTRIES: list[dict[str, Any]] = [
+    {
+        "id": f"tt01/shot-{number}",
+        "tags": [{"tag": "boat", "target": 2}, {"tag": "naïve car", "target": "0"}, {"tag": "sky", "target": 1.0}],
+        "description": "a story about a boat",
+        "filename": "clip.mp4",
+        "image": ["frames/0.jpg", "frames/1.jpg"],
+        "index": [[0, 1], [2, 1]],
+    }
+    for number in range(3)
+]
+needs = st.sampled_from(get_args(Need))
+
+
+def assert_sound(clips: list[Clip], need: Need, copy: Path) -> None:
+    """What every reader of clips relies on."""
+    assert len({clip.id for clip in clips}) == len(clips)
+    for clip in clips:
+        assert clip.id
+        assert clip.labels or need == "images"
+        assert clip.images or need != "images"
+        assert clip.grades is not None or need != "grades"
+        assert len(clip.pairs) or need != "pairs"
+        assert clip.grades is None or (len(clip.grades) == len(clip.labels) and set(clip.grades.tolist()) <= {0, 1, 2})
+        assert clip.pairs.shape[1:] == (2,)
+        assert (clip.pairs[:, 0] != clip.pairs[:, 1]).all()
+        assert ((clip.pairs >= 0) & (clip.pairs < len(clip.labels))).all()
+    write_clips(copy, clips)
+    again = read_sound_clips(copy, need)[0] if clips else []
+    for clip, other in zip(clips, again, strict=True):
+        assert (clip.id, clip.labels, clip.description, clip.filename, clip.images) == (
+            other.id, other.labels, other.description, other.filename, other.images
+        )  # fmt: skip
+        np.testing.assert_array_equal(clip.pairs, other.pairs)
+
+
+def read_or_refuse(path: Path, need: Need) -> None:
+    with may_refuse(path):
+        clips, faults = read_sound_clips(path, need)
+        assert_sound(clips, need, path.with_name("copy.json"))
+        # Whoever wants all clips is refused for these faults, and for them alone.
+        with pytest.raises(UserError, match=f"{len(faults)} fault") if faults else nullcontext():
+            assert len(read_clips(path, need)) == len(clips)
+
+
+@fuzzed(500)
+@given(tree=mutated(ENTRIES), need=needs)
+def test_entries_of_any_content(tmp_path: Path, tree: Any, need: Need) -> None:
+    (tmp_path / "clips.json").write_text(json.dumps(tree), encoding="utf-8")
+    read_or_refuse(tmp_path / "clips.json", need)
+
+
+@fuzzed(300)
+@given(content=damaged(json.dumps(ENTRIES, ensure_ascii=False).encode()) | st.binary(max_size=40), need=needs)
+def test_files_of_any_bytes(tmp_path: Path, content: bytes, need: Need) -> None:
+    (tmp_path / "clips.json").write_bytes(content)
+    read_or_refuse(tmp_path / "clips.json", need)

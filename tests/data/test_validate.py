@@ -1,0 +1,267 @@
+"""What is checked of clips and features before a stage trains."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from lr2ppo.data import Clip, ClipDataset, FeatureStore, FeatureWriter, annotations
+from lr2ppo.data.frames import missing_frames
+from lr2ppo.data.validate import SoundClips, describe_clips, main, overlap, structure_faults, value_faults
+from lr2ppo.errors import UserError
+from lr2ppo.training.inputs import overlap_note
+
+CLIPS = [Clip(f"clip-{i}", ("a", "b", "c"), grades=np.array([0, 1, 2])) for i in range(3)]
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> Path:
+    with FeatureWriter(tmp_path / "clean_feat.h5", {}) as writer:
+        for clip in CLIPS:
+            text = [np.ones((tokens, 4), np.float32) for tokens in (2, 5, 3)]
+            writer.write(clip.id, text, np.ones((2, 6), np.float32))
+    return tmp_path / "clean_feat.h5"
+
+
+def change(path: Path, name: str, values: object) -> None:
+    with h5py.File(path, "a") as file:
+        del file[name]
+        if values is not None:
+            file[name] = values
+
+
+def test_sound_features_have_no_fault(features: Path) -> None:
+    store = FeatureStore([features])
+    assert structure_faults(CLIPS, store, most_tokens=5) == []
+    assert value_faults(CLIPS, store) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "told"),
+    [
+        ("clip-1/text_emb", np.ones((3, 4)), r"found text_emb (3, 4) and img_emb (1, 2, 6), wanted [labels, tokens,"),
+        ("clip-1/img_emb", np.ones((2, 6)), "found text_emb (3, 5, 4) and img_emb (2, 6), wanted"),
+        ("clip-1/img_emb", np.ones((2, 1, 6)), "img_emb (2, 1, 6), wanted [labels, tokens, width] and [1, frames, wid"),
+        ("clip-1/text_emb", None, "found text_emb None"),
+        ("clip-1/text_len", np.ones(2, int), "found text_len (2,), wanted one number for each of 3 labels"),
+        ("clip-1/text_emb", np.ones((2, 5, 4)), "found text_len (3,), wanted one number for each of 2 labels"),
+        ("clip-1/img_emb", np.ones((1, 2, 7)), "found feature widths (4, 7), others have (4, 6)"),
+        ("clip-1/img_emb", np.ones((1, 0, 6)), "has features of no frame"),
+        ("clip-1/img_emb", np.ones((1, 2, 0)), "img_emb (1, 2, 0), wanted [labels, tokens, width]"),
+        ("clip-1/text_emb", np.ones((3, 0, 4)), "found 0 text tokens, the model takes 1 and more"),
+        ("clip-1/text_emb", 3.0, "found text_emb () and"),
+        ("clip-1/text_emb", h5py.Empty("f"), "found text_emb None and"),
+        ("clip-1/text_emb", np.ones((3, 5, 4), int), "text_emb: found int64, wanted floats"),
+        ("clip-1/text_emb", np.full((3, 5, 4), "x", object), "text_emb: found object, wanted floats"),
+        ("clip-1/text_emb", np.ones((3, 5, 4), bool), "text_emb: found bool, wanted floats"),
+        ("clip-1/text_emb", np.ones((3, 5, 4), complex), "text_emb: found complex128, wanted floats"),
+        ("clip-1/text_emb", np.ones((3, 5, 4), [("a", "f4")]), "wanted floats"),
+        ("clip-1/img_emb", np.ones((1, 2, 6), np.uint16), "img_emb: found uint16, wanted floats"),
+        ("clip-1/text_len", np.ones(3), "text_len: found float64, wanted whole numbers"),
+        ("clip-1/text_emb", h5py.SoftLink("/clip-0"), "text_emb: found a group, wanted an array"),
+        ("clip-1/img_emb", np.dtype("f4"), "img_emb: found a datatype, wanted an array"),
+        ("clip-1", np.ones(3), "has no features"),
+    ],
+)
+def test_malformed_features_are_told_with_what_was_found(features: Path, name: str, values: object, told: str) -> None:
+    change(features, name, values)
+    (fault,) = structure_faults(CLIPS, FeatureStore([features]))
+    assert fault.clip == "clip-1"
+    assert told in str(fault)
+
+
+def test_only_a_model_with_a_fixed_number_of_tokens_minds_longer_texts(features: Path) -> None:
+    store = FeatureStore([features])
+    assert structure_faults(CLIPS, store, most_tokens=None) == []
+    faults = structure_faults(CLIPS, store, most_tokens=4)
+    assert str(faults[0]) == "clip clip-0: found 5 text tokens, the model takes 4"
+
+
+def set_value(path: Path, name: str, value: float) -> None:
+    with h5py.File(path, "a") as file:
+        file[name][0, 0, 0] = value
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_told_with_their_label(features: Path, value: float) -> None:
+    set_value(features, "clip-2/text_emb", value)
+    set_value(features, "clip-0/img_emb", value)
+    assert [str(fault) for fault in value_faults(CLIPS, FeatureStore([features]))] == [
+        "clip clip-0: frame features are not finite",
+        "clip clip-2: text features of 'a' are not finite",
+    ]
+
+
+def test_damaged_data_are_a_fault_and_no_crash(features: Path) -> None:
+    with h5py.File(features, "a") as file:
+        del file["clip-1/text_emb"]
+        file.create_dataset("clip-1/text_emb", data=np.random.default_rng(0).normal(size=(3, 5, 4)), compression="gzip")
+        place = file["clip-1/text_emb"].id.get_chunk_info(0)
+    with features.open("r+b") as raw:
+        raw.seek(place.byte_offset)
+        raw.write(b"\0" * place.size)
+    (fault,) = value_faults(CLIPS, FeatureStore([features]))
+    assert str(fault).startswith("clip clip-1: its features cannot be read: ")
+
+
+@pytest.mark.parametrize("lengths", [[2, 5, 0], [2, 5, -1], [2, 6, 3], [-2, -2, -2], [0, 0, 0], [2, 5, 2**40]])
+def test_lengths_of_no_token_or_of_more_than_there_are_are_told(features: Path, lengths: list[int]) -> None:
+    change(features, "clip-1/text_len", lengths)
+    store = FeatureStore([features])
+    assert structure_faults(CLIPS, store) == []
+    faults = value_faults(CLIPS, store)
+    assert str(faults[0]).startswith("clip clip-1: text_len: found ")
+
+
+def test_numbers_beyond_float32_are_not_finite(features: Path) -> None:
+    change(features, "clip-1/img_emb", np.full((1, 2, 6), 1e300))
+    (fault,) = value_faults(CLIPS, FeatureStore([features]))
+    assert fault.what == "frame features are not finite"
+
+
+def test_an_array_that_was_never_written_is_told_and_a_compressed_one_is_read(features: Path) -> None:
+    with h5py.File(features, "a") as file:
+        for name in ("clip-0", "clip-1", "clip-2"):
+            del file[name]["img_emb"]
+        file.create_dataset("clip-0/img_emb", shape=(1, 2, 6), dtype="f4")
+        file.create_dataset("clip-1/img_emb", shape=(1, 2**40, 6), dtype="f4", chunks=(1, 2, 6), compression="gzip")
+        file.create_dataset("clip-2/img_emb", data=np.ones((1, 900, 6), "f4"), compression="gzip")
+    store = FeatureStore([features])
+    assert [str(fault).partition(";")[0] for fault in structure_faults(CLIPS, store)] == [
+        "clip clip-0: img_emb: found 0 bytes, wanted 48",
+        f"clip clip-1: img_emb: found 0 bytes, wanted {24 * 2**40}",
+    ]
+    assert value_faults(CLIPS[2:], store) == []
+
+
+def test_one_clip_of_another_width_does_not_make_the_others_look_at_fault(features: Path) -> None:
+    change(features, "clip-0/img_emb", np.ones((1, 2, 7)))
+    (fault,) = structure_faults(CLIPS, FeatureStore([features]))
+    assert str(fault) == "clip clip-0: found feature widths (4, 7), others have (4, 6)"
+
+
+def test_clips_found_sound_are_not_read_again_until_the_file_changes(features: Path) -> None:
+    store = FeatureStore([features])
+    assert SoundClips(store).missing(CLIPS) == CLIPS
+    SoundClips(store).add(CLIPS[:2])
+    assert SoundClips(store).missing(CLIPS) == CLIPS[2:]
+    SoundClips(store).add(CLIPS[2:])
+    assert SoundClips(store).missing(CLIPS) == []
+    os.utime(features, ns=(1, 1))
+    assert SoundClips(FeatureStore([features])).missing(CLIPS) == CLIPS
+
+
+def test_a_record_that_cannot_be_read_or_written_costs_a_check_and_no_more(
+    features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FeatureStore([features])
+    SoundClips(store).add(CLIPS)
+    (record,) = features.parent.glob(".*.checked.json")
+    record.write_text("[1]", encoding="utf-8")
+    assert SoundClips(store).missing(CLIPS) == CLIPS
+
+    def refuse(path: Path, value: object) -> None:
+        raise UserError(f"{path}: cannot be written")
+
+    monkeypatch.setattr("lr2ppo.data.validate.write_json", refuse)
+    SoundClips(store).add(CLIPS)
+    assert SoundClips(store).missing(CLIPS) == CLIPS
+
+
+def test_clips_frames_and_grades_are_counted() -> None:
+    ungraded = Clip("x", ("a", "b"), images=("f/0.jpg", "f/1.jpg"))
+    assert describe_clips([*CLIPS, ungraded]) == "4 clips; 11 labels, 2 to 3 a clip; grades 0: 3, 1: 3, 2: 3"
+    assert overlap(CLIPS, [ungraded, CLIPS[2], CLIPS[0]]) == ["clip-0", "clip-2"]
+
+
+def test_validation_clips_that_are_trained_on_are_named(features: Path) -> None:
+    train, validation, other = (
+        ClipDataset(clips, FeatureStore([features]), frames=1) for clips in (CLIPS[:2], CLIPS[1:], CLIPS[2:])
+    )
+    assert overlap_note(train, validation).endswith("1 of the validation clips are trained on, such as clip-1")
+    assert overlap_note(train, other) == ""
+
+
+def test_missing_frames_are_found(tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "0.jpg").touch()
+    assert missing_frames([Clip("x", ("a",), images=("f/0.jpg", "f/1.jpg"))], tmp_path) == ["f/1.jpg"]
+
+
+def check_and_end() -> None:
+    main()
+    sys.exit(0)
+
+
+def check(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[object, str, str]:
+    """The exit status of the check of a folder, and what it prints and what it refuses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["check_folder", str(folder)])
+        with pytest.raises(SystemExit) as ended:
+            check_and_end()
+    printed = capsys.readouterr()
+    return ended.value.code, printed.out, printed.err
+
+
+@pytest.fixture
+def folder(tiny_world: Path, tmp_path: Path) -> Path:
+    """A whole folder without a fault."""
+    shutil.copytree(tiny_world, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def change_clip(path: Path, **keys: object) -> None:
+    """Change the first clip of an annotation file."""
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps([entries[0] | keys, *entries[1:]]), encoding="utf-8")
+
+
+def test_the_check_of_a_folder_goes_on_past_malformed_features(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(folder, capsys)[0] == 0
+    change(folder / "clean_feat.h5", "source-1/text_emb", np.ones(3))
+    change(folder / "clean_feat.h5", "test-1/img_emb", "a text")
+    set_value(folder / "clean_feat.h5", "test-2/img_emb", np.nan)
+    change_clip(folder / annotations.TEST, tags=[])
+    status, printed, refused = check(folder, capsys)
+    assert status == 2
+    assert "clean_feat.h5\n    text of up to 4 tokens" in printed
+    assert "4 faults found; training cannot start" in refused
+    for fault in (
+        "test_data.json: clip 0 (test-0): tags: found no labels",
+        "first_stage_data.json: clip source-1: found text_emb (3,)",
+        "clip test-1: ",
+        "clip test-2: frame",
+    ):
+        assert fault in refused
+
+
+def test_the_check_of_a_folder_names_frames_that_cannot_be_encoded(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "text.jpg").write_text("no image", encoding="utf-8")
+    change_clip(folder / annotations.TEST, image=["text.jpg", "../outside.jpg", "gone.jpg"])
+    status, printed, refused = check(folder, capsys)
+    assert status == 2
+    assert f"2 of 3 frames are not under {folder}, such as ../outside.jpg" in printed
+    assert "2 faults found; training can start, but these frames cannot be encoded" in refused
+    assert "clip test-0: text.jpg is no image" in refused
+    assert "clip test-0: ../outside.jpg lies at " in refused
+
+
+def test_the_check_of_a_folder_warns_of_pairs_that_grades_contradict(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tags = [{"tag": f"label {label}", "target": label // 2} for label in range(6)]
+    assert "higher grade" not in check(folder, capsys)[1]
+    for pair in ([0, 5], [0, 1]):
+        change_clip(folder / annotations.TARGET_PAIRS, tags=tags, index=[[5, 0], pair])
+        status, printed, _ = check(folder, capsys)
+        assert status == 0
+        assert "has pairs whose first label is not of the higher grade, as in clip target-0" in printed

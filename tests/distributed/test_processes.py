@@ -1,0 +1,123 @@
+"""Several processes, started by the stage scripts through torchrun."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lr2ppo.distributed.processes import Processes
+from tests.conftest import REPOSITORY
+from tests.helpers.parallel_training import train_all
+from tests.helpers.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return Workspace.make(tmp_path_factory.mktemp("processes"))
+
+
+# Biases that shift all scores alike, in losses that go by differences: their gradient is but rounding.
+SHIFTS = {"reward": ("score.bias", "block.norm_out.bias"), "ppo": ("score.bias", "encoder.head.mlp.fc2.bias")}
+
+
+@pytest.fixture(scope="module")
+def parallel_logs(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of each stage: `one` by one process, `ddp` and `fsdp` by two with batches of half the size."""
+    logs = tmp_path_factory.mktemp("parallel")
+    train_all(Processes(0, 1, torch.device("cpu")), logs, tiny_world, "ddp")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, "-m", "tests.helpers.parallel_training", str(logs), str(tiny_world), "ddp", "fsdp"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return logs
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("model", ["pointwise", "reward", "ppo", "ppo/critic"])
+def test_two_processes_train_the_model_that_one_trains_on_batches_of_twice_the_size(
+    parallel_logs: Path, model: str, strategy: str
+) -> None:
+    stage, _, part = model.partition("/")
+    one, two = (
+        load_file(parallel_logs / stage / name / "checkpoints" / "last" / part / "model.safetensors")
+        for name in ("one", strategy)
+    )
+    assert one.keys() == two.keys()
+    one = {name: tensor for name, tensor in one.items() if name not in SHIFTS.get(model, ())}
+    difference = torch.stack([(two[name] - one[name]).double().norm() for name in one]).norm()
+    size = torch.stack([tensor.double().norm() for tensor in one.values()]).norm()
+    assert difference / size < 1e-6
+
+
+@pytest.fixture(scope="module")
+def trained(workspace: Workspace, tiny_world: Path) -> Workspace:
+    """Stage 1 by one process."""
+    workspace.ok("sh", "pointwise.sh", "one", f"data.root={tiny_world}", "train.epochs=3", "train.max_labels=6")
+    return workspace
+
+
+def test_evaluation_by_any_number_of_processes_scores_every_clip_once_and_gives_the_same_figures(
+    trained: Workspace,
+) -> None:
+    folder = trained.root / "logs" / "pointwise" / "one"
+    found = []
+    for processes in (1, 2, 3):
+        trained.ok("sh", "ppo_eval.sh", "pointwise/one", processes=processes)
+        cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))["test"]
+        assert [case["id"] for case in cases] == [f"test-{i}" for i in range(17)]
+        found.append(json.loads((folder / "results.json").read_text(encoding="utf-8"))["test"])
+    assert found[0] == found[1] == found[2]
+
+
+def test_the_later_stages_run_on_two_processes(trained: Workspace, tiny_world: Path) -> None:
+    data = f"data.root={tiny_world}"
+    trained.ok(
+        "sh", "reward_pair_dataloader.sh", "two", data, "ranker=one", "train.epochs=2", "train.clips_per_batch=4",
+        processes=2,
+    )  # fmt: skip
+    printed = trained.ok("sh", "ppo.sh", "two", data, "train.epochs=2", "train.clips_per_batch=4", processes=2)
+    assert "step 0/8" in printed
+    assert "step 8/8" in printed
+    assert printed.count("finished in") == 1
+
+
+def test_a_mistake_is_told_once_by_two_processes(workspace: Workspace) -> None:
+    message = workspace.refused("sh", "pointwise.sh", "x", "train.epoch=3", processes=2)
+    assert "unknown key 'train.epoch'; did you mean train.epochs?" in message
+
+
+def test_the_number_of_processes_must_be_one(workspace: Workspace) -> None:
+    environment_error = workspace.run("env", "NPROC=two", "sh", "pointwise.sh", "x")
+    assert environment_error.returncode == 2
+    assert "NPROC: found 'two', wanted a whole number" in environment_error.stderr
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_large_tensors_take_the_memory_of_earlier_ones() -> None:
+    """Counted in fresh pages that the system had to clear for them."""
+    code = """
+import resource, sys, torch
+from lr2ppo.engine.processes import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory(torch.device("cpu"))
+pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+# Alignment has the heap grow a few times before a tensor finds room in what was freed.
+for _ in range(20):
+    torch.ones(2**25)
+before = pages()
+for _ in range(5):
+    torch.ones(2**25)
+print(pages() - before)
+"""
+    kept, given_back = (
+        int(subprocess.run([sys.executable, "-c", code, way], cwd=REPOSITORY, capture_output=True, check=True).stdout)
+        for way in ("keep", "give back")
+    )
+    assert kept < 0.2 * given_back

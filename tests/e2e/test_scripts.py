@@ -1,0 +1,167 @@
+"""The scripts, end to end on a very small mini benchmark, as README says."""
+
+import json
+import runpy
+import sys
+
+import numpy as np
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.helpers.workspace import Workspace
+
+# A command that another test has imported is run anew all the same.
+RUN_ANEW = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+SIZES = ("--source=24", "--target=24", "--validation=6", "--test=8", "--pretraining=200")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """All steps of `scripts/mini.sh` on a few clips, with encoders pretrained just enough to be accepted."""
+    made = Workspace.make(tmp_path_factory.mktemp("scripts"))
+    made.ok("sh", "-c", f'"$PYTHON" -m lr2ppo.data.mini data/tiny --seed 3 {" ".join(SIZES)}')
+    pretrain = '"$PYTHON" -m lr2ppo.encoders.pretrain --data data/tiny --out pretrained_models/tiny'
+    made.ok("sh", "-c", f"{pretrain} --steps 120 --batch 32")
+    made.ok("sh", "scripts/mini.sh", "tiny", "3", "data/tiny", "train.epochs=1")
+    return made
+
+
+def test_every_stage_is_trained_and_evaluated(workspace: Workspace) -> None:
+    for stage in ("pointwise", "reward", "ppo"):
+        folder = workspace.root / "logs" / stage / "tiny"
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))["test"]
+        assert results["clips"] == 8
+        assert results["ndcg"]["low"] <= results["ndcg"]["mean"] <= results["ndcg"]["high"]
+        assert "perfect order" in (folder / "evaluation.txt").read_text(encoding="utf-8")
+
+
+def test_a_case_holds_labels_grades_scores_and_the_order_that_the_scores_make(workspace: Workspace) -> None:
+    cases = json.loads((workspace.root / "logs" / "ppo" / "tiny" / "cases.json").read_text(encoding="utf-8"))["test"]
+    annotated = {clip["id"]: clip for clip in json.loads((workspace.root / "data/tiny/test_data.json").read_text())}
+    for case in cases:
+        tags = annotated[case["id"]]["tags"]
+        assert case["labels"] == [tag["tag"] for tag in tags]
+        assert case["grades"] == [tag["target"] for tag in tags]
+        assert (np.diff(np.array(case["scores"])[case["order"]]) <= 0).all()
+
+
+def test_the_table_shows_stages_between_chance_and_perfect_order_with_paired_differences(workspace: Workspace) -> None:
+    lines = workspace.ok("sh", "ppo_eval.sh", "--table", "pointwise/tiny", "ppo/tiny").splitlines()
+    names = [line.split("  ")[0] for line in lines if line[:1].isalpha()]
+    assert names[1:6] == ["chance", "pointwise/tiny", "ppo/tiny", "perfect order", "paired differences"]
+    assert lines[-1].startswith("ppo/tiny is ")
+    assert "95 % interval" in lines[-1]
+
+
+def test_runs_of_several_seeds_are_one_row(workspace: Workspace) -> None:
+    printed = workspace.ok("sh", "ppo_eval.sh", "--table", "pointwise/tiny,pointwise/tiny", "ppo/tiny,ppo/tiny")
+    assert "16 clips of 2 runs" in printed
+    assert "ppo x 2" in printed
+    assert "other clips than" in workspace.refused(
+        "sh", "ppo_eval.sh", "--table", "pointwise/tiny", "ppo/tiny,ppo/tiny"
+    )
+
+
+def test_a_report_is_written_of_runs_by_name(workspace: Workspace) -> None:
+    printed = workspace.ok("sh", "-c", '"$PYTHON" -m lr2ppo.report ppo/tiny -o page.html')
+    assert "written: page.html" in printed
+    text = (workspace.root / "page.html").read_text(encoding="utf-8")
+    assert all(name in text for name in ("pointwise/tiny", "reward/tiny", "ppo/tiny"))
+    assert "data:image/jpeg" in text
+    assert "found no such run" in workspace.refused("sh", "-c", '"$PYTHON" -m lr2ppo.report gone')
+
+
+def test_extraction_is_continued_where_it_stopped(workspace: Workspace) -> None:
+    extract = (
+        '"$PYTHON" -m lr2ppo.encoders.extract --data data/tiny --text pretrained_models/tiny/roberta '
+        "--image pretrained_models/tiny/vit"
+    )
+    assert "wrote 0 clips, 62 were there already" in workspace.ok("sh", "-c", extract + " --frame-tokens patches")
+    assert "holds features made with" in workspace.refused("sh", "-c", extract)
+
+
+def test_an_evaluated_split_does_not_lose_the_other(workspace: Workspace) -> None:
+    workspace.ok("sh", "ppo_eval.sh", "ppo/tiny", "split=val")
+    results = json.loads((workspace.root / "logs" / "ppo" / "tiny" / "results.json").read_text(encoding="utf-8"))
+    assert (results["val"]["clips"], results["test"]["clips"]) == (6, 8)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("sh", "pointwise.sh"), "usage: [PRESET=lrmovienet] [NPROC=N] sh pointwise.sh NAME"),
+        (("sh", "ppo.sh", "seed=1"), "usage:"),
+        (("sh", "pointwise.sh", "tiny", "data.root=data/tiny"), "there is a run of this name already"),
+        (("env", "PRESET=nine", "sh", "pointwise.sh", "x"), "configs/nine/pointwise.yaml: no such config file"),
+        (("sh", "scripts/mini.sh"), "usage:"),
+    ],
+)
+def test_a_mistake_gets_one_helpful_message(workspace: Workspace, command: tuple[str, ...], message: str) -> None:
+    assert message in workspace.refused(*command)
+    assert not (workspace.root / "logs" / "pointwise" / "x").exists()
+
+
+@RUN_ANEW
+@pytest.mark.parametrize(
+    ("stage", "arguments", "message"),
+    [
+        ("pointwise", "name=x data.root=gone", "gone/clean_feat.h5: no such feature file; make it with"),
+        ("pointwise", "name=x train.epochs=many", "train.epochs: found 'many'"),
+        ("pointwise", "name=a/b", "name: found 'a/b', wanted letters"),
+        ("pointwise", "name=x train.epoch=3", "unknown key 'train.epoch'; did you mean train.epochs?"),
+        ("reward", "name=x logs=nowhere", "make one first: PRESET=mini sh pointwise.sh NAME"),
+        ("ppo", "name=x reward=gone data.root=data/tiny", "gone: found no such run under logs; there are: reward/tiny"),
+        ("evaluate", "name=gone", "gone: found no such run under logs"),
+        ("evaluate", "name=tiny split=train", "split: found 'train'"),
+    ],
+)
+def test_a_mistake_is_told_before_any_work(
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stage: str,
+    arguments: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(workspace.root)
+    monkeypatch.setattr(sys, "argv", ["stage", "--config", f"configs/mini/{stage}.yaml", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"lr2ppo.stages.{stage}", run_name="__main__")
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert message in told
+    assert told.count("error:") == 1
+    assert not (workspace.root / "logs" / stage / "x").exists()
+
+
+def test_print_config_shows_the_resolved_tree_and_starts_nothing(workspace: Workspace) -> None:
+    printed = workspace.ok("sh", "pointwise.sh", "x", "--print-config", "train.epochs=3")
+    assert "preset: mini" in printed
+    assert "epochs: 3" in printed
+    assert not (workspace.root / "logs" / "pointwise" / "x").exists()
+
+
+COMMANDS = [
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+    for path in sorted((REPOSITORY / "lr2ppo").rglob("*.py"))
+    if 'if __name__ == "__main__":\n    ' in path.read_text(encoding="utf-8")
+]
+
+
+@RUN_ANEW
+@pytest.mark.parametrize("module", [name for name in COMMANDS if name != "lr2ppo.distributed.launch"])
+def test_every_command_has_help_with_an_example(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 0
+    assert f"example: python -m {module.removesuffix('.__main__')} " in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_repository_scripts_are_plain_shell_with_a_usage_line() -> None:
+    for script in REPOSITORY.glob("*.sh"):
+        first, second = script.read_text(encoding="utf-8").splitlines()[:2]
+        assert first == "#!/bin/sh"
+        assert f"sh {script.name} " in second

@@ -1,0 +1,5 @@
+"""The reference tensors that the published implementation computed; tests/golden/README.md says what they are."""
+
+from pathlib import Path
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"

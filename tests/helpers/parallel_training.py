@@ -1,0 +1,47 @@
+"""Trains the three stages on a tiny world; run by torchrun or alone: `parallel_training.py LOGS DATA STRATEGY ...`.
+
+The runs of one process are called `one` and take batches of 8 clips; those of two are called after their strategy and
+take 4 clips each. Later stages start from the runs called `one`.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lr2ppo.config.load import load_config
+from lr2ppo.distributed.processes import Processes, join_processes
+from lr2ppo.stages import pointwise, ppo, reward
+from tests.conftest import REPOSITORY
+
+STAGES: dict[str, Callable[[Any, Processes, bool], None]] = {
+    "pointwise": pointwise.train,
+    "reward": reward.train,
+    "ppo": ppo.train,
+}
+OVERRIDES = {
+    "pointwise": ["model.dropout=0", "train.max_labels=6", "train.evaluate_every=100"],
+    "reward": ["model.dropout=0", "ranker=one", "train.epochs=3", "train.pairs_per_clip=4", "train.evaluate_every=100"],
+    "ppo": ["ranker=one", "reward=one", "train.pairs_per_clip=7", "train.passes=1", "train.evaluate_every=100"],
+}
+
+
+def train_all(processes: Processes, logs: Path, data: Path, strategy: str) -> None:
+    """20 or more steps of each stage; stage 2 has batches whose processes hold unequal numbers of pairs."""
+    torch.set_num_threads(1)
+    name = "one" if processes.world_size == 1 else strategy
+    clips = 8 // processes.world_size
+    common = [f"logs={logs}", f"data.root={data}", "data.frames=3", f"name={name}", f"compute.strategy={strategy}"]
+    common += ["train.epochs=5", f"train.clips_per_batch={clips}", "device=cpu"]
+    for stage, train in STAGES.items():
+        config = load_config(REPOSITORY / "configs" / "mini" / f"{stage}.yaml", stage, [*common, *OVERRIDES[stage]])
+        torch.manual_seed(config.seed)
+        train(config, processes, False)
+
+
+if __name__ == "__main__":
+    with join_processes("cpu") as joined:
+        for wanted in sys.argv[3:]:
+            train_all(joined, Path(sys.argv[1]), Path(sys.argv[2]), wanted)

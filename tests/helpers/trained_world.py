@@ -1,0 +1,107 @@
+"""Trained runs of all stages on a few generated clips, with encoders that are made but never trained."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lr2ppo import Query
+from lr2ppo.config.load import load_config
+from lr2ppo.data.mini import SIZES, write_mini
+from lr2ppo.distributed.processes import Processes
+from lr2ppo.encoders import extract, pretrain
+from lr2ppo.stages.evaluate import evaluate
+from tests.conftest import REPOSITORY
+from tests.helpers.parallel_training import STAGES
+
+MINI = REPOSITORY / "configs" / "mini"
+# More frames than a clip has, as the published head repeats them.
+FLATTEN = ["model.head=flatten", "model.attention=published", "model.text_tokens=38", "data.frames=7"]
+QUICKLY = ["train.epochs=3", "train.actor.learning_rate=0.01", "train.actor.warmup=0"]
+
+
+@dataclass(frozen=True)
+class TrainedWorld:
+    """Folders `data`, `encoders` (roberta, vit and their like of other weights in others/) and `logs`."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def encoders(self) -> Path:
+        return self.root / "encoders"
+
+    @classmethod
+    def make(cls, root: Path) -> "TrainedWorld":
+        """Runs `pointwise/one`, `pointwise/flatten`, `reward/one` and `ppo/one` of a few steps, evaluated."""
+        world = cls(root)
+        write_mini(world.data, seed=5, sizes=dict.fromkeys(SIZES, 6) | {"pretraining": 40})
+        for folder, seed in ((world.encoders, 0), (world.encoders / "others", 1)):
+            world._make_encoders(folder, seed)
+        world.extract()
+        world.train("pointwise", "one")
+        world.train("pointwise", "flatten", *FLATTEN)
+        world.train("reward", "one", "ranker=one")
+        # Else it kept the weights that it starts from, as a run does that gets no better.
+        world.train("ppo", "one", "ranker=one", "reward=one", "train.batches_per_rollout=1", *QUICKLY)
+        weights = [
+            (world.logs / run / "best" / "model.safetensors").read_bytes() for run in ("pointwise/one", "ppo/one")
+        ]
+        assert weights[0] != weights[1]
+        for run in ("pointwise/one", "pointwise/flatten", "reward/one", "ppo/one"):
+            overrides = [f"name={run}", f"logs={world.logs}", "device=cpu", "workers=0", "bootstrap_samples=50"]
+            evaluate(load_config(MINI / "evaluate.yaml", "evaluate", overrides), MINI)
+        return world
+
+    def extract(self, *more: str) -> None:
+        """Extraction as the command does it; `more` come last, and so replace the same arguments."""
+        encoders = ("--text", str(self.encoders / "roberta"), "--image", str(self.encoders / "vit"))
+        with pytest.MonkeyPatch.context() as patch:
+            command = ["extract", "--data", str(self.data), *encoders, "--frame-tokens", "patches", *more]
+            patch.setattr(sys, "argv", [*command, "--device", "cpu"])
+            extract.main()
+
+    def train(self, stage: str, name: str, *more: str) -> None:
+        common = [f"logs={self.logs}", f"data.root={self.data}", f"name={name}", "device=cpu", "data.workers=0"]
+        sizes = ["train.epochs=1", "train.clips_per_batch=3", "train.evaluate_every=1"]
+        sizes += [] if stage == "ppo" else ["model.width=32", "model.heads=8"]
+        config = load_config(MINI / f"{stage}.yaml", stage, [*common, *sizes, *more])
+        torch.manual_seed(config.seed)
+        STAGES[stage](config, Processes(0, 1, torch.device("cpu")), False)
+
+    def cases(self, run: str) -> list[dict[str, Any]]:
+        """What evaluation has left of the test clips."""
+        cases: list[dict[str, Any]] = json.loads((self.logs / run / "cases.json").read_text(encoding="utf-8"))["test"]
+        return cases
+
+    def queries(self) -> list[Query]:
+        """The test clips, raw."""
+        clips = json.loads((self.data / "test_data.json").read_text(encoding="utf-8"))
+        return [
+            Query(
+                [self.data / image for image in clip["image"]],
+                [tag["tag"] for tag in clip["tags"]],
+                clip["description"],
+            )
+            for clip in clips
+        ]
+
+    def _make_encoders(self, folder: Path, seed: int) -> None:
+        torch.manual_seed(seed)
+        captions = pretrain.read_captions(self.data, 100, np.random.default_rng(0))
+        tokenizer = pretrain.build_tokenizer([*captions.captions, *captions.texts, *captions.words], 500)
+        text = pretrain.build_text_model(len(tokenizer), width=32, layers=1, heads=2, max_tokens=40)
+        vit, shape = pretrain.build_image_model(width=32, layers=1, heads=2, size=64, patch=8)
+        pretrain.save(folder, text, tokenizer, vit, shape)

@@ -1,0 +1,133 @@
+"""An exported folder: all that ranking needs, with the same scores, written whole or not at all."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lr2ppo import LabelRanker
+from lr2ppo.errors import UserError
+from lr2ppo.inference import export
+from lr2ppo.inference.onnx import INPUTS, draw_inputs, export_onnx
+from lr2ppo.inference.trained import open_trained
+from lr2ppo.models import RelevanceRanker
+from lr2ppo.models.weights import load_kind
+from tests.helpers.trained_world import TrainedWorld
+
+
+def run_command(patch: pytest.MonkeyPatch, *arguments: str) -> None:
+    patch.setattr(sys, "argv", ["export", *arguments])
+    export.main()
+
+
+@pytest.fixture(scope="module")
+def exported(trained_world: TrainedWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What was exported of stage 3, at a place of its own."""
+    root = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patch:
+        run_command(patch, "ppo/one", str(root / "made" / "out"), "--logs", str(trained_world.logs))
+    return Path(shutil.move(root / "made" / "out", root / "moved"))
+
+
+def test_an_exported_folder_ranks_as_the_run_does(
+    trained_world: TrainedWorld, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = LabelRanker.load("ppo/one", logs=trained_world.logs, device="cpu")
+    monkeypatch.chdir(tmp_path)
+    found = LabelRanker.load(exported, device="cpu")
+    assert (found.name, found.has_preferences) == ("ppo/one", True)
+    queries = trained_world.queries()
+    assert found.rank_batch(queries) == run.rank_batch(queries)
+    query = queries[1]
+    wanted = run.preferences(query.frames, query.labels, query.description)
+    np.testing.assert_array_equal(found.preferences(query.frames, query.labels, query.description), wanted)
+    assert found.before is not None
+    assert run.before is not None
+    assert (found.before.name, found.before.has_preferences) == ("pointwise/one", False)
+    assert found.before.rank_batch(queries) == run.before.rank_batch(queries)
+
+
+@pytest.mark.parametrize("run", ["reward/one", "pointwise/flatten"])
+def test_runs_of_other_stages_are_exported_too(trained_world: TrainedWorld, tmp_path: Path, run: str) -> None:
+    export.export(open_trained(run, trained_world.logs), tmp_path / "out")
+    found = LabelRanker.load(tmp_path / "out", device="cpu")
+    for case, scores in zip(trained_world.cases(run), found.score_batch(trained_world.queries()), strict=True):
+        np.testing.assert_allclose(scores, case["scores"], atol=1e-5)
+    assert found.has_preferences == (run == "reward/one")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def test_the_model_card_tells_metrics_data_encoders_and_how_to_load(
+    trained_world: TrainedWorld, exported: Path
+) -> None:
+    card = (exported / "README.md").read_text(encoding="utf-8")
+    results = json.loads((trained_world.logs / "ppo" / "one" / "results.json").read_text(encoding="utf-8"))["test"]
+    at_5 = results["ndcg@5"]
+    shown = (
+        f"| NDCG@5 | {at_5['mean']:.3f} | {at_5['low']:.3f} to {at_5['high']:.3f} | {results['chance']['ndcg@5']:.3f} |"
+    )
+    assert shown in card
+    assert f"Folder: `{trained_world.data}`" in card
+    encoders = json.loads((exported / "config.json").read_text(encoding="utf-8"))["use"]["encoders"]
+    assert f"`{encoders['image_encoder']}` at `{trained_world.encoders / 'vit'}`" in card
+    assert "LabelRanker.load(" in card
+
+
+def test_a_place_that_is_taken_is_left_as_it_is(
+    trained_world: TrainedWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        run_command(monkeypatch, "pointwise/one", str(tmp_path / "out"), "--logs", str(trained_world.logs))
+    assert "out: is there already and is not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+def test_an_export_that_fails_leaves_nothing(
+    trained_world: TrainedWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(export, "write_card", fail)
+    with pytest.raises(UserError, match="the disk is full"):
+        export.export(open_trained("pointwise/one", trained_world.logs), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_export_is_told(trained_world: TrainedWorld) -> None:
+    with pytest.raises(UserError, match=r"best/config\.json: tells no exported model"):
+        LabelRanker.load(trained_world.logs / "ppo" / "one" / "best")
+
+
+@pytest.mark.parametrize(("run", "sizes"), [("ppo/one", (4, 6, 9, 32)), ("pointwise/flatten", (2, 5, 0, 0))])
+def test_the_onnx_graph_scores_batches_of_other_sizes_as_torch_does(
+    trained_world: TrainedWorld, tmp_path: Path, run: str, sizes: tuple[int, int, int, int]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    trained = open_trained(run, trained_world.logs)
+    report = export_onnx(trained, tmp_path / "ranker.onnx")
+    assert report.difference < 1e-4
+    assert ("padded to 38 tokens, frames are 112" in str(report)) == (run == "pointwise/flatten")
+    ranker = load_kind(trained.weights, RelevanceRanker)
+    text, text_mask, frames, frame_mask = inputs = draw_inputs(ranker, sizes)
+    session = onnxruntime.InferenceSession(str(tmp_path / "ranker.onnx"))
+    (found,) = session.run(None, {name: each.numpy() for name, each in zip(INPUTS, inputs, strict=True)})
+    with torch.no_grad():
+        wanted = ranker(text, frames, text_mask=text_mask, frame_mask=frame_mask)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_a_reward_model_has_no_onnx_graph(trained_world: TrainedWorld, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a reward model, of which no ONNX graph is made"):
+        export.export(open_trained("reward/one", trained_world.logs), tmp_path / "out", with_onnx=True)
+    assert not list(tmp_path.iterdir())

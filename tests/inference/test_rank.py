@@ -1,0 +1,409 @@
+"""Use of a trained model: raw clips get the scores of evaluation, by the encoders that the run names and no others."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from lr2ppo import LabelRanker, Preference, Query
+from lr2ppo.config.schema import ModelConfig
+from lr2ppo.data.features.encoders import FEATURES_FILE
+from lr2ppo.data.frames import read_frames
+from lr2ppo.errors import UserError
+from lr2ppo.evaluation.scoring import preferences
+from lr2ppo.inference import command as rank_command
+from lr2ppo.inference.file import rank_file
+from lr2ppo.models import PartialOrderModel
+from lr2ppo.models.weights import load_kind
+from lr2ppo.runs.lookup import best_validation
+from tests.helpers.trained_world import TrainedWorld
+
+
+@pytest.fixture(scope="module")
+def ranker(trained_world: TrainedWorld) -> LabelRanker:
+    return LabelRanker.load("ppo/one", logs=trained_world.logs, device="cpu")
+
+
+@pytest.fixture
+def query(trained_world: TrainedWorld) -> Query:
+    """A test clip, whose frames are paths."""
+    return trained_world.queries()[0]
+
+
+@pytest.mark.parametrize("run", ["pointwise/one", "pointwise/flatten", "reward/one", "ppo/one"])
+def test_a_clip_of_the_data_set_gets_the_scores_of_evaluation(trained_world: TrainedWorld, run: str) -> None:
+    ranker = LabelRanker.load(run, logs=trained_world.logs, device="cpu")
+    assert (ranker.name, ranker.warning) == (run, "")
+    cases = trained_world.cases(run)
+    ranked = ranker.rank_batch(trained_world.queries())
+    for case, found in zip(cases, ranked, strict=True):
+        scores = {each.label: each.score for each in found}
+        np.testing.assert_allclose([scores[label] for label in case["labels"]], case["scores"], atol=1e-5)
+        assert sorted(scores.values(), reverse=True) == [each.score for each in found]
+
+
+def test_frames_may_be_a_folder_paths_pictures_or_arrays(ranker: LabelRanker, query: Query, tmp_path: Path) -> None:
+    assert isinstance(query.frames, list)
+    paths: list[Path] = query.frames
+    for number, path in enumerate(paths):
+        # By their names' letters alone, frame 10 would come before frame 8.
+        shutil.copy(path, tmp_path / f"frame {number + 8}.jpg")
+    (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
+    pictures = [Image.open(path) for path in paths]
+    wanted = ranker.rank(paths, query.labels, query.description)
+    for frames in (tmp_path, str(tmp_path), pictures, [np.asarray(each) for each in pictures], list(map(str, paths))):
+        found = ranker.rank(frames, query.labels, query.description)
+        assert [each.label for each in found] == [each.label for each in wanted]
+        np.testing.assert_allclose([each.score for each in found], [each.score for each in wanted], atol=1e-6)
+
+
+def write_video(path: Path, frames: int, size: tuple[int, int] = (48, 128)) -> Path:
+    """A white bar that goes to the right by 2 pixels a frame; between two key frames are 11 others."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("mpeg4", rate=10, options={"g": "12"})
+        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = *size, "yuv420p", 8_000_000
+        for number in range(frames):
+            picture = np.zeros((*size, 3), np.uint8)
+            picture[:, 2 * number : 2 * number + 16] = 255
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def place_of_bar(frame: Image.Image) -> float:
+    """The number of a frame that `write_video` has drawn."""
+    brightness = np.asarray(frame.convert("L")).astype(float).mean(0)
+    return float((brightness * np.arange(len(brightness))).sum() / brightness.sum() - 7.5) / 2
+
+
+def evenly(count: int) -> Callable[[int], NDArray[np.int64]]:
+    return lambda available: np.linspace(0, available - 1, count).round().astype(np.int64)
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.avi", "clip.ts"])
+def test_frames_of_a_video_are_those_at_the_places_chosen(tmp_path: Path, name: str) -> None:
+    frames = read_frames(write_video(tmp_path / name, 50), evenly(4))
+    np.testing.assert_allclose([place_of_bar(frame) for frame in frames], [0, 16, 33, 49], atol=0.4)
+
+
+def test_a_video_cut_short_gives_the_frames_it_has(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.ts", 50)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    places = [place_of_bar(frame) for frame in read_frames(path, evenly(3))]
+    assert places == sorted(places)
+    assert places[0] == pytest.approx(0, abs=0.4)
+    assert 10 < places[-1] < 48
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("clip.ffconcat", "ffconcat version 1.0\nfile other.ts\n"),
+        ("clip.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nother.ts\n#EXT-X-ENDLIST\n"),
+    ],
+)
+def test_a_file_that_names_other_files_is_no_video(tmp_path: Path, name: str, content: str) -> None:
+    write_video(tmp_path / "other.ts", 20)
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match="is not a readable video"):
+        read_frames(tmp_path / name, evenly(2))
+
+
+def test_what_is_missing_for_videos_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "clip.mp4").write_bytes(b"any")
+    with pytest.raises(UserError, match=r"pip install '\.\[video\]'"):
+        read_frames(tmp_path / "clip.mp4", evenly(2))
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ([], "frames: found none"),
+        ("gone", "gone: no such file or folder"),
+        ([np.zeros((4, 4, 3), np.float32)], r"frame 0: found float32 \(4, 4, 3\), wanted a path"),
+        (np.zeros((1, 200, 3), np.uint8), "frame 0: is of 200 x 1 pixels"),
+        ([np.zeros((0, 0, 3), np.uint8)], "frame 0: is of 0 x 0 pixels"),
+        ([None], "frame 0: found NoneType"),
+    ],
+)
+def test_frames_that_are_none_are_told(ranker: LabelRanker, frames: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ranker.rank(frames, ["boat"])
+
+
+def test_a_folder_without_images_is_told(ranker: LabelRanker, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="found no images"):
+        ranker.rank(tmp_path, ["boat"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([], "at least one"),
+        ("boat", "wanted a list"),
+        (["boat", " "], "found ' ' at place 2"),
+        (["boat", 3], "found 3 at place 2"),
+        (["boat", "\ud800"], "at place 2"),
+        (["boat", "car", "boat"], "found 'boat' more than once"),
+    ],
+)
+def test_labels_that_are_none_are_told(ranker: LabelRanker, query: Query, labels: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ranker.rank(query.frames, labels)
+
+
+def test_encoders_may_have_moved_but_not_be_others(trained_world: TrainedWorld, tmp_path: Path, query: Query) -> None:
+    moved = shutil.copytree(trained_world.encoders, tmp_path / "moved")
+    run, others = trained_world.logs / "pointwise" / "one", moved / "others"
+    (moved / "vit").rename(moved / "eyes")
+    ranker = LabelRanker.load(run, text=moved / "roberta", image=moved / "eyes", device="cpu")
+    scores = {each.label: each.score for each in ranker.rank(query.frames, query.labels, query.description)}
+    case = trained_world.cases("pointwise/one")[0]
+    np.testing.assert_allclose([scores[label] for label in case["labels"]], case["scores"], atol=1e-5)
+    with pytest.raises(UserError, match=r"found image_encoder vit@\w+, wanted vit@\w+ .*others/vit"):
+        LabelRanker.load(run, image=others / "vit", device="cpu")
+    with pytest.raises(UserError, match=r"found text_encoder roberta@\w+, wanted roberta@\w+"):
+        LabelRanker.load(run, text=others / "roberta", device="cpu")
+
+
+def copy_run(world: TrainedWorld, run: str, to: Path, **encoders: Any) -> Path:
+    """A run under other logs, whose features were of other encoders; of none where `encoders` are none."""
+    folder = shutil.copytree(world.logs / run, to / "logs" / run)
+    told = json.loads((folder / FEATURES_FILE).read_text(encoding="utf-8"))
+    told["encoders"] = told["encoders"] | encoders if encoders else None
+    (folder / FEATURES_FILE).write_text(json.dumps(told), encoding="utf-8")
+    return folder
+
+
+def test_encoders_that_are_gone_are_named_with_the_place_they_were_at(
+    trained_world: TrainedWorld, tmp_path: Path
+) -> None:
+    run = copy_run(trained_world, "pointwise/one", tmp_path, image_path="gone/vit")
+    with pytest.raises(UserError, match=r"image encoder vit@\w+ was gone/vit at extraction.*image="):
+        LabelRanker.load(run, device="cpu")
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(trained_world: TrainedWorld, tmp_path: Path) -> None:
+    run = copy_run(trained_world, "pointwise/one", tmp_path, tokenizer="roberta@0123456789ab")
+    with pytest.raises(UserError, match=r"found tokenizer roberta@\w+, wanted roberta@0123456789ab"):
+        LabelRanker.load(run, device="cpu")
+
+
+def test_a_run_that_names_no_encoders_takes_those_given_and_warns(
+    trained_world: TrainedWorld, tmp_path: Path, query: Query
+) -> None:
+    run = copy_run(trained_world, "pointwise/one", tmp_path)
+    with pytest.raises(UserError, match="name no text encoder; give its path"):
+        LabelRanker.load(run, device="cpu")
+    encoders = trained_world.encoders
+    ranker = LabelRanker.load(run, text=encoders / "roberta", image=encoders / "vit", device="cpu")
+    assert "name no encoders" in ranker.warning
+    (found,) = ranker.score_batch([query])
+    np.testing.assert_allclose(found, trained_world.cases("pointwise/one")[0]["scores"], atol=1e-5)
+
+
+def test_weights_without_a_run_rank_with_encoders_that_are_given(trained_world: TrainedWorld, tmp_path: Path) -> None:
+    encoders = {"text": trained_world.encoders / "roberta", "image": trained_world.encoders / "vit"}
+    for run in ("pointwise/flatten", "reward/one"):
+        place = tmp_path / "converted" / Path(run).name
+        shutil.copytree(trained_world.logs / run / "best", place / "best")
+        ranker = LabelRanker.load(place, **encoders, device="cpu")
+        assert ranker.has_preferences == (run == "reward/one")
+        for case, found in zip(trained_world.cases(run), ranker.score_batch(trained_world.queries()), strict=True):
+            np.testing.assert_allclose(found, case["scores"], atol=1e-5)
+
+
+def test_a_preference_is_the_margin_of_both_ways_to_show_a_pair_over_the_temperature(
+    trained_world: TrainedWorld, ranker: LabelRanker, query: Query
+) -> None:
+    table = ranker.preferences(query.frames, query.labels, query.description)
+    assert table.shape == (len(query.labels),) * 2
+    np.testing.assert_array_equal(np.diag(table), 0.5)
+    np.testing.assert_allclose(table + table.T, 1, atol=1e-12)
+    reward_run = trained_world.logs / "reward" / "one"
+    model = load_kind(reward_run / "best", PartialOrderModel)
+    batch = ranker.encode([query])
+    orders = torch.tensor([[[0, 3, 0, 3], [0, 3, 3, 0], [3, 0, 0, 3], [3, 0, 3, 0]]])
+    with torch.no_grad():
+        masks = {"text_mask": batch.text_mask, "frame_mask": batch.frame_mask}
+        as_it_is, reverse, other_way, other_reverse = model(batch.text, batch.frames, orders, **masks)[0].tolist()
+    margin = (as_it_is - reverse + other_way - other_reverse) / 2
+    wanted = 1 / (1 + np.exp(-margin / best_validation(reward_run)["temperature"]))
+    assert table[0, 3] == pytest.approx(wanted, abs=1e-5)
+    better, worse = (0, 3) if wanted >= 0.5 else (3, 0)
+    for a, b in ((0, 3), (3, 0)):
+        found = ranker.compare(query.frames, query.labels[a], query.labels[b], query.description)
+        assert (found.first, found.second) == (query.labels[better], query.labels[worse])
+        assert found.probability == pytest.approx(max(wanted, 1 - wanted), abs=1e-5)
+    assert ranker.preferences(query.frames, ["boat"]).tolist() == [[0.5]]
+
+
+@settings(deadline=None, max_examples=20)
+@given(labels=st.integers(1, 6), clips=st.integers(1, 3), temperature=st.floats(0.01, 100), seed=st.integers(0, 99))
+def test_preferences_of_any_labels_are_probabilities_that_agree(
+    labels: int, clips: int, temperature: float, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    shape = ModelConfig(head="pooled", attention="scaled", width=8, heads=2, dropout=0.0)
+    model, vectors = PartialOrderModel(shape).eval(), torch.randn(clips, labels, 8)
+    with torch.no_grad():
+        table = preferences(model, vectors, temperature)
+        shuffled = torch.randperm(labels)
+        again = preferences(model, vectors[:, shuffled], temperature)
+    assert ((table >= 0) & (table <= 1)).all()
+    torch.testing.assert_close(table + table.mT, torch.ones_like(table))
+    torch.testing.assert_close(again, table[:, shuffled][:, :, shuffled], atol=1e-3 / min(1, temperature), rtol=0)
+
+
+def test_a_ranker_without_reward_model_says_so(trained_world: TrainedWorld, query: Query, ranker: LabelRanker) -> None:
+    before = ranker.before
+    assert before is not None
+    assert (before.name, before.has_preferences, ranker.has_preferences) == ("pointwise/one", False, True)
+    assert before.before is None
+    with pytest.raises(UserError, match=r"is a pointwise run without a reward model"):
+        before.compare(query.frames, "boat", "car")
+    (found,) = before.score_batch([query])
+    np.testing.assert_allclose(found, trained_world.cases("pointwise/one")[0]["scores"], atol=1e-5)
+
+
+def test_a_run_whose_earlier_runs_are_gone_still_ranks(
+    trained_world: TrainedWorld, tmp_path: Path, query: Query
+) -> None:
+    run = shutil.copytree(trained_world.logs / "ppo" / "one", tmp_path / "logs" / "ppo" / "one")
+    text = (run / "config.yaml").read_text(encoding="utf-8")
+    (run / "config.yaml").write_text(text.replace(str(trained_world.logs), "gone"), encoding="utf-8")
+    ranker = LabelRanker.load("ppo/one", logs=tmp_path / "logs", device="cpu")
+    assert (ranker.before, ranker.has_preferences) == (None, False)
+    assert len(ranker.rank(query.frames, query.labels)) == len(query.labels)
+    with pytest.raises(UserError, match=r"its reward model gone/reward/one is not there any more"):
+        ranker.preferences(query.frames, query.labels)
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    code = "import sys, lr2ppo; assert 'torch' not in sys.modules; assert not hasattr(lr2ppo, 'Ranker')"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert Preference("a", "b", 0.5) == Preference("a", "b", 0.5)
+
+
+def test_a_file_that_was_stopped_is_ranked_on_behind_its_last_whole_line(
+    trained_world: TrainedWorld, ranker: LabelRanker, tmp_path: Path
+) -> None:
+    annotations, out = trained_world.data / "test_data.json", tmp_path / "new" / "ranked.jsonl"
+    assert rank_file(ranker, annotations, trained_world.data, out) == (6, 0)
+    whole = out.read_text(encoding="utf-8")
+    for case, line in zip(trained_world.cases("ppo/one"), whole.splitlines(), strict=True):
+        row = json.loads(line)
+        assert row["id"] == case["id"]
+        scores = dict(zip(row["labels"], row["scores"], strict=True))
+        np.testing.assert_allclose([scores[label] for label in case["labels"]], case["scores"], atol=1e-5)
+        assert row["scores"] == sorted(row["scores"], reverse=True)
+    out.write_text(whole[: whole.index("\n", len(whole) // 2) + 20], encoding="utf-8")
+    written, there = rank_file(ranker, annotations, trained_world.data, out)
+    assert (written + there, 0 < there < 6) == (6, True)
+    assert out.read_text(encoding="utf-8") == whole
+    assert rank_file(ranker, annotations, trained_world.data, out) == (0, 6)
+
+
+def test_a_file_begun_by_another_model_or_with_other_labels_is_left_alone(
+    trained_world: TrainedWorld, ranker: LabelRanker, tmp_path: Path
+) -> None:
+    annotations, out = tmp_path / "clips.json", tmp_path / "ranked.jsonl"
+    shutil.copy(trained_world.data / "test_data.json", annotations)
+    rank_file(ranker, annotations, trained_world.data, out)
+    content = out.read_bytes()
+    before = ranker.before
+    assert before is not None
+    with pytest.raises(UserError, match=r"begun with another model: run ppo/one, now pointwise/one; weights"):
+        rank_file(before, annotations, trained_world.data, out)
+    clips = json.loads(annotations.read_text(encoding="utf-8"))
+    clips[2]["tags"][0]["tag"] = "another"
+    annotations.write_text(json.dumps(clips), encoding="utf-8")
+    with pytest.raises(UserError, match=r"line 3: clip test-0002 has other labels now"):
+        rank_file(ranker, annotations, trained_world.data, out)
+    (tmp_path / "ranked.jsonl.run.json").unlink()
+    with pytest.raises(UserError, match=r"is there, but not .*ranked\.jsonl\.run\.json"):
+        rank_file(ranker, annotations, trained_world.data, out)
+    assert out.read_bytes() == content
+
+
+def test_missing_frames_are_told_before_any_clip_is_ranked(
+    trained_world: TrainedWorld, ranker: LabelRanker, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="6 faults found; check --frames-root"):
+        rank_file(ranker, trained_world.data / "test_data.json", tmp_path / "gone", tmp_path / "ranked.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["rank", *arguments, "--device", "cpu"])
+    rank_command.main()
+
+
+def test_the_command_prints_a_table_or_json(
+    trained_world: TrainedWorld,
+    ranker: LabelRanker,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    frames = trained_world.data / "frames" / "test-0000"
+    arguments = [
+        "ppo/one",
+        "--logs",
+        str(trained_world.logs),
+        "--frames",
+        str(frames),
+        "--labels",
+        "boat, 船, night sky",
+    ]
+    wanted = ranker.rank(frames, ["boat", "船", "night sky"])
+    run_command(monkeypatch, *arguments)
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["rank", "label", "score"]
+    assert [line.split("  ")[-1].strip("█") for line in lines] == [""] * 3
+    for rank, (line, each) in enumerate(zip(lines, wanted, strict=True), start=1):
+        assert line.split()[0] == str(rank)
+        assert each.label in line
+        assert f"{each.score:.4f}" in line
+    # A Chinese character takes two columns.
+    ends = {line.index("█") + line.count("船") for line in lines}
+    assert len(ends) == 1
+    run_command(monkeypatch, *arguments, "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert told["run"] == "ppo/one"
+    assert [each["label"] for each in told["ranked"]] == [each.label for each in wanted]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--labels", "boat"], "found --labels; wanted --frames and --labels"),
+        (["--frames", "gone", "--labels", "boat"], "--frames: found no file or folder gone"),
+        (["--frames", ".", "--labels", "boat,,car"], "labels: found '' at place 2"),
+        (["--annotations", "a.json"], "found --annotations; wanted"),
+        (["--frames", ".", "--labels", "boat"], "ppo/none: found no such run under"),
+    ],
+)
+def test_a_mistake_in_the_command_is_told_at_once(
+    trained_world: TrainedWorld,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_command(monkeypatch, "ppo/none", "--logs", str(trained_world.logs), *arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err

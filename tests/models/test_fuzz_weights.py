@@ -1,0 +1,84 @@
+"""Broken weights and descriptions of models are refused, or make the model whose shape they tell."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lr2ppo.config.schema import ModelConfig
+from lr2ppo.errors import UserError
+from lr2ppo.models import PartialOrderModel, RelevanceRanker
+from lr2ppo.models.weights import build_model, load_model, model_shapes, save_model
+from lr2ppo.tensors import read_tensors, write_tensors
+from tests.helpers.fuzz import damaged, fuzzed, may_refuse, mutated
+
+SHAPE = ModelConfig(head="pooled", attention="scaled", width=4, heads=2, dropout=0.1, text_width=3, image_width=5)
+KINDS: dict[str, type[RelevanceRanker] | type[PartialOrderModel]] = {
+    "ranker": RelevanceRanker,
+    "reward": PartialOrderModel,
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `best/` folder of each kind of model, each with its weights as torch saves them beside."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, kind in KINDS.items():
+        model = kind(SHAPE)
+        save_model(root / name, model)
+        write_tensors(root / name / "model.bin", model.state_dict())
+    return root
+
+
+def assert_whole(model: RelevanceRanker | PartialOrderModel) -> None:
+    shapes = model_shapes(type(model), model.encoder.config)
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
+    assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+def test_a_shape_that_no_model_can_have_is_refused(tmp_path: Path, runs: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((runs / "ranker" / name).read_bytes())
+    description = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    description["shape"]["width"] = 2**40
+    (tmp_path / "config.json").write_text(json.dumps(description), encoding="utf-8")
+    with pytest.raises(UserError, match="no model can have the shape that is told of it"):
+        load_model(tmp_path)
+
+
+@fuzzed(300)
+@given(data=st.data(), name=st.sampled_from(list(KINDS)))
+def test_descriptions_of_any_content(tmp_path: Path, runs: Path, data: st.DataObject, name: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes((runs / name / "model.safetensors").read_bytes())
+    description = json.loads((runs / name / "config.json").read_text(encoding="utf-8"))
+    mutant: Any = data.draw(mutated(description))
+    content = data.draw(st.just(json.dumps(mutant).encode()) | damaged(json.dumps(description).encode()))
+    (tmp_path / "config.json").write_bytes(content)
+    with may_refuse(tmp_path):
+        assert_whole(load_model(tmp_path))
+
+
+@fuzzed(300)
+@given(data=st.data(), name=st.sampled_from(list(KINDS)))
+def test_safetensors_of_any_bytes(tmp_path: Path, runs: Path, data: st.DataObject, name: str) -> None:
+    (tmp_path / "config.json").write_bytes((runs / name / "config.json").read_bytes())
+    content = (runs / name / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    head, numbers = content[:header], content[header:]
+    changed = data.draw(damaged(head).map(lambda part: part + numbers) | damaged(numbers).map(lambda part: head + part))
+    (tmp_path / "model.safetensors").write_bytes(changed)
+    with may_refuse(tmp_path):
+        assert_whole(load_model(tmp_path))
+
+
+@fuzzed(300)
+@given(data=st.data(), name=st.sampled_from(list(KINDS)))
+def test_files_of_torch_of_any_bytes(tmp_path: Path, runs: Path, data: st.DataObject, name: str) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(data.draw(damaged((runs / name / "model.bin").read_bytes())))
+    with may_refuse(path):
+        assert_whole(build_model(KINDS[name], SHAPE, read_tensors(path), path))

@@ -1,0 +1,142 @@
+"""Models, losses, gradients and NDCG are those of the published implementation, as its reference tensors tell."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, get_args
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lr2ppo.evaluation.metrics import CUTOFFS, ndcg
+from lr2ppo.losses.policy import PPOLosses, ppo_losses
+from lr2ppo.losses.preference import preference_hinge_loss
+from lr2ppo.losses.ranking import smooth_l1_loss
+from lr2ppo.models import PartialOrderModel, RelevanceRanker
+from lr2ppo.models.published import PUBLISHED_MODULES, load_partial_order, load_ranker
+from lr2ppo.ops.linear import plain_products
+from tests.helpers.golden import GOLDEN
+
+Golden = dict[str, Tensor]
+Products = Literal["torch's", "this processor's"]
+
+
+@pytest.fixture(autouse=True, params=get_args(Products))
+def products(request: pytest.FixtureRequest) -> Iterator[Products]:
+    """All is held against the reference twice: with the library the reference was computed with, and with ours."""
+    with plain_products(request.param == "torch's"):
+        yield request.param
+
+
+def read(name: str) -> Golden:
+    return dict(load_file(GOLDEN / name))
+
+
+def weights(tensors: Golden, prefix: str, folder: Path) -> Path:
+    """A published checkpoint of the tensors whose names begin with the prefix."""
+    path = folder / f"{prefix}safetensors"
+    save_file({name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}, path)
+    return path
+
+
+def sizes() -> dict[str, int]:
+    meta = json.loads((GOLDEN / "meta.json").read_text(encoding="utf-8"))
+    return {"text_tokens": meta["tokens"], "frames": meta["frames"]}
+
+
+def assert_equal(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
+    """Equal within the tolerance, relative to the largest of the wanted values."""
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance * wanted.abs().max().item())
+
+
+@torch.no_grad()
+def test_the_ranker_gives_the_published_scores_and_loss(tmp_path: Path) -> None:
+    reference = read("ranker.safetensors")
+    ranker = load_ranker(weights(reference, "weights.", tmp_path), **sizes())
+    scores = ranker(reference["text"], reference["frames"])
+    assert_equal(scores, reference["scores"])
+    assert_equal(smooth_l1_loss(scores, reference["targets"]), reference["smooth_l1_loss"])
+
+
+@torch.no_grad()
+def test_the_reward_model_gives_the_published_rewards_and_loss(tmp_path: Path) -> None:
+    reference = read("reward.safetensors")
+    reward_model = load_partial_order(weights(reference, "weights.", tmp_path), **sizes())
+    chosen, rejected = (
+        reward_model(reference["text"], reference["frames"], reference[order]) for order in ("chosen", "rejected")
+    )
+    assert_equal(chosen, reference["chosen_reward"])
+    assert_equal(rejected, reference["rejected_reward"])
+    assert_equal(preference_hinge_loss(chosen, rejected), reference["hinge_loss"])
+
+
+class Update:
+    """The published update of stage 3, computed by our models and losses from the stored rollout."""
+
+    def __init__(self, folder: Path) -> None:
+        self.reference = read("ppo_update.safetensors")
+        self.actor: RelevanceRanker = load_ranker(weights(self.reference, "actor.", folder), **sizes())
+        self.critic: PartialOrderModel = load_partial_order(weights(self.reference, "critic.", folder), **sizes())
+        text, frames = self.reference["rollout.text"], self.reference["rollout.frames"]
+        given, state = self.reference["rollout.state"], self.reference["rollout.next_state"]
+        self.value = self.critic(text, frames, given)
+        self.losses: PPOLosses = ppo_losses(
+            scores=self.actor(text, frames).gather(1, given),
+            old_scores=self.reference["rollout.scores"],
+            proposed=positions(given, state[:, 2:]),
+            reward=self.reference["rollout.reward"],
+            value=self.value,
+            old_value=self.reference["rollout.value"],
+        )
+
+
+def positions(given: Tensor, order: Tensor) -> Tensor:
+    """Where in the pair as given, `[P, 2]`, the labels of an order `[P, 2]` stand."""
+    return (order.unsqueeze(-1) == given.unsqueeze(1)).long().argmax(-1)
+
+
+@pytest.fixture
+def update(tmp_path: Path) -> Update:
+    return Update(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["policy_loss", "value_loss", "kl_penalty", "entropy", "advantage", "penalised_reward", "rank_loss"]
+)
+def test_the_update_gives_each_published_scalar(update: Update, name: str, products: Products) -> None:
+    found: Tensor = getattr(update.losses, name)
+    # The KL is what is left of nearly equal logarithms: another library's rounding shows in it.
+    tolerance = 1e-4 if name == "kl_penalty" and products == "this processor's" else 1e-5
+    assert_equal(found.mean(), update.reference[f"update.{name}"], tolerance)
+
+
+def test_the_update_reads_the_published_values_and_reverses_the_third_order(update: Update) -> None:
+    assert_equal(update.value.mean(), update.reference["update.value"])
+    assert update.losses.reversed_order.tolist() == [False, False, True]
+
+
+def test_backward_on_the_two_losses_gives_the_published_gradients(update: Update) -> None:
+    (update.losses.policy_loss + update.losses.value_loss).backward()
+    wanted = {name: tensor for name, tensor in update.reference.items() if name.startswith("grad.")}
+    assert len(wanted) == 4
+    models = {"actor": update.actor, "critic": update.critic}
+    found = {}
+    for owner, model in models.items():
+        for name, parameter in model.named_parameters():
+            module, _, kind = name.rpartition(".")
+            found[f"grad.{owner}.{PUBLISHED_MODULES[module]}.{kind}"] = parameter.grad
+    for name, gradient in wanted.items():
+        mine = found[name]
+        assert mine is not None
+        assert_equal(mine, gradient, tolerance=1e-4)
+
+
+def test_ndcg_is_the_published_one_at_every_cutoff() -> None:
+    cases = json.loads((GOLDEN / "ndcg.json").read_text(encoding="utf-8"))
+    for case in cases:
+        scores, grades = torch.tensor([case["scores"]]), torch.tensor([case["relevance"]])
+        for name, k in CUTOFFS.items():
+            wanted = case["ndcg"]["all" if k is None else str(k)]
+            assert ndcg(scores, grades, k=k).item() == pytest.approx(wanted, abs=1e-6), (case, name)

@@ -1,0 +1,149 @@
+"""The linear layer's shorter ways give what `torch.nn.Linear` gives, and are taken on the processors they are for."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lr2ppo.ops import linear
+from lr2ppo.ops.linear import Linear, mkl_lacks_avx512, plain_products, quicken, recycled, suits_onednn, suits_recycling
+
+FEW = settings(deadline=None, max_examples=60)
+sizes = st.integers(1, 9)
+any_shape = given(
+    rows=st.lists(sizes, min_size=1, max_size=3), inputs=sizes, outputs=sizes, needs_gradient=st.booleans()
+)
+Gradients = tuple[Tensor, ...]
+
+
+def bfloat16() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+@pytest.fixture(autouse=True)
+def both_ways_are_taken() -> Iterator[None]:
+    """Take the processor for one on which MKL is slow, and small weights for large ones."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "mkl_lacks_avx512", lambda: True)
+        patch.setattr(linear, "LARGE", 0)
+        yield
+
+
+def learn(layers: list[Linear], given: list[Tensor], weights: list[Tensor]) -> Gradients:
+    """Outputs of layers, all computed before the gradients of their weighted sum, and those gradients."""
+    outputs = [layer(x) for layer, x in zip(layers, given, strict=True)]
+    total = torch.stack([(output * weight).sum() for output, weight in zip(outputs, weights, strict=True)]).sum()
+    wanted = [x for x in given if x.requires_grad] + [weight for layer in layers for weight in layer.parameters()]
+    return *(output.detach() for output in outputs), *torch.autograd.grad(total, wanted)
+
+
+def two_of_a_shape(rows: list[int], inputs: int, outputs: int, needs_gradient: bool) -> Callable[[], Gradients]:
+    """Two layers of one shape, as actor and critic have them, which learn at once."""
+    torch.manual_seed(0)
+    layers = [Linear(inputs, outputs) for _ in range(2)]
+    given = [torch.randn(*rows, inputs, requires_grad=needs_gradient) for _ in range(2)]
+    weights = [torch.randn(*rows, outputs) for _ in range(2)]
+    return lambda: learn(layers, given, weights)
+
+
+@FEW
+@any_shape
+def test_onednn_gives_the_outputs_and_gradients_of_torch(
+    rows: list[int], inputs: int, outputs: int, needs_gradient: bool
+) -> None:
+    act = two_of_a_shape(rows, inputs, outputs, needs_gradient)
+    with plain_products():
+        plain = act()
+    torch.testing.assert_close(act(), plain, rtol=1e-5, atol=1e-4)
+
+
+@FEW
+@any_shape
+def test_recycled_copies_give_the_outputs_and_gradients_of_autocast(
+    rows: list[int], inputs: int, outputs: int, needs_gradient: bool
+) -> None:
+    act = two_of_a_shape(rows, inputs, outputs, needs_gradient)
+    with plain_products(), bfloat16():
+        plain = act()
+    with bfloat16():
+        recycled_ = act()
+    assert [each.dtype for each in recycled_] == [each.dtype for each in plain]
+    torch.testing.assert_close(recycled_, plain, rtol=0.02, atol=0.02)
+
+
+def test_a_model_that_was_looked_at_in_inference_mode_learns_afterwards() -> None:
+    act = two_of_a_shape([3], 31, 37, needs_gradient=True)
+    with torch.inference_mode(), bfloat16():
+        Linear(31, 37)(torch.randn(3, 31))
+    with bfloat16():
+        assert all(each.isfinite().all() for each in act())
+
+
+def test_each_way_is_taken_where_it_is_meant_and_no_other_is() -> None:
+    x, weight = torch.randn(4, 8), torch.randn(16, 8)
+    assert suits_onednn(x)
+    assert not suits_onednn(x.double())
+    assert not suits_onednn(x[:0])
+    assert not suits_recycling(x, weight)
+    with bfloat16():
+        assert not suits_onednn(x)
+        assert suits_recycling(x, weight)
+        assert not suits_recycling(x, weight[:1])
+    with plain_products(), bfloat16():
+        assert not suits_recycling(x, weight)
+    with plain_products():
+        assert not suits_onednn(x)
+        with plain_products(wanted=False):
+            assert suits_onednn(x)
+    assert suits_onednn(x)
+
+
+def test_pages_are_lent_again_once_nothing_looks_at_them() -> None:
+    def lend() -> Tensor:
+        return recycled(torch.Size([3, 5]), torch.float32)
+
+    first, second = lend(), lend()
+    places = {first.data_ptr(), second.data_ptr()}
+    assert len(places) == 2
+    row = first[1]
+    del first, second
+    third, fourth = lend(), lend()
+    assert {third.data_ptr(), fourth.data_ptr()} & places == places - {row.data_ptr() - 5 * 4}
+    place = row.data_ptr() - 5 * 4
+    del row
+    assert lend().data_ptr() == place
+
+
+@pytest.mark.parametrize(
+    ("vendor", "capability", "lacks"),
+    [
+        ("AuthenticAMD", "AVX512", True),
+        ("GenuineIntel", "AVX512", False),
+        ("AuthenticAMD", "AVX2", False),
+    ],
+)
+def test_onednn_is_for_avx512_that_mkl_does_not_use(
+    vendor: str, capability: str, lacks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n", encoding="utf-8")
+    monkeypatch.setattr(linear, "PROCESSOR", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert mkl_lacks_avx512.__wrapped__() is lacks
+
+
+def test_another_librarys_model_is_quickened_without_changing_what_it_is() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 3, bias=False), nn.Bilinear(3, 3, 2))
+    x = torch.randn(4, 5)
+    before, names = model[:3](x), list(model.state_dict())
+    quicken(model)
+    assert [type(module) for module in model] == [Linear, nn.GELU, nn.Linear, nn.Bilinear]
+    assert list(model.state_dict()) == names
+    torch.testing.assert_close(model[:3](x), before)

@@ -1,0 +1,156 @@
+"""Commands that a newcomer gets wrong, and input that cannot be trained on."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from lr2ppo.data import annotations
+from lr2ppo.runs.lookup import COMMANDS
+from tests.reliability.faults_kills import Series, Tried
+from tests.reliability.faults_world import STAGES, Ended, Outcome, Workshop, fault_of_refusal
+
+SECONDS_TO_REFUSE = 10
+SOURCE, PAIRS = annotations.SOURCE_TRAIN, annotations.TARGET_PAIRS
+EARLIER = {"reward": "pointwise", "ppo": "pointwise"}
+
+
+def try_mistakes(workshop: Workshop) -> Tried:
+    """What goes wrong on the first day, with each stage's script."""
+    for stage in STAGES:
+        series = Series(workshop, stage, 1)
+        series.make_whole()
+        commands = {
+            "without data": (["first", "data.root=nowhere"], "no such"),
+            "with a misspelt key": (["first", "train.epoch=3"], "did you mean train.epochs?"),
+            "with a finished run's name": (["whole-1"], "which is finished"),
+        }
+        if stage in EARLIER:
+            commands["without the earlier stage"] = (["first", "logs=empty"], f"sh {COMMANDS[EARLIER[stage]]} NAME")
+        for what, ((name, *more), says) in commands.items():
+            yield f"a script {what}", _refusal(workshop.run(stage, name, *more), says, SECONDS_TO_REFUSE)
+
+
+def try_inputs(workshop: Workshop) -> Tried:
+    """Annotations, features and configs that cannot be used, each given to a stage."""
+    for place, (what, (stage, spoil, says)) in enumerate(SPOILT.items()):
+        data = workshop.root / "data" / f"spoilt-{place}"
+        shutil.copytree(workshop.data, data, ignore=shutil.ignore_patterns(".*"))
+        spoil(data)
+        more = [f"data.root={data}", *(["ranker=none"] if stage == "reward" else [])]
+        yield what, _refusal(workshop.run(stage, "spoilt", *more), says)
+        if what == NOT_FINITE:
+            more += ["data.strict=false", "train.epochs=2"]
+            yield f"{what}, data.strict=false", _goes_on(workshop.run(stage, "left-out", *more), "left out for faults")
+    for what, (text, says) in CONFIGS.items():
+        folder = workshop.root / "configs" / "spoilt"
+        folder.mkdir(exist_ok=True)
+        whole = (workshop.root / "configs" / "mini" / "pointwise.yaml").read_text(encoding="utf-8")
+        (folder / "pointwise.yaml").write_text(whole + text, encoding="utf-8")
+        yield what, _refusal(workshop.run("pointwise", "spoilt", PRESET="spoilt"), says)
+
+
+def try_nonfinite(workshop: Workshop) -> Tried:
+    """Features that are finite, but too large to compute with."""
+    data = workshop.root / "data" / "large"
+    shutil.copytree(workshop.data, data, ignore=shutil.ignore_patterns(".*"))
+    for clip in ("source-0", "target-0"):
+        _change_features(data, clip, lambda values: values * np.float32(1e30))
+    for stage in STAGES:
+        clip = "source-0" if stage == "pointwise" else "target-0"
+        for processes in (1, 2) if stage == "pointwise" else (1,):
+            series = Series(workshop, stage, processes)
+            series.make_earlier()
+            # Few enough that all clips of a step are named.
+            name, more = f"large-{processes}", [f"data.root={data}", "train.epochs=2", "train.clips_per_batch=2"]
+            ended = series.start(name, *more).end()
+            why = fault_of_refusal(ended, clip) or ("" if "step " in ended.printed else "named no step")
+            yield f"a loss that is not finite: {stage}", Outcome("lost" if why else "refused", ended.seconds, why)
+            ended = series.start(f"{name}-skip", *more, "safety.on_nonfinite=skip").end()
+            yield "the same, safety.on_nonfinite=skip", _goes_on(ended, "finished in")
+
+
+def _refusal(ended: Ended, says: str, seconds: float = float("inf")) -> Outcome:
+    why = fault_of_refusal(ended, says)
+    if not why and ended.seconds > seconds:
+        why = f"took {ended.seconds:.1f} s to say so"
+    return Outcome("lost" if why else "refused", ended.seconds, why)
+
+
+def _goes_on(ended: Ended, says: str) -> Outcome:
+    fine = ended.code == 0 and says in ended.printed
+    why = "" if fine else f"ended with {ended.code}; it said: {ended.printed[-600:]}"
+    return Outcome("continued" if fine else "lost", ended.seconds, why)
+
+
+def _change(file: str, change: Callable[[list[Any]], Any]) -> Callable[[Path], None]:
+    """Something that changes an annotation file's clips in place."""
+
+    def spoil(data: Path) -> None:
+        clips = json.loads((data / file).read_text(encoding="utf-8"))
+        change(clips)
+        (data / file).write_text(json.dumps(clips), encoding="utf-8")
+
+    return spoil
+
+
+def _change_features(data: Path, clip: str, change: Callable[[Any], Any]) -> None:
+    with h5py.File(data / "clean_feat.h5", "a") as file:
+        for part in ("text_emb", "img_emb"):
+            values = change(file[clip][part][()])
+            del file[clip][part]
+            file[clip][part] = values
+
+
+def _set_nan(values: Any) -> Any:
+    values[..., 0] = np.nan
+    return values
+
+
+def _without_features(data: Path) -> None:
+    with h5py.File(data / "clean_feat.h5", "a") as file:
+        del file["source-5"]
+
+
+def _cut_features(data: Path) -> None:
+    path = data / "clean_feat.h5"
+    os.truncate(path, path.stat().st_size // 2)
+
+
+NOT_FINITE = "a feature that is not a number"
+SPOILT: dict[str, tuple[str, Callable[[Path], Any], str]] = {
+    "annotations that are not JSON": ("pointwise", lambda data: (data / SOURCE).write_text("[{"), "is not JSON"),
+    "annotations that are no list": ("pointwise", lambda data: (data / SOURCE).write_text("{}"), "wanted a JSON list"),
+    "two clips of one id": ("pointwise", _change(SOURCE, lambda clips: clips.append(clips[3])), "of the same id"),
+    "a grade of 5": ("pointwise", _change(SOURCE, lambda clips: clips[3]["tags"][0].update(target=5)), "found 5"),
+    "a clip without labels": ("pointwise", _change(SOURCE, lambda clips: clips[3].update(tags=[])), "found no labels"),
+    "a pair out of range": ("reward", _change(PAIRS, lambda clips: clips[3].update(index=[[0, 99]])), "found [0, 99]"),
+    "a pair of a label with itself": (
+        "reward",
+        _change(PAIRS, lambda clips: clips[3].update(index=[[2, 2]])),
+        "[2, 2]",
+    ),
+    "a clip without features": ("pointwise", _without_features, "source-5: has no features"),
+    "features of another width": (
+        "pointwise",
+        lambda data: _change_features(data, "source-5", lambda values: values[..., :8]),
+        "found feature widths (8, 8)",
+    ),
+    NOT_FINITE: ("pointwise", lambda data: _change_features(data, "source-5", _set_nan), "are not finite"),
+    "a feature file cut short": ("pointwise", _cut_features, "clean_feat.h5"),
+    "text where features should be": (
+        "pointwise",
+        lambda data: (data / "clean_feat.h5").write_text("features", encoding="utf-8"),
+        "clean_feat.h5",
+    ),
+}
+CONFIGS = {
+    "a config that is not YAML": ("\n  : [\n", "is not YAML"),
+    "a config with a value of another type": ("\nseed: many\n", "seed: found 'many'"),
+    "a config with an unknown key": ("\nspeed: 3\n", "speed: unknown key; did you mean seed?"),
+}

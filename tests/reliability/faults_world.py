@@ -1,0 +1,228 @@
+"""Where faults are tried: a copy of the project, a tiny world of random features, and commands run as a user would."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lr2ppo.data import Clip, FeatureWriter, annotations, write_clips
+from lr2ppo.runs.lookup import COMMANDS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+WIDTH, TOKENS, FRAMES, LABELS = 16, 4, 3, 6
+STAGES = ("pointwise", "reward", "ppo")
+TRACEBACK = "Traceback (most recent call last)"
+# By it the processes of one command are known, whoever their parents are now.
+MARK = "LR2PPO_FAULTS_COMMAND"
+LONGEST = 300.0
+
+Result = Literal["continued", "refused", "lost", "not possible here"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one trial, how long that took, and, where a promise was broken, which."""
+
+    result: Result
+    seconds: float = 0.0
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that ended: its exit code (minus the signal that ended it), what it printed, and its seconds."""
+
+    code: int
+    printed: str
+    seconds: float
+
+
+class Job:
+    """A command at work, with all the processes that it starts."""
+
+    def __init__(self, arguments: list[str], folder: Path, environment: Mapping[str, str], output: Path) -> None:
+        self._mark = f"{os.getpid()}-{output.name}"
+        self._output, self._started = output, time.monotonic()
+        with output.open("w", encoding="utf-8") as screen:
+            self.script = subprocess.Popen(
+                arguments,
+                cwd=folder,
+                env={**environment, MARK: self._mark},
+                stdin=subprocess.DEVNULL,
+                stdout=screen,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def printed(self) -> str:
+        return self._output.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def running(self) -> bool:
+        return self.script.poll() is None
+
+    def processes(self) -> list[int]:
+        """Every process that this command started and that is alive, its own first."""
+        wanted = f"{MARK}={self._mark}".encode()
+        return [pid for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc")))) if _is_marked(pid, wanted)]
+
+    def training(self) -> list[int]:
+        """The processes that train; where there is no launcher above it, the script's own."""
+        ranked = [pid for pid in self.processes() if b"\0LOCAL_RANK=" in b"\0" + _read(pid, "environ")]
+        return [pid for pid in ranked if not _reads_ahead(pid)] or [self.script.pid]
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float, pause: float = 0.005) -> bool:
+        """Wait until a condition holds; False where the command ended first, or the time did."""
+        until = time.monotonic() + seconds
+        while self.running and time.monotonic() < until:
+            if condition():
+                return True
+            time.sleep(pause)
+        return False
+
+    def end(self, seconds: float = LONGEST) -> Ended:
+        """Wait for the command's end; one that takes longer is ended and counts as killed."""
+        try:
+            self.script.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.remove()
+        return Ended(self.script.wait(), self.printed, time.monotonic() - self._started)
+
+    def left_after(self, seconds: float) -> list[int]:
+        """The processes that are still there so much later; they are ended."""
+        until = time.monotonic() + seconds
+        while (left := self.processes()) and time.monotonic() < until:
+            time.sleep(0.1)
+        self.remove()
+        return left
+
+    def remove(self) -> None:
+        for pid in self.processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+class Workshop:
+    """A folder with a copy of the project, in which runs of the tiny world are made."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.logs, self.data = root, root / "logs", root / "data" / "tiny"
+        self._commands = 0
+        for folder in ("lr2ppo", "configs", "scripts"):
+            shutil.copytree(REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        for script in REPOSITORY.glob("*.sh"):
+            shutil.copy(script, root)
+        (root / "screens").mkdir()
+        write_world(self.data)
+
+    def start(self, stage: str, name: str, *more: str, processes: int = 1, **environment: str) -> Job:
+        """Start a stage's script on the tiny world; `more` are further arguments."""
+        common = [name, f"data.root={self.data}", "device=cpu"]
+        return self.launch(["sh", COMMANDS[stage], *common, *more], processes=processes, **environment)
+
+    def launch(self, arguments: list[str], processes: int = 1, **environment: str) -> Job:
+        """Start a command in the folder."""
+        self._commands += 1
+        settings = {"PYTHON": sys.executable, "PRESET": "mini", "NPROC": str(processes), "CUDA_VISIBLE_DEVICES": ""}
+        settings |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", **environment}
+        output = self.root / "screens" / f"{self._commands:04}.txt"
+        return Job(arguments, self.root, os.environ | settings, output)
+
+    def run(self, stage: str, name: str, *more: str, processes: int = 1, **environment: str) -> Ended:
+        """Run a stage's script to its end."""
+        return self.start(stage, name, *more, processes=processes, **environment).end()
+
+    def folder(self, stage: str, name: str) -> Path:
+        return self.logs / stage / name
+
+
+def write_world(root: Path, clips: int = 48) -> None:
+    """Write clips of random features whose labels have random grades, in LRMovieNet's layout."""
+    rng = np.random.default_rng(0)
+    with FeatureWriter(root / "clean_feat.h5", {"tokens_per_frame": 1}) as store:
+        source, target = ([_clip(f"{kind}-{i}", rng, store) for i in range(clips)] for kind in ("source", "target"))
+        held_out = [_clip(f"validation-{i}", rng, store) for i in range(12)]
+    write_clips(root / annotations.SOURCE_TRAIN, source)
+    write_clips(root / annotations.TARGET_PAIRS, [_with_pairs(clip) for clip in target])
+    write_clips(root / annotations.TARGET_TRAIN, target)
+    write_clips(root / annotations.VALIDATION, held_out)
+    write_clips(root / annotations.TEST, held_out)
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """The bytes of a run's best and last weights, by their place in its folder."""
+    places = [*folder.glob("best/**/*.safetensors"), *folder.glob("checkpoints/last/**/*.safetensors")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in places}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """What a run logged, without how long that took."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+def difference(whole: Path, folder: Path) -> str:
+    """What a finished run has otherwise than an uninterrupted one; empty where all is equal."""
+    if not (folder / "finished.json").is_file():
+        return "the run is not finished"
+    wanted, found = weights(whole), weights(folder)
+    other = [name for name in sorted(wanted | found) if wanted.get(name) != found.get(name)]
+    if other:
+        return f"other weights in {', '.join(other)}"
+    return "" if rows(whole) == rows(folder) else "other rows in metrics.jsonl"
+
+
+def fault_of_refusal(ended: Ended, says: str) -> str:
+    """Why a command was not refused as it should be, with one message that says so; empty where it was."""
+    faults = [f"ended with exit code {ended.code}, wanted 2"] * (ended.code != 2)
+    faults += ["a traceback reached the screen"] * (TRACEBACK in ended.printed)
+    messages = len(re.findall("(?m)^(error|usage):", ended.printed))
+    faults += [f"found {messages} messages, wanted one"] * (messages != 1)
+    faults += [f"did not say {says!r}"] * (says not in ended.printed)
+    return f"{'; '.join(faults)}; it said: {ended.printed[-1500:]}" if faults else ""
+
+
+def _clip(name: str, rng: np.random.Generator, store: FeatureWriter) -> Clip:
+    lengths = rng.integers(2, TOKENS + 1, size=LABELS)
+    text = [rng.normal(size=(length, WIDTH)).astype(np.float32) for length in lengths]
+    store.write(name, text, rng.normal(size=(FRAMES, WIDTH)).astype(np.float32))
+    return Clip(name, tuple(f"label {i}" for i in range(LABELS)), grades=rng.permutation(LABELS) // 2)
+
+
+def _with_pairs(clip: Clip) -> Clip:
+    grades = annotations.graded(clip)
+    return Clip(clip.id, clip.labels, grades, pairs=np.argwhere(grades[:, None] > grades[None, :]))
+
+
+def _read(pid: int, what: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{what}").read_bytes()
+    except OSError:
+        return b""
+
+
+def _is_marked(pid: int, mark: bytes) -> bool:
+    # A process that ended and that its parent did not ask after yet has no command line.
+    return mark in _read(pid, "environ").split(b"\0") and bool(_read(pid, "cmdline"))
+
+
+def _parent(pid: int) -> int:
+    return int(_read(pid, "stat").rpartition(b")")[2].split()[1] or 0)
+
+
+def _reads_ahead(pid: int) -> bool:
+    """Whether it is a copy that a training process made of itself to read ahead."""
+    return b"\0LOCAL_RANK=" in b"\0" + _read(_parent(pid), "environ")

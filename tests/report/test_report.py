@@ -1,0 +1,206 @@
+"""The report of runs, and the page in a browser."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from PIL import Image
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+
+from lr2ppo.config.load import load_config
+from lr2ppo.data import Clip
+from lr2ppo.distributed.processes import Processes
+from lr2ppo.errors import UserError
+from lr2ppo.evaluation.calibration import calibrate, describe_judgement
+from lr2ppo.report.cases import choose_groups, thumbnails
+from lr2ppo.report.load import find_runs, gather, preset_differences
+from lr2ppo.report.page import write_report
+from lr2ppo.stages.evaluate import evaluate
+from tests.helpers.browser import console_errors, open_browser
+from tests.stages.test_stages import PRESET, run_pointwise, run_ppo, run_reward
+
+HOSTILE = "<script>document.title = 'hacked'</script>"
+
+
+@pytest.fixture(scope="module")
+def logs(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Evaluated runs of all stages; the test clips have frames, descriptions, and one has a hostile label."""
+    torch.set_num_threads(2)
+    root = tmp_path_factory.mktemp("report")
+    shutil.copytree(tiny_world, root / "data")
+    path = root / "data" / "test_data.json"
+    clips = json.loads(path.read_text(encoding="utf-8"))
+    for number, clip in enumerate(clips):
+        image = f"frames/{number}.jpg"
+        (root / "data" / image).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (300, 200), (15 * number, 80, 120)).save(root / "data" / image)
+        clip |= {"description": f"a story of number {number} & others", "image": [image, "frames/gone.jpg"]}
+    clips[3]["tags"][0]["tag"] = HOSTILE
+    path.write_text(json.dumps(clips), encoding="utf-8")
+    alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
+    overrides = [f"data.root={root / 'data'}", f"logs={root / 'logs'}"]
+    run_pointwise(alone, overrides)
+    run_reward(alone, overrides)
+    run_ppo(alone, [*overrides, "train.epochs=6"])
+    for stage in ("pointwise", "reward", "ppo"):
+        settings = [f"name={stage}/a", f"logs={root / 'logs'}", "device=cpu"]
+        evaluate(load_config(PRESET / "evaluate.yaml", "evaluate", settings), PRESET)
+    return root / "logs"
+
+
+@pytest.fixture(scope="module")
+def page(logs: Path) -> Path:
+    return write_report(find_runs(["ppo/a"], logs), "test", logs / "report.html")
+
+
+def test_a_run_alone_comes_with_those_that_it_began_from(logs: Path) -> None:
+    assert [folder.parent.name for folder in find_runs(["ppo/a"], logs)] == ["pointwise", "reward", "ppo"]
+    assert [folder.parent.name for folder in find_runs(["ppo/a", "pointwise/a"], logs)] == ["pointwise", "ppo"]
+
+
+def test_an_evaluation_leaves_its_report(logs: Path) -> None:
+    text = (logs / "ppo" / "a" / "report.html").read_text(encoding="utf-8")
+    assert "NDCG(all) above pointwise/a" in text
+
+
+def test_the_page_needs_nothing_but_itself(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    loaded = re.findall(r"""(?:src|href)\s*=\s*["']([^"'#]+)|url\(([^)#]+)""", text)
+    assert all(part.startswith("data:") for found in loaded for part in found if part)
+    assert "@import" not in text
+
+
+def test_the_page_tells_results_training_reward_and_facts(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for told in (
+        "paired differences",
+        "Reversed orders",
+        "Reward against NDCG",
+        "Calibration",
+        "Accuracy by grade gap",
+    ):
+        assert told in text
+    assert "train.epochs" in text
+    assert "preset: 5" in text
+    assert "Peak memory" in text
+
+
+def test_runs_that_were_not_evaluated_still_show_their_training(logs: Path, tmp_path: Path) -> None:
+    shutil.copytree(logs / "pointwise" / "a", tmp_path / "pointwise" / "bare")
+    for name in ("results.json", "cases.json", "finished.json"):
+        (tmp_path / "pointwise" / "bare" / name).unlink()
+    text = write_report([tmp_path / "pointwise" / "bare"], "test", tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "sh ppo_eval.sh RUN split=test" in text
+    assert "Validation NDCG" in text
+
+
+def test_published_figures_and_curves_stand_beside_a_run_of_their_preset(logs: Path, tmp_path: Path) -> None:
+    shutil.copytree(logs / "ppo" / "a", tmp_path / "ppo" / "a")
+    config = tmp_path / "ppo" / "a" / "config.yaml"
+    config.write_text(config.read_text(encoding="utf-8").replace("preset: mini", "preset: lrmovienet"))
+    text = write_report([tmp_path / "ppo" / "a"], "test", tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "published in 636 min" in text
+    assert ">published<" in text
+    assert ">published<" not in (logs / "ppo" / "a" / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_a_run_changed_of_its_preset_is_told(logs: Path) -> None:
+    changed = preset_differences(gather(logs / "ppo" / "a", "test"))
+    assert changed["train.epochs"] == 5
+    assert "loss.margin" not in changed
+    assert "name" not in changed
+
+
+def test_a_damaged_run_is_told_in_a_message(logs: Path, tmp_path: Path) -> None:
+    shutil.copytree(logs / "pointwise" / "a", tmp_path / "pointwise" / "a")
+    (tmp_path / "pointwise" / "a" / "cases.json").write_text("[1", encoding="utf-8")
+    with pytest.raises(UserError, match=r"cases\.json: cannot be read"):
+        write_report([tmp_path / "pointwise" / "a"], "test", tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_frames_outside_of_the_data_are_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for place in (tmp_path, tmp_path / "data"):
+        Image.new("RGB", (30, 20)).save(place / "frame.png")
+    clip = Clip("a", ("label",), images=("frame.png", "../frame.png", "gone.png"))
+    assert len(thumbnails(clip, tmp_path / "data")) == 1
+
+
+@given(arrays(np.float64, st.integers(1, 40), elements=st.floats(-1, 1)), st.booleans(), st.integers(0, 9))
+def test_groups_of_clips_are_disjoint_and_hold_the_extremes(
+    gains: NDArray[np.float64], compared: bool, seed: int
+) -> None:
+    most, least, drawn = (group["clips"] for group in choose_groups(gains, seed, compared))
+    together = [*most, *least, *drawn]
+    assert len(set(together)) == len(together)
+    assert not most or gains[most].min() >= np.delete(gains, most).max(initial=-np.inf)
+    if compared:
+        assert all(gains[clip] > 0 for clip in most)
+        assert all(gains[clip] < 0 for clip in least)
+
+
+@given(arrays(np.float64, st.integers(1, 200), elements=st.floats(-5, 5)), st.floats(0.1, 5))
+def test_bins_of_sureness_hold_every_pair_once(signed: NDArray[np.float64], temperature: float) -> None:
+    bins = calibrate(signed, temperature)
+    assert sum(each["pairs"] for each in bins) == len(signed)
+    right = sum(each["pairs"] * each["observed"] for each in bins)
+    assert right == pytest.approx(float((signed > 0).sum() + 0.5 * (signed == 0).sum()))
+    assert all(0.5 <= each["predicted"] <= 1 for each in bins)
+
+
+def test_accuracy_is_told_by_grade_gap() -> None:
+    grades = np.array([2, 0, 1])
+    # Pairs (0, 1), (0, 2), (1, 2): right by a gap of 2, right by 1, wrong by 1.
+    margins = np.array([[1.0, 0.5, 0.2], [1.0, 0.5, 0.2]])
+    judged = describe_judgement([grades], [margins], 1.0, samples=10, seed=0)["by_gap"]
+    assert [(gap["gap"], gap["pairs"], gap["mean"]) for gap in judged] == [(1, 2, 0.5), (2, 1, 1.0)]
+
+
+@pytest.fixture(scope="module")
+def browser(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    with open_browser(tmp_path_factory.mktemp("profile")) as chrome:
+        chrome.get(page.as_uri())
+        yield chrome
+
+
+def test_the_page_opens_without_errors_and_shows_clips_with_frames(browser: Chrome) -> None:
+    assert console_errors(browser) == []
+    assert browser.title == "lr2ppo: ppo/a"
+    clips = browser.find_elements(By.CLASS_NAME, "clip")
+    assert len(clips) >= 4
+    assert browser.execute_script("return arguments[0].naturalWidth", clips[0].find_element(By.TAG_NAME, "img")) > 50
+    assert len(clips[0].find_elements(By.CSS_SELECTOR, "line")) == 6
+
+
+def test_the_search_finds_labels_and_a_label_of_markup_is_text(browser: Chrome) -> None:
+    search = browser.find_element(By.ID, "search")
+    search.send_keys("<SCRIPT>")
+    assert browser.find_element(By.ID, "found").text.startswith("1 of 17 clips")
+    (clip,) = browser.find_elements(By.CLASS_NAME, "clip")
+    assert HOSTILE in [item.text for item in clip.find_elements(By.CSS_SELECTOR, "ol.left li")]
+    search.clear()
+    search.send_keys("nothing has this")
+    assert browser.find_element(By.ID, "found").text.startswith("0 of 17")
+    assert browser.title == "lr2ppo: ppo/a"
+
+
+def test_the_switch_goes_between_light_and_dark(browser: Chrome) -> None:
+    def paper() -> str:
+        return browser.find_element(By.TAG_NAME, "body").value_of_css_property("background-color")
+
+    before = paper()
+    browser.find_element(By.ID, "theme").click()
+    assert paper() != before
+    browser.find_element(By.ID, "theme").click()
+    assert paper() == before

@@ -1,0 +1,255 @@
+"""A run that was stopped goes on, and ends as if it had not been."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lr2ppo.config.load import load_config
+from lr2ppo.data import ClipDataset, FeatureStore, annotations, read_clips
+from lr2ppo.data.dataset import collate
+from lr2ppo.data.samplers import random_pairs
+from lr2ppo.distributed import signals as interruption
+from lr2ppo.distributed.processes import Processes
+from lr2ppo.errors import UserError
+from lr2ppo.stages.ppo import Rollout, pack_rollouts, unpack_rollouts
+from lr2ppo.training.trainer import Session
+from tests.conftest import REPOSITORY
+from tests.distributed.test_processes import SHIFTS
+from tests.helpers.parallel_training import STAGES
+from tests.helpers.workspace import Workspace, wait_for
+
+SETTINGS = {
+    "pointwise": ["train.epochs=3", "train.max_labels=6", "train.evaluate_every=4", "compute.accumulate=2"],
+    "reward": ["train.epochs=2", "train.pairs_per_clip=4", "train.evaluate_every=3", "ranker=whole"],
+    "ppo": [
+        *("train.epochs=3", "train.pairs_per_clip=5", "train.evaluate_every=2", "train.dropout=0.1"),
+        *("train.batches_per_rollout=3", "train.passes=2", "ranker=whole", "reward=whole"),
+    ],
+}
+
+
+class World:
+    """The tiny world with one uninterrupted run of each stage, called `whole`."""
+
+    def __init__(self, logs: Path, data: Path, alone: Processes) -> None:
+        self.logs, self.data, self.alone = logs, data, alone
+        for stage in STAGES:
+            self.train(stage, "whole")
+
+    def train(self, stage: str, name: str, *more: str, fresh: bool = False) -> None:
+        common = [f"logs={self.logs}", f"data.root={self.data}", f"name={name}", "data.frames=3", "device=cpu"]
+        overrides = [*common, "train.clips_per_batch=8", *SETTINGS[stage], *more]
+        config = load_config(REPOSITORY / "configs" / "mini" / f"{stage}.yaml", stage, overrides)
+        # The same in every run: sums are rounded as they are shared out over threads.
+        torch.set_num_threads(1)
+        torch.manual_seed(config.seed)
+        STAGES[stage](config, self.alone, fresh)
+
+    def weights(self, stage: str, name: str) -> dict[str, bytes]:
+        folder = self.logs / stage / name
+        return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
+
+    def rows(self, stage: str, name: str) -> list[dict[str, Any]]:
+        lines = (self.logs / stage / name / "metrics.jsonl").read_text().splitlines()
+        return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def world(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("continued"), tiny_world, Processes(0, 1, torch.device("cpu")))
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Has the run be asked to stop when it comes to its n-th possible checkpoint."""
+
+    def arrange(number: int, sent: signal.Signals = signal.SIGTERM) -> None:
+        real, count = Session.checkpoint, 0
+        # Whoever runs the tests in the background may have had it ignored.
+        monkeypatch.setattr(interruption, "heeded_signals", lambda: interruption.STOPPING_SIGNALS)
+
+        def checkpoint(self: Session, *arguments: Any) -> None:
+            nonlocal count
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), sent)
+            real(self, *arguments)
+
+        monkeypatch.setattr(Session, "checkpoint", checkpoint)
+
+    return arrange
+
+
+# Of stage 3, checkpoint 1 lies between rollouts, 5 between the steps of an update, 8 right behind an update.
+@pytest.mark.parametrize(("stage", "moments"), [("pointwise", [1, 5]), ("reward", [3]), ("ppo", [1, 5, 8])])
+def test_a_run_stopped_and_continued_ends_with_the_same_bytes_and_rows(
+    world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch, stage: str, moments: list[int]
+) -> None:
+    name = "stopped-" + "-".join(map(str, moments))
+    for moment in moments:
+        with monkeypatch.context():
+            stop_at(moment)
+            with pytest.raises(SystemExit) as ended:
+                world.train(stage, name)
+            assert ended.value.code == 143
+        monkeypatch.undo()
+    world.train(stage, name)
+    assert world.rows(stage, name) == world.rows(stage, "whole")
+    assert world.weights(stage, name) == world.weights(stage, "whole")
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_at(4)
+    with pytest.raises(SystemExit):
+        world.train("reward", "damaged", "safety.checkpoint_steps=1")
+    monkeypatch.undo()
+    kept = sorted((world.logs / "reward" / "damaged" / "checkpoints").glob("step-*"))
+    assert [path.name for path in kept] == ["step-0000003-00000", "step-0000004-00000"]
+    weights = kept[-1] / "-weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    capsys.readouterr()
+    world.train("reward", "damaged", "safety.checkpoint_steps=1")
+    said = capsys.readouterr().out
+    assert "step-0000004-00000: is damaged" in said
+    assert f"going on from {kept[0]}" in said
+    assert world.rows("reward", "damaged") == world.rows("reward", "whole")
+    assert world.weights("reward", "damaged") == world.weights("reward", "whole")
+
+
+def test_a_run_goes_on_only_with_the_settings_it_was_begun_with(
+    world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(1, signal.SIGINT)
+    with pytest.raises(SystemExit) as ended:
+        world.train("reward", "other")
+    assert ended.value.code == 130
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"(?s)train.learning_rate: found 0.5, the run was begun with 0.001"):
+        world.train("reward", "other", "train.learning_rate=0.5")
+    world.train("reward", "other", "safety.keep=1", "data.workers=1")
+
+
+def test_a_finished_run_keeps_no_checkpoint_and_is_not_begun_again(world: World) -> None:
+    assert not list((world.logs / "reward" / "whole" / "checkpoints").glob("step-*"))
+    with pytest.raises(UserError, match="which is finished"):
+        world.train("reward", "whole")
+
+
+def test_fresh_says_what_it_removes(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.train("reward", "again")
+    capsys.readouterr()
+    world.train("reward", "again", fresh=True)
+    assert "removing the finished run" in capsys.readouterr().out
+
+
+def test_the_best_weights_are_those_of_the_whole_run(
+    world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the best came before the interruption: it is remembered, not begun anew."""
+    stop_at(6)
+    with pytest.raises(SystemExit):
+        world.train("pointwise", "best")
+    monkeypatch.undo()
+    world.train("pointwise", "best")
+    finished = [
+        json.loads((world.logs / "pointwise" / name / "finished.json").read_text()) for name in ("whole", "best")
+    ]
+    assert finished[0]["best_step"] == finished[1]["best_step"]
+    assert finished[0]["best_metric"] == finished[1]["best_metric"]
+
+
+def test_rollouts_of_two_processes_are_shared_out_anew(world: World) -> None:
+    """What two processes had stored is taken up by one, and what one had by two."""
+    store = FeatureStore([world.data / "clean_feat.h5"])
+    clips = read_clips(world.data / annotations.TARGET_TRAIN)
+    dataset = ClipDataset(clips, store, frames=3)
+    requests = random_pairs(clips, pairs_per_clip=5, visits=1)(np.random.default_rng(0))[:8]
+
+    def rollout(part: slice) -> Rollout:
+        batch = collate([dataset[request] for request in requests[part]])
+        values = torch.arange(8.0)[part].unsqueeze(1).expand(-1, 5)
+        scores = values.unsqueeze(-1).expand(-1, -1, 2)
+        return Rollout(batch, scores, scores.long(), values, values + 0.5)
+
+    whole, halves = rollout(slice(8)), [rollout(slice(4)), rollout(slice(4, 8))]
+    stored = {1: [pack_rollouts([whole, whole], 3)], 2: [pack_rollouts([half, half], 3) for half in halves]}
+    for before, after in ((2, 1), (1, 2), (2, 2)):
+        for rank in range(after):
+            again, learned = unpack_rollouts(stored[before], dataset, Processes(rank, after, torch.device("cpu")))
+            wanted = whole if after == 1 else halves[rank]
+            assert (len(again), learned) == (2, 3)
+            for name in ("scores", "proposed", "reward", "value"):
+                assert torch.equal(getattr(again[1], name), getattr(wanted, name))
+            for name in ("clips", "labels", "pairs", "text", "frames", "seeds"):
+                assert torch.equal(getattr(again[1].batch, name), getattr(wanted.batch, name))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_process_goes_on_with_what_two_began(world: World, tiny_world: Path, tmp_path: Path, strategy: str) -> None:
+    workspace = Workspace.make(tmp_path)
+    command = ["sh", "reward_pair_dataloader.sh", "moved", f"data.root={tiny_world}", f"logs={tmp_path / 'logs'}"]
+    command += [
+        f"compute.strategy={strategy}",
+        "data.frames=3",
+        "model.dropout=0",
+        *SETTINGS["reward"][:-1],
+        "ranker=none",
+        "device=cpu",
+    ]
+    clips = "train.clips_per_batch=4"
+    begun = workspace.start(*command, clips, "safety.checkpoint_steps=1", processes=2)
+    checkpoints = tmp_path / "logs" / "reward" / "moved" / "checkpoints"
+    wait_for(lambda: any(checkpoints.glob("step-*")))
+    begun.send_signal(signal.SIGTERM)
+    assert begun.wait(60) == 143
+    assert "going on from" in workspace.ok(*command, clips, processes=1)
+    world.train("reward", "moved", "ranker=none", "model.dropout=0", fresh=True)
+    two, one = (
+        load_file(logs / "reward" / "moved" / "checkpoints" / "last" / "model.safetensors")
+        for logs in (tmp_path / "logs", world.logs)
+    )
+    for name, tensor in one.items():
+        if name not in SHIFTS["reward"]:
+            assert (two[name] - tensor).norm() <= 1e-5 * tensor.norm()
+
+
+def test_a_run_killed_before_it_had_written_anything_begins_anew(world: World) -> None:
+    folder = world.logs / "reward" / "early"
+    folder.mkdir()
+    (folder / ".config.yaml-half").write_text("seed")
+    world.train("reward", "early")
+    assert world.weights("reward", "early") == world.weights("reward", "whole")
+
+
+def test_a_folder_that_is_no_run_is_not_removed_unasked(world: World) -> None:
+    folder = world.logs / "reward" / "thesis"
+    folder.mkdir()
+    (folder / "chapter.txt").write_text("years of work")
+    with pytest.raises(UserError, match="is no run of ours"):
+        world.train("reward", "thesis")
+    assert (folder / "chapter.txt").exists()
+
+
+def test_a_run_that_computes_activations_again_goes_on_likewise(
+    world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its nets are wrapped, which changes what their weights are called within the model."""
+    world.train("pointwise", "thrifty", "compute.checkpoint_activations=true")
+    stop_at(3)
+    with pytest.raises(SystemExit):
+        world.train("pointwise", "thrifty-stopped", "compute.checkpoint_activations=true")
+    monkeypatch.undo()
+    world.train("pointwise", "thrifty-stopped", "compute.checkpoint_activations=true")
+    assert world.rows("pointwise", "thrifty-stopped") == world.rows("pointwise", "thrifty")
+    assert world.weights("pointwise", "thrifty-stopped") == world.weights("pointwise", "thrifty")

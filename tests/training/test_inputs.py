@@ -1,0 +1,126 @@
+"""What a stage reads: refused with its faults, or, where it need not be strict, read without the clips at fault."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from lr2ppo.config.schema import DataConfig, ModelConfig
+from lr2ppo.data import Clip, ClipDataset, FeatureStore, FeatureWriter, write_clips
+from lr2ppo.data.dataset import open_store
+from lr2ppo.data.validate import SoundClips
+from lr2ppo.distributed.processes import Processes
+from lr2ppo.errors import UserError
+from lr2ppo.training.inputs import left_out_note, open_inputs
+
+MODEL = ModelConfig(head="pooled", attention="scaled", width=8, heads=2, dropout=0.0)
+IDS = [f"clip-{number}" for number in range(5)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Of five training clips one each has a grade of 7, no features, and a feature that is not finite."""
+    with FeatureWriter(tmp_path / "clean_feat.h5", {}) as writer:
+        for name in IDS:
+            writer.write(name, [np.ones((3, 4), np.float32)] * 2, np.ones((2, 6), np.float32))
+    write_clips(tmp_path / "train.json", [Clip(name, ("a", "b"), grades=np.array([0, 2])) for name in IDS])
+    write_clips(tmp_path / "val.json", [Clip(IDS[4], ("a", "b"), grades=np.array([0, 2]))])
+    change_entry(tmp_path / "train.json", 1, tags=[{"tag": "a", "target": 7}])
+    with h5py.File(tmp_path / "clean_feat.h5", "a") as file:
+        del file["clip-2"]
+        file["clip-3/img_emb"][0, 0, 0] = np.nan
+    return tmp_path
+
+
+def change_entry(path: Path, number: int, **keys: Any) -> None:
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    entries[number] |= keys
+    path.write_text(json.dumps(entries), encoding="utf-8")
+
+
+def open_folder(folder: Path, processes: Processes, strict: bool, model: ModelConfig = MODEL) -> list[ClipDataset]:
+    data = DataConfig(
+        root=folder, features=("clean_feat.h5",), train="train.json", validation="val.json", test="test.json",
+        frames=2, frame_order="even", workers=0, strict=strict,
+    )  # fmt: skip
+    return open_inputs(data, [("train.json", "grades"), ("val.json", "grades")], open_store(data), model, processes)
+
+
+def test_where_it_need_not_be_strict_clips_at_fault_are_left_out_and_named(folder: Path, alone: Processes) -> None:
+    train, validation = open_folder(folder, alone, strict=False)
+    assert [clip.id for clip in train.clips] == ["clip-0", "clip-4"]
+    assert train.left_out == ["1 (clip-1)", "clip-2", "clip-3"]
+    assert (len(validation), validation.left_out) == (1, [])
+    assert left_out_note(train, validation).endswith(": 3 clips, 1 (clip-1), clip-2, clip-3")
+    assert left_out_note(validation) == ""
+
+
+def test_a_strict_stage_refuses_all_faults_of_a_file_at_once_and_says_how_to_go_on(
+    folder: Path, alone: Processes
+) -> None:
+    with pytest.raises(UserError) as refused:
+        open_folder(folder, alone, strict=True)
+    told = str(refused.value)
+    assert "train.json: 2 faults found; mend or remove them, extract its features again into clean_feat.h5" in told
+    assert "or leave such clips out with data.strict=false" in told
+    assert "clip 1 (clip-1): target of label 'a': found 7" in told
+    assert "clip clip-2: has no features" in told
+
+
+def test_strict_is_what_a_stage_is_unless_told_otherwise(folder: Path) -> None:
+    keys = {"root": folder, "features": "f", "train": "", "validation": "", "test": "", "workers": 0}
+    assert DataConfig.model_validate(keys | {"frames": 1, "frame_order": "even"}).strict
+
+
+def test_clips_left_out_are_checked_again_next_time(folder: Path, alone: Processes) -> None:
+    open_folder(folder, alone, strict=False)
+    store = FeatureStore([folder / "clean_feat.h5"])
+    assert [clip.id for clip in SoundClips(store).missing(Clip(name, ("a", "b")) for name in IDS)] == IDS[1:4]
+    train, _ = open_folder(folder, alone, strict=False)
+    assert "clip-3" in train.left_out
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (1, r"val\.json: 1 fault found; mend or remove them, no other clip is in it"),
+        (2, r"val\.json: 1 fault found; extract its features again into clean_feat\.h5, no other clip is in it"),
+        (3, r"clean_feat\.h5: 1 fault found; extract these features again, no other clip"),
+    ],
+)
+def test_a_file_of_which_nothing_would_remain_is_refused(
+    folder: Path, alone: Processes, number: int, told: str
+) -> None:
+    entry = json.loads((folder / "train.json").read_text(encoding="utf-8"))[number]
+    (folder / "val.json").write_text(json.dumps([entry]), encoding="utf-8")
+    with pytest.raises(UserError, match=told):
+        open_folder(folder, alone, strict=False)
+
+
+def test_a_file_that_cannot_be_read_is_refused_all_the_same(folder: Path, alone: Processes) -> None:
+    (folder / "val.json").write_text("[{]", encoding="utf-8")
+    with pytest.raises(UserError, match="is not JSON"):
+        open_folder(folder, alone, strict=False)
+
+
+def test_a_long_list_of_names_is_cut_and_counted() -> None:
+    names = [f"clip-{number}" for number in range(12)]
+    sets = [ClipDataset([], None, frames=1, left_out=part) for part in (names[:8], names[4:])]  # type: ignore[arg-type]
+    assert left_out_note(*sets).endswith("12 clips, " + ", ".join(names[:10]) + " and 2 more")
+
+
+def test_a_head_that_takes_a_labels_own_token_refuses_features_without_one(folder: Path, alone: Processes) -> None:
+    with h5py.File(folder / "clean_feat.h5", "a") as file:
+        for name in ("clip-0", "clip-4"):
+            del file[name]
+            file[f"{name}/text_emb"], file[f"{name}/img_emb"] = np.ones((2, 1, 4)), np.ones((1, 2, 6))
+    with pytest.raises(UserError, match="clip clip-4: found 1 text tokens, the model takes 2 and more"):
+        open_folder(folder, alone, strict=False)
+    flatten = MODEL.model_copy(update={"head": "flatten"})
+    assert [clip.id for clip in open_folder(folder, alone, strict=False, model=flatten)[0].clips] == [
+        "clip-0",
+        "clip-4",
+    ]
