@@ -16,13 +16,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from lr2ppo.benchmark.steps import Shape, make_step, optimizer_bytes
+from lr2ppo.benchmark.steps import Shape, Step, make_step, optimizer_bytes, torch_products
 from lr2ppo.config.load import load_config
 from lr2ppo.config.schema import STAGES
 from lr2ppo.distributed import launch as torchrun
 from lr2ppo.distributed.processes import Processes, join_processes, resolve_precision
 from lr2ppo.errors import UserError, reports_user_errors
-from lr2ppo.ops.linear import Linear, plain_products
+from lr2ppo.ops.linear import QuickLinear
 from lr2ppo.training.run_folder import peak_memory_gib
 
 TRAINING_STAGES = [stage for stage in STAGES if stage != "evaluate"]
@@ -42,23 +42,23 @@ def time_steps(step: Callable[[], object], steps: int, device: torch.device) -> 
     return seconds[1:]
 
 
-def count_flops(step: Callable[[], None]) -> int:
+def count_flops(step: Step) -> int:
     """Floating point operations of a step's matrix products, from their shapes."""
     counter = FlopCounterMode(display=False)
     # It knows torch's own products.
-    with counter, plain_products():
-        step()
+    with counter, torch_products(step.models):
+        step.run()
     return int(counter.get_total_flops())
 
 
 def matrix_rates(processes: Processes, precision: str) -> tuple[float, float]:
     """GFLOP/s that the device reaches in a large square product, in the precision of the run; the best of five.
 
-    The first is that of torch's own product, the second that of `Linear`, where the models have another.
+    The first is that of torch's own product, the second that of `QuickLinear`, where the models have another.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     first, second = (torch.randn(SQUARE, SQUARE, device=processes.device, dtype=dtype) for _ in range(2))
-    layer = Linear(SQUARE, SQUARE, device=processes.device, dtype=dtype).requires_grad_(False)
+    layer = QuickLinear(SQUARE, SQUARE, device=processes.device, dtype=dtype).requires_grad_(False)
     rates = [
         2 * SQUARE**3 / min(time_steps(product, 5, processes.device)) / 1e9
         for product in (lambda: torch.mm(first, second)[0, 0].item(), lambda: layer(first)[0, 0].item())
@@ -80,11 +80,11 @@ def measure(arguments: argparse.Namespace, processes: Processes) -> dict[str, ob
     trunk = load_config(preset / "pointwise.yaml", "pointwise", arguments.model).model
     shape = Shape.of(config, trunk, labels=arguments.labels, tokens=arguments.tokens)
     step = make_step(config, trunk, shape, processes, plain=arguments.plain)
-    with plain_products(arguments.plain):
-        seconds = time_steps(step, arguments.steps, processes.device)
+    with torch_products(step.models, arguments.plain):
+        seconds = time_steps(step.run, arguments.steps, processes.device)
         memory = peak_memory_gib()
         if arguments.profile is not None:
-            write_profile(step, arguments.profile)
+            write_profile(step.run, arguments.profile)
     best = min(seconds)
     flops = count_flops(step)
     precision = resolve_precision(config.compute.precision, processes.device)

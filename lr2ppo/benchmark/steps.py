@@ -1,7 +1,9 @@
 """The training steps that `lr2ppo.benchmark` times: the stages' own, and the same the published way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
@@ -11,17 +13,16 @@ from lr2ppo.config.schema import ModelConfig, PointwiseConfig, PPOConfig, Reward
 from lr2ppo.data.dataset import ClipBatch
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.evaluation.scoring import preference_rewards
-from lr2ppo.losses.preference import preference_hinge_loss
-from lr2ppo.losses.ranking import smooth_l1_loss
+from lr2ppo.losses import PREFERENCE_LOSSES, RANKING_LOSSES
 from lr2ppo.models import LabelEncoder, PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import model_shapes
+from lr2ppo.ops.linear import QuickLinear, quicken
 from lr2ppo.ops.memory import keep_freed_memory
-from lr2ppo.stages.frozen_reward import FrozenJudge
+from lr2ppo.stages.frozen_reward import FrozenReward
 from lr2ppo.stages.pointwise import list_loss
-from lr2ppo.stages.ppo import Rollout, learn, roll_out, rollout_losses
+from lr2ppo.stages.ppo import PairRollout, PartialOrderPolicy, pair_losses
 from lr2ppo.training.learner import Learner
 
-Step = Callable[[], None]
 FLOAT_BYTES = 4
 SCHEDULE = 1000
 # Slots of a pair that the published program encodes: in stage 2 two orders of four; in stage 3 two by the actor, four
@@ -78,8 +79,16 @@ class Shape:
         return sum(len(pairs.unique()) for pairs in self.pair_positions())
 
 
+@dataclass(frozen=True)
+class Step:
+    """A function that makes one training step on a batch of random features, and the models that it computes with."""
+
+    run: Callable[[], None]
+    models: Sequence[nn.Module]
+
+
 def make_step(config: TrainingConfig, trunk: ModelConfig, shape: Shape, processes: Processes, *, plain: bool) -> Step:
-    """A function that makes one training step of the stage on a batch of random features."""
+    """The training step of a stage."""
     torch.manual_seed(0)
     if not isinstance(config, PPOConfig):
         # As the stages do; in stage 3 the gaps grow to 4 GiB.
@@ -88,18 +97,36 @@ def make_step(config: TrainingConfig, trunk: ModelConfig, shape: Shape, processe
     batch = random_batch(shape, whole_lists=isinstance(config, PointwiseConfig)).to(processes.device)
     if isinstance(config, PointwiseConfig):
         ranker = Learner(RelevanceRanker(trunk), config.train, SCHEDULE, config.compute, processes)
-        return lambda: step_pointwise(ranker, batch, config, plain)
+        return Step(lambda: step_pointwise(ranker, batch, config, plain), [ranker.model])
     if isinstance(config, RewardConfig):
         reward_model = Learner(PartialOrderModel(trunk), config.train, SCHEDULE, config.compute, processes)
-        return lambda: step_reward(reward_model, batch, config, plain)
+        return Step(lambda: step_reward(reward_model, batch, config, plain), [reward_model.model])
     trunk = trunk.model_copy(update={"dropout": config.train.dropout})
-    frozen = PartialOrderModel(trunk).to(processes.device).eval().requires_grad_(False)
-    # The clips' own labels are what the batch holds of them.
+    frozen = quicken(PartialOrderModel(trunk)).to(processes.device).eval().requires_grad_(False)
+    # The clips' labels are those that the batch holds of them.
     vectors = None if plain else torch.randn(shape.clips * batch.labels.shape[1], trunk.width).numpy()
-    judge = FrozenJudge(frozen, [batch.labels.shape[1]] * shape.clips, vectors)
+    frozen_reward = FrozenReward(frozen, [batch.labels.shape[1]] * shape.clips, vectors)
     actor = Learner(RelevanceRanker(trunk), config.train.actor, SCHEDULE, config.compute, processes)
     critic = Learner(PartialOrderModel(trunk), config.train.critic, SCHEDULE, config.compute, processes)
-    return lambda: step_ppo(actor, critic, judge, batch, config, plain)
+    policy = PartialOrderPolicy(actor, critic, frozen_reward, config.train, config.loss)
+    # As where an update has several steps, each of which needs a forward pass.
+    policy.reuses_rollout = False
+    make = step_ppo_plain if plain else step_ppo
+    return Step(lambda: make(policy, batch), [actor.model, critic.model, frozen_reward.model])
+
+
+@contextmanager
+def torch_products(models: Sequence[nn.Module], wanted: bool = True) -> Iterator[None]:
+    """Within it, the models' linear layers compute as `torch.nn.Linear` does."""
+    modules = (module for model in models for module in model.modules())
+    quick: list[nn.Module] = [module for module in modules if wanted and type(module) is QuickLinear]
+    for module in quick:
+        module.__class__ = nn.Linear
+    try:
+        yield
+    finally:
+        for module in quick:
+            module.__class__ = QuickLinear
 
 
 def optimizer_bytes(stage: str, trunk: ModelConfig) -> int:
@@ -120,15 +147,18 @@ def random_batch(shape: Shape, whole_lists: bool) -> ClipBatch:
     if not whole_lists:
         pairs = torch.stack([torch.searchsorted(own, each) for own, each in zip(positions, pairs, strict=True)])
     return ClipBatch(
+        ids=tuple(map(str, range(shape.clips))),
         clips=torch.arange(shape.clips),
         labels=labels,
         text=torch.randn(shape.clips, most, shape.tokens, shape.text_width),
         text_mask=mask.unsqueeze(-1).expand(-1, -1, shape.tokens),
         label_mask=mask,
+        label_span=torch.tensor([min(1, shape.tokens - 1), min(2, shape.tokens)]).expand(shape.clips, most, 2),
         frames=torch.randn(shape.clips, shape.frames, shape.image_width),
         frame_mask=torch.ones(shape.clips, shape.frames, dtype=torch.bool),
         grades=torch.randint(3, (shape.clips, most)).float(),
-        filled=labels,
+        listed=labels,
+        listed_mask=mask,
         pairs=pairs,
         pair_mask=torch.ones(pairs.shape[:2], dtype=torch.bool),
         first_is_better=torch.rand(pairs.shape[:2]) < 0.5,
@@ -137,17 +167,18 @@ def random_batch(shape: Shape, whole_lists: bool) -> ClipBatch:
 
 
 def step_pointwise(learner: Learner[RelevanceRanker], batch: ClipBatch, config: PointwiseConfig, plain: bool) -> None:
+    loss = partial(RANKING_LOSSES[config.loss.name], **config.loss.parameters, total=learner.processes.all_reduce)
     with learner.autocast():
         if plain:
-            vectors = encode_slots(learner.model.encoder, batch, batch.filled)
-            scores = score(learner.model.score, vectors)
-            loss = smooth_l1_loss(scores, batch.grades, beta=config.loss.beta)
+            scores = learner.model.score(encode_slots(learner.model.encoder, batch, batch.listed))
+            value = loss(scores, batch.grades, batch.listed_mask)
         else:
-            loss = list_loss(learner.parallel, batch, config.loss.beta)
-    learner.step(loss)
+            value = list_loss(learner.parallel, batch, loss)
+    learner.step(value)
 
 
 def step_reward(learner: Learner[PartialOrderModel], batch: ClipBatch, config: RewardConfig, plain: bool) -> None:
+    loss = partial(PREFERENCE_LOSSES[config.loss.name], **config.loss.parameters, total=learner.processes.all_reduce)
     with learner.autocast():
         if plain:
             better = torch.where(batch.first_is_better.unsqueeze(-1), batch.pairs, batch.pairs.flip(-1))
@@ -157,35 +188,30 @@ def step_reward(learner: Learner[PartialOrderModel], batch: ClipBatch, config: R
             )
         else:
             chosen, rejected = preference_rewards(learner.parallel, batch)
-        loss = preference_hinge_loss(chosen, rejected, config.loss.margin, learner.processes.total)
-    learner.step(loss)
+        value = loss(chosen, rejected)
+    learner.step(value)
 
 
-def step_ppo(
-    actor: Learner[RelevanceRanker],
-    critic: Learner[PartialOrderModel],
-    judge: FrozenJudge,
-    batch: ClipBatch,
-    config: PPOConfig,
-    plain: bool,
-) -> None:
-    if not plain:
-        learn(actor, critic, roll_out(actor, critic, judge, batch), config.loss)
-        return
+def step_ppo(policy: PartialOrderPolicy, batch: ClipBatch) -> None:
+    policy.learn(policy.roll_out(batch), is_first=True)
+
+
+def step_ppo_plain(policy: PartialOrderPolicy, batch: ClipBatch) -> None:
+    actor, critic = policy.actor, policy.critic
 
     def look() -> tuple[Tensor, Tensor]:
         vectors = encode_slots(actor.model.encoder, batch, batch.pairs.flatten(1))
-        return score(actor.model.score, vectors).view(batch.pairs.shape), judge_slots(critic.model, batch, batch.pairs)
+        return actor.model.score(vectors).view(batch.pairs.shape), judge_slots(critic.model, batch, batch.pairs)
 
     with torch.no_grad(), actor.autocast():
         old_scores, old_value = look()
         proposed = old_scores.argsort(dim=-1, descending=True, stable=True)
         order = torch.cat([batch.pairs, batch.pairs.gather(-1, proposed)], dim=-1)
-        reward = judge_slots(judge.model, batch, order)
+        reward = judge_slots(policy.frozen_reward.model, batch, order)
     with actor.autocast():
         scores, value = look()
-    rollout = Rollout(batch, old_scores, proposed, reward, old_value)
-    losses = rollout_losses(scores, value, rollout, config.loss, actor.processes.total)
+    rollout = PairRollout(batch, old_scores, proposed, reward, old_value)
+    losses = pair_losses(scores, value, rollout, policy.loss, actor.processes)
     actor.step(losses.policy_loss)
     critic.step(losses.value_loss)
 
@@ -204,8 +230,3 @@ def judge_slots(model: PartialOrderModel, batch: ClipBatch, order: Tensor) -> Te
     vectors = encode_slots(model.encoder, batch, order.flatten(1))
     own_slots = torch.arange(order[0].numel(), device=order.device).view(1, *order.shape[1:])
     return model.judge(vectors, own_slots.expand(len(batch), -1, -1))
-
-
-def score(linear: nn.Linear, vectors: Tensor) -> Tensor:
-    scores: Tensor = linear(vectors).squeeze(-1)
-    return scores

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from reprlib import Repr
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -28,7 +28,8 @@ def load_config(path: Path, stage: str, overrides: Sequence[str] = ()) -> Any:
         raise UserError(f"{path}: stage: found {found_stage!r}, wanted {stage!r}; give this stage's own YAML file")
     tree.setdefault("preset", path.resolve().parent.name)
     schema = STAGES[stage]
-    for override in overrides:
+    # Names first: they decide which other keys of their section there are.
+    for override in sorted(overrides, key=lambda override: not override.partition("=")[0].endswith(".name")):
         _apply_override(tree, override, schema)
     try:
         return schema.model_validate(tree)
@@ -86,13 +87,23 @@ def _apply_override(tree: dict[str, Any], override: str, schema: type[Section]) 
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
             raise UserError(f"{override}: {section} is {place!r} in the config file, wanted a section of keys")
+    if last == "name" and sections and place.get("name") != value:
+        # The other keys of the section are those of the loss that the file names.
+        place.clear()
     place[last] = value
 
 
 def _explain(fault: Mapping[str, Any], schema: type[Section]) -> str:
-    key = ".".join(str(part) for part in fault["loc"])
+    key = _key_of(fault["loc"], schema)
+    if fault["type"] == "union_tag_invalid":
+        return f"{key}.name: found {fault['ctx']['tag']!r}, wanted one of {fault['ctx']['expected_tags']}"
+    if fault["type"] == "union_tag_not_found":
+        return f"{key}: found {SHORTENED.repr(fault['input'])}, wanted a section of keys"
     if fault["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_nearest(key, list(_known_keys(schema)))}"
+        known = list(_known_keys(schema))
+        if key in known:
+            return f"{key}: is no key of what {key.rpartition('.')[0]}.name chooses; leave it out"
+        return f"{key}: unknown key{_nearest(key, known)}"
     if fault["type"] == "missing":
         return f"{key}: is missing"
     return f"{key}: found {SHORTENED.repr(fault['input'])}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
@@ -108,6 +119,34 @@ def _nearest(key: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(known)}"
 
 
+def _key_of(location: Sequence[str | int], schema: type[BaseModel]) -> str:
+    """The dotted key of a fault, without the tags by which pydantic tells the members of a union apart."""
+    parts: list[str] = []
+    sections: list[type[BaseModel]] = [schema]
+    is_union = False
+    for part in map(str, location):
+        if is_union and part in {name for section in sections for name in _names_of(section)}:
+            is_union = False
+            continue
+        parts.append(part)
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        sections = [section for field in fields for section in _sections(field.annotation)]
+        is_union = len(sections) > 1
+    return ".".join(parts)
+
+
+def _names_of(section: type[BaseModel]) -> Sequence[str]:
+    """The values that a section's field `name` may have, where it is a literal."""
+    field = section.model_fields.get("name")
+    return [] if field is None else [value for value in get_args(field.annotation) if isinstance(value, str)]
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field may hold: one, several where it is a union of them, none where it holds a value."""
+    members = [getattr(each, "__origin__", each) for each in get_args(annotation) or (annotation,)]
+    return [each for each in members if isinstance(each, type) and issubclass(each, BaseModel)]
+
+
 def _is_text(key: str, schema: type[BaseModel]) -> bool:
     """Whether a key's value is a text, or a text that may be missing."""
     name, _, rest = key.partition(".")
@@ -115,17 +154,15 @@ def _is_text(key: str, schema: type[BaseModel]) -> bool:
     if field is None:
         return False
     if rest:
-        return (
-            isinstance(field.annotation, type)
-            and issubclass(field.annotation, BaseModel)
-            and _is_text(rest, field.annotation)
-        )
+        return any(_is_text(rest, section) for section in _sections(field.annotation))
     return field.annotation in (str, str | None)
 
 
 def _known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in schema.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _known_keys(field.annotation, f"{prefix}{name}.")
+        sections = _sections(field.annotation)
+        if sections:
+            keys = (key for section in sections for key in _known_keys(section, f"{prefix}{name}."))
+            yield from dict.fromkeys(keys)
         else:
             yield prefix + name

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -27,6 +27,13 @@ class Section(BaseModel):
         if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
             raise ValueError("holds a character that no file's name can")
         return value
+
+
+def _name_or(default: str) -> Discriminator:
+    """Tell the members of a union by their `name`; configs of earlier versions have none and mean the default."""
+    return Discriminator(
+        lambda value: str(value.get("name", default)) if isinstance(value, dict) else getattr(value, "name", None)
+    )
 
 
 class DataConfig(Section):
@@ -75,27 +82,59 @@ class OptimizerConfig(Section):
     clip_gradients: Positive | None = None
 
 
-class PointwiseTraining(OptimizerConfig):
+class TrainingSettings(Section):
+    """What every stage's training has."""
+
     epochs: Count
     clips_per_batch: Count
-    max_labels: Count
     evaluate_every: Count
 
 
-class PointwiseLoss(Section):
+class PointwiseTraining(OptimizerConfig, TrainingSettings):
+    max_labels: Count
+    # Runs of earlier versions always filled.
+    fill_lists: bool = True
+
+
+class LossConfig(Section):
+    """A loss by its name in `lr2ppo.losses`, and its parameters."""
+
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        return self.model_dump(exclude={"name"})
+
+
+class SmoothL1(LossConfig):
+    name: Literal["smooth_l1"] = "smooth_l1"
     beta: Positive
 
 
-class RewardTraining(OptimizerConfig):
-    epochs: Count
-    clips_per_batch: Count
+class RankNet(LossConfig):
+    name: Literal["ranknet"] = "ranknet"
+
+
+RankingLoss = Annotated[
+    Annotated[SmoothL1, Tag("smooth_l1")] | Annotated[RankNet, Tag("ranknet")], _name_or("smooth_l1")
+]
+
+
+class RewardTraining(OptimizerConfig, TrainingSettings):
     pairs_per_clip: Count
-    evaluate_every: Count
     validation_pairs: Count
 
 
-class RewardLoss(Section):
+class Hinge(LossConfig):
+    name: Literal["hinge"] = "hinge"
     margin: Positive
+
+
+class Logistic(LossConfig):
+    name: Literal["logistic"] = "logistic"
+
+
+PreferenceLoss = Annotated[Annotated[Hinge, Tag("hinge")] | Annotated[Logistic, Tag("logistic")], _name_or("hinge")]
 
 
 class PPOOptimizer(OptimizerConfig):
@@ -104,15 +143,12 @@ class PPOOptimizer(OptimizerConfig):
     schedule_updates: Count | None
 
 
-class PPOTraining(Section):
-    epochs: Count
-    clips_per_batch: Count
+class PPOTraining(TrainingSettings):
     pairs_per_clip: Count
     visits_per_epoch: Count
     batches_per_rollout: Count
     passes: Count
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
-    evaluate_every: Count
     actor: PPOOptimizer
     critic: PPOOptimizer
 
@@ -152,12 +188,14 @@ class SafetyConfig(Section):
 class RunConfig(Section):
     """What every training run has; `preset` is the folder of the YAML file where none is given."""
 
+    stage: str
     preset: str
     name: str | None = None
     seed: Seed
     logs: Path
     device: str
     data: DataConfig
+    train: TrainingSettings
     compute: ComputeConfig
     safety: SafetyConfig
 
@@ -168,7 +206,7 @@ class PointwiseConfig(RunConfig):
     stage: Literal["pointwise"]
     model: ModelConfig
     train: PointwiseTraining
-    loss: PointwiseLoss
+    loss: RankingLoss
 
 
 class RewardConfig(RunConfig):
@@ -178,7 +216,7 @@ class RewardConfig(RunConfig):
     ranker: str
     model: ModelConfig
     train: RewardTraining
-    loss: RewardLoss
+    loss: PreferenceLoss
 
 
 class PPOConfig(RunConfig):

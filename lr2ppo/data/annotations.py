@@ -21,7 +21,9 @@ TEST = "test_data.json"
 # Ungraded pictures with captions, for pretraining tiny encoders; not part of LRMovieNet.
 CAPTIONS = "pretrain_data.json"
 
-HIGHEST_GRADE = 2
+# LRMovieNet grades 0 to 2, most sets of documents 0 to 4; the gain 2^grade - 1 leaves larger ones no sense.
+HIGHEST_GRADE = 10
+GRADES_WANTED = f"a whole number from 0 to {HIGHEST_GRADE}"
 # JSON can hold halves of characters and null characters, which no file and no file's name can.
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
@@ -194,7 +196,7 @@ def _parse_grades(tags: Sequence[dict[str, Any]], need: Need, faults: list[str])
     if bad:
         label, target = tags[bad[0]]["tag"], targets[bad[0]]
         more = f" (and so for {len(bad) - 1} more)" if len(bad) > 1 else ""
-        faults.append(f"target of label {label!r}: found {shortened(target)}, wanted 0, 1 or 2{more}")
+        faults.append(f"target of label {label!r}: found {shortened(target)}, wanted {GRADES_WANTED}{more}")
         return None
     return np.array(grades, dtype=np.int64)
 

@@ -1,7 +1,7 @@
 """The one dataset and the one batch type of all stages."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, Self
 
 import numpy as np
@@ -24,13 +24,13 @@ Positions = NDArray[np.int64]
 class ClipRequest:
     """What a batch wants of one clip; drawn by a sampler, so that workers draw nothing.
 
-    `labels [L]` are the distinct label positions to read; `filled [N]`, `pairs [P, 2]` index into `labels`;
+    `labels [L]` are the distinct label positions to read; `listed [N]`, `pairs [P, 2]` index into `labels`;
     `first_is_better [P]` says how annotated pairs are ordered; `seed` draws the frames where their order is random.
     """
 
     clip: int
     labels: Positions
-    filled: Positions | None = None
+    listed: Positions | None = None
     pairs: Positions | None = None
     first_is_better: NDArray[np.bool_] | None = None
     seed: int = 0
@@ -40,12 +40,14 @@ class ClipRequest:
 class ClipItem:
     """One clip as read: see `ClipBatch` for the fields."""
 
+    id: str
     clip: int
     labels: Tensor
     text: list[Tensor]
+    label_span: Tensor
     frames: Tensor
     grades: Tensor
-    filled: Tensor
+    listed: Tensor
     pairs: Tensor
     first_is_better: Tensor
     seed: int
@@ -55,32 +57,49 @@ class ClipItem:
 class ClipBatch:
     """Padded clips; masks are False on padding.
 
-    clips [B] long, positions in the dataset; labels [B, L] long, positions in the clip's list; text
-    [B, L, T, text width]; text_mask [B, L, T]; label_mask [B, L]; frames [B, F, image width]; frame_mask [B, F];
-    grades [B, L] float, 0 where there are none; filled [B, N] long, the fixed-length list of stage 1; pairs [B, P, 2]
-    long, positions in `labels` as shown; pair_mask [B, P]; first_is_better [B, P] bool, of annotated pairs; seeds [B]
-    long, which drew the frames.
+    ids: the clips' ids; clips [B] long, positions in the dataset; labels [B, L] long, positions in the clip's list;
+    text [B, L, T, text width]; text_mask [B, L, T]; label_mask [B, L]; label_span [B, L, 2] long, where each label's
+    own words start and stop among its tokens; frames [B, F, image width]; frame_mask [B, F]; grades [B, L] float, 0
+    where there are none; listed [B, N] long and listed_mask [B, N], the list that stage 1 learns from, positions in
+    `labels`; pairs [B, P, 2] long, positions in `labels` as shown; pair_mask [B, P]; first_is_better [B, P] bool, of
+    annotated pairs; seeds [B] long, which drew the frames.
     """
 
+    ids: tuple[str, ...]
     clips: Tensor
     labels: Tensor
     text: Tensor
     text_mask: Tensor
     label_mask: Tensor
+    label_span: Tensor
     frames: Tensor
     frame_mask: Tensor
     grades: Tensor
-    filled: Tensor
+    listed: Tensor
+    listed_mask: Tensor
     pairs: Tensor
     pair_mask: Tensor
     first_is_better: Tensor
     seeds: Tensor
 
     def to(self, device: torch.device) -> Self:
-        return type(self)(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ids"}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    def inputs(self) -> dict[str, Tensor]:
+        """What a model reads of the batch, by the names of its arguments."""
+        names = ("text", "frames", "text_mask", "frame_mask", "label_span")
+        return {name: getattr(self, name) for name in names}
+
+    def lists(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores of the labels `[B, L]` as lists to learn from: scores, grades and mask, `[B, N]` each.
+
+        A list holds each distinct label once or, where the data fills short lists, some several times.
+        """
+        return scores.gather(1, self.listed), self.grades.gather(1, self.listed), self.listed_mask
 
 
 class ClipDataset(Dataset[ClipItem]):
@@ -122,23 +141,24 @@ class ClipDataset(Dataset[ClipItem]):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def names(self, batch: "ClipBatch") -> list[str]:
-        """The ids of a batch's clips."""
-        return [self.clips[clip].id for clip in batch.clips.tolist()]
-
     def __getitem__(self, request: ClipRequest) -> ClipItem:
         clip = self.clips[request.clip]
         text, lengths = self.store.text(clip.id, request.labels.tolist())
         grades = np.zeros(len(request.labels)) if clip.grades is None else clip.grades[request.labels]
         frames = self.store.frames(clip.id)
+        if not len(frames):
+            # A clip without frames is read as one frame of zeros: it attends to nothing that differs between clips.
+            frames = np.zeros((1, *frames.shape[1:]), dtype=np.float32)
         chosen = frames[self.choose_frames(len(frames), request.seed)]
         return ClipItem(
+            id=clip.id,
             clip=request.clip,
             labels=torch.from_numpy(np.asarray(request.labels, dtype=np.int64)),
             text=[torch.from_numpy(row[:length]) for row, length in zip(text, lengths, strict=True)],
+            label_span=torch.from_numpy(self.store.label_spans(clip.id, request.labels, lengths)),
             frames=torch.from_numpy(chosen.reshape(-1, chosen.shape[-1])),
             grades=torch.from_numpy(grades.astype(np.float32)),
-            filled=_optional(request.filled, (0,), torch.long),
+            listed=_optional(request.listed, (0,), torch.long),
             pairs=_optional(request.pairs, (0, 2), torch.long),
             first_is_better=_optional(request.first_is_better, (0,), torch.bool),
             seed=request.seed,
@@ -171,15 +191,18 @@ def collate(items: Sequence[ClipItem]) -> ClipBatch:
             text[position, label, : len(row)] = row
             text_mask[position, label, : len(row)] = True
     return ClipBatch(
+        ids=tuple(item.id for item in items),
         clips=torch.tensor([item.clip for item in items]),
         labels=pad_sequence([item.labels for item in items], batch_first=True),
         text=text,
         text_mask=text_mask,
         label_mask=_mask([len(item.text) for item in items]),
+        label_span=pad_sequence([item.label_span for item in items], batch_first=True),
         frames=pad_sequence([item.frames for item in items], batch_first=True),
         frame_mask=_mask([len(item.frames) for item in items]),
         grades=pad_sequence([item.grades for item in items], batch_first=True),
-        filled=pad_sequence([item.filled for item in items], batch_first=True),
+        listed=pad_sequence([item.listed for item in items], batch_first=True),
+        listed_mask=_mask([len(item.listed) for item in items]),
         pairs=pad_sequence([item.pairs for item in items], batch_first=True),
         pair_mask=_mask([len(item.pairs) for item in items]),
         first_is_better=pad_sequence([item.first_is_better for item in items], batch_first=True),
@@ -201,9 +224,7 @@ def open_dataset(data: DataConfig, file: str, need: Need, store: FeatureStore, m
     path = data.root / file
     clips, faults = read_sound_clips(path, need)
     flatten = model.head == "flatten"
-    # The pooled head takes the token behind <s> for the label's own.
-    limits = {"most_tokens": model.text_tokens} if flatten else {"least_tokens": 2}
-    unfit = structure_faults(clips, store, **limits)
+    unfit = structure_faults(clips, store, model.text_tokens if flatten else None)
     dataset = ClipDataset(
         clips,
         store,

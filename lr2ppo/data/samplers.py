@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import cycle, islice
 from typing import Any
 
@@ -50,15 +51,19 @@ class EpochSampler(Sampler[list[ClipRequest]]):
             yield requests[first : first + share]
 
 
-def graded_lists(clips: Sequence[Clip], max_labels: int) -> Draw:
-    """Stage 1: every clip once, shuffled, with a list of `max_labels` graded labels."""
+def graded_lists(clips: Sequence[Clip], max_labels: int, fill: bool = True) -> Draw:
+    """Stage 1: every clip once, shuffled, with a list of at most `max_labels` graded labels.
+
+    With `fill`, as published, shorter lists repeat labels until they have as many.
+    """
 
     def draw(rng: np.random.Generator) -> list[ClipRequest]:
         requests = []
         for clip in rng.permutation(len(clips)).tolist():
-            filled = fill_list(graded(clips[clip]), max_labels)
-            labels, positions = np.unique(filled, return_inverse=True)
-            requests.append(ClipRequest(clip, labels, filled=positions, seed=int(rng.integers(2**31))))
+            grades = graded(clips[clip])
+            listed = fill_list(grades, max_labels) if fill else np.arange(min(len(grades), max_labels))
+            labels, positions = np.unique(listed, return_inverse=True)
+            requests.append(ClipRequest(clip, labels, listed=positions, seed=int(rng.integers(2**31))))
         return requests
 
     return draw
@@ -102,6 +107,17 @@ def random_pairs(clips: Sequence[Clip], pairs_per_clip: int, visits: int) -> Dra
         return requests
 
     return draw
+
+
+def whole_lists(draw: Draw, clips: Sequence[Clip]) -> Draw:
+    """What `draw` draws, with all labels of each clip, for models that compare a clip's labels with each other."""
+    return lambda rng: [with_all_labels(request, clips[request.clip]) for request in draw(rng)]
+
+
+def with_all_labels(request: ClipRequest, clip: Clip) -> ClipRequest:
+    """The same request, of all labels of its clip."""
+    listed, pairs = (None if own is None else request.labels[own] for own in (request.listed, request.pairs))
+    return replace(request, labels=np.arange(len(clip.labels)), listed=listed, pairs=pairs)
 
 
 def whole_clips(clips: Sequence[Clip]) -> list[ClipRequest]:

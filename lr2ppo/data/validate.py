@@ -21,18 +21,16 @@ from lr2ppo.files import write_json
 LEAVE_OUT = "or leave such clips out with data.strict=false"
 
 
-def structure_faults(
-    clips: Iterable[Clip], store: FeatureStore, least_tokens: int = 1, most_tokens: int | None = None
-) -> list[ClipFault]:
+def structure_faults(clips: Iterable[Clip], store: FeatureStore, most_tokens: int | None = None) -> list[ClipFault]:
     """Clips without features, or whose features have other labels, widths or, where limited, numbers of text tokens."""
     faults = []
     for clip in clips:
-        if fault := _structure_fault(clip, store, least_tokens, most_tokens):
+        if fault := _structure_fault(clip, store, most_tokens):
             faults.append(ClipFault(clip.id, fault))
     return faults
 
 
-def _structure_fault(clip: Clip, store: FeatureStore, least_tokens: int, most_tokens: int | None) -> str | None:
+def _structure_fault(clip: Clip, store: FeatureStore, most_tokens: int | None) -> str | None:
     if clip.id not in store:
         return "has no features"
     try:
@@ -42,12 +40,10 @@ def _structure_fault(clip: Clip, store: FeatureStore, least_tokens: int, most_to
     widths = (features.text_width, features.image_width)
     if features.labels != len(clip.labels):
         return f"found features of {features.labels} labels, wanted {len(clip.labels)}"
-    if features.frames == 0:
-        return "has features of no frame, wanted at least one"
-    if widths != (store.text_width, store.image_width):
-        return f"found feature widths {widths}, others have {store.text_width, store.image_width}"
-    if features.tokens < least_tokens:
-        return f"found {features.tokens} text tokens, the model takes {least_tokens} and more"
+    if widths != store.widths(clip.id):
+        return f"found feature widths {widths}, others have {store.widths(clip.id)}"
+    if features.tokens == 0:
+        return "has features of no text token, wanted at least one"
     if most_tokens is not None and features.tokens > most_tokens:
         return f"found {features.tokens} text tokens, the model takes {most_tokens}"
     return None
@@ -61,6 +57,7 @@ def value_faults(clips: Iterable[Clip], store: FeatureStore) -> list[ClipFault]:
 def _value_faults(clip: Clip, store: FeatureStore) -> list[str]:
     try:
         text, lengths = store.text(clip.id, range(len(clip.labels)))
+        spans = store.label_spans(clip.id, np.arange(len(clip.labels)), lengths)
         frames = store.frames(clip.id)
     except DAMAGE as error:
         return [f"its features cannot be read: {error}"]
@@ -68,6 +65,8 @@ def _value_faults(clip: Clip, store: FeatureStore) -> list[str]:
     wrong = [length for length in lengths.tolist() if not 1 <= length <= text.shape[1]]
     if wrong:
         faults.append(f"text_len: found {wrong[0]}, wanted 1 to the number of tokens")
+    elif ((spans[:, 0] < 0) | (spans[:, 0] >= spans[:, 1]) | (spans[:, 1] > lengths)).any():
+        faults.append("label_span: wanted a start and a stop within each label's tokens")
     bad = [label for label, row in zip(clip.labels, text, strict=True) if not np.isfinite(row).all()]
     if bad:
         faults.append(f"text features of {', '.join(map(repr, bad[:3]))} are not finite")

@@ -43,11 +43,11 @@ class Processes:
         """All processes of the run in a row."""
         return init_device_mesh(self.device.type, (self.world_size,))
 
-    def total(self, value: Tensor) -> Tensor:
+    def all_reduce(self, value: Tensor) -> Tensor:
         """The sum of every process's value, on every process; gradients run back into each process's own."""
         if self.world_size == 1:
             return value
-        summed: Tensor = _Total.apply(value)
+        summed: Tensor = _AllReduce.apply(value)
         return summed
 
     def gather(self, value: T) -> list[T]:
@@ -58,7 +58,7 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
-    def most(self, value: int) -> int:
+    def max(self, value: int) -> int:
         """The highest of every process's values, on every process."""
         if self.world_size == 1:
             return value
@@ -66,9 +66,9 @@ class Processes:
         dist.all_reduce(highest, dist.ReduceOp.MAX)
         return int(highest.item())
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Return once every process has called this."""
-        self.most(0)
+        self.max(0)
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """The mean over processes of each value."""
@@ -76,7 +76,7 @@ class Processes:
         return {key: sum(each[key] for each in gathered) / len(gathered) for key in values}
 
 
-class _Total(torch.autograd.Function):
+class _AllReduce(torch.autograd.Function):
     """The sum over processes, whose gradient is the sum of all processes' gradients."""
 
     @staticmethod

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 from tqdm import tqdm
 
 from lr2ppo.data import annotations
@@ -57,9 +58,8 @@ def check_frames(clips: Sequence[Clip], frames_root: Path) -> None:
     """Raises `UserError` naming the clips whose frames are not there, and each frame that cannot be used."""
     faults = []
     for clip in clips:
-        missing = missing_frames([clip], frames_root)
-        if not clip.images or missing:
-            faults.append(f"clip {clip.id}: {f'no file {missing[0]}' if missing else 'names no frames'}")
+        if missing := missing_frames([clip], frames_root):
+            faults.append(f"clip {clip.id}: no file {missing[0]}")
     faults += map(str, unusable_frames(clips, frames_root))
     raise_faults(frames_root, faults, "check --frames-root, or mend these frames")
 
@@ -102,9 +102,13 @@ def extract(
     """Write the features of each of the clips."""
     hidden = None if show_progress else True
     for clip in tqdm(clips, desc="extracting features", unit="clip", disable=hidden):
-        tokens = text([(label, clip.description) for label in clip.labels])
-        frames = image([read_image(frames_root / name) for name in clip.images])
-        out.write(clip.id, [row.float().cpu().numpy() for row in tokens], frames.float().flatten(0, 1).cpu().numpy())
+        texts = [(label, clip.description) for label in clip.labels]
+        tokens = [row.float().cpu().numpy() for row in text(texts)]
+        frames = np.zeros((0, image.width), dtype=np.float32)
+        if clip.images:
+            pixels = [read_image(frames_root / name) for name in clip.images]
+            frames = image(pixels).float().flatten(0, 1).cpu().numpy()
+        out.write(clip.id, tokens, frames, text.label_spans(texts))
 
 
 @contextmanager
@@ -179,6 +183,8 @@ def main() -> None:
         of_all = f", its share of {share.missing}" if processes.world_size > 1 else ""
         there = len(clips) - share.missing
         print(f"{share.path}: wrote {len(share.clips)} clips{of_all}, {there} were there already")
+        if frameless := [clip.id for clip in clips if not clip.images]:
+            print(f"note: {len(frameless)} clips name no frames, such as {frameless[0]}: their labels have text alone")
         if find_shards(out):
             print(f"train on all of them with '{shards_setting(out)}'")
 

@@ -30,6 +30,15 @@ class EncoderPaths:
     image: Path | None = None
 
 
+@dataclass(frozen=True)
+class EncodedClip:
+    """A clip's features: text `[tokens, text width]` a label, label_span [labels, 2], frames [rows, image width]."""
+
+    text: list[Tensor]
+    label_span: Tensor
+    frames: Tensor
+
+
 class ClipEncoder:
     """Text and image encoder of a run; features are rounded as they were stored."""
 
@@ -38,18 +47,20 @@ class ClipEncoder:
         self._dtype: torch.dtype = getattr(torch, encoding.dtype)
 
     @torch.inference_mode()
-    def __call__(
-        self, labels: Sequence[str], description: str, frames: Sequence[Image.Image]
-    ) -> tuple[list[Tensor], Tensor]:
-        """Text features, `[tokens, text width]` a label, and frame features `[frames * tokens a frame, image width]`.
+    def __call__(self, labels: Sequence[str], description: str, frames: Sequence[Image.Image]) -> EncodedClip:
+        """Encode a clip; a frame that is given several times is encoded once."""
+        texts = [(label, description) for label in labels]
+        spans = torch.tensor(self.text.label_spans(texts))
+        return EncodedClip([self._as_stored(row) for row in self.text(texts)], spans, self._encode_frames(frames))
 
-        A frame that is given several times is encoded once.
-        """
-        text = [self._as_stored(row) for row in self.text([(label, description) for label in labels])]
+    def _encode_frames(self, frames: Sequence[Image.Image]) -> Tensor:
+        """Frame features `[frames * tokens a frame, image width]`."""
+        if not frames:
+            return torch.zeros(0, self.image.width)
         distinct = {id(frame): frame for frame in frames}
         places = {key: place for place, key in enumerate(distinct)}
         features = self._as_stored(self.image(list(distinct.values())))
-        return text, features[[places[id(frame)] for frame in frames]].flatten(0, 1)
+        return features[[places[id(frame)] for frame in frames]].flatten(0, 1)
 
     def _as_stored(self, features: Tensor) -> Tensor:
         return features.float().cpu().to(self._dtype).float()

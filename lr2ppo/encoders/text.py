@@ -8,7 +8,7 @@ from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, RobertaModel, RobertaTokenizerFast
+from transformers import AutoTokenizer, BatchEncoding, RobertaModel, RobertaTokenizerFast
 
 from lr2ppo.encoders.weights.files import read_json
 from lr2ppo.encoders.weights.roberta import UNUSED_POSITIONS, load_roberta
@@ -81,11 +81,21 @@ class TextEncoder(nn.Module):
 
     def tokenize(self, texts: Sequence[tuple[str, str]]) -> Mapping[str, Tensor]:
         """`<s> label </s></s> description </s>`, cut to the longest text read and padded: [B, T] ids and mask."""
+        return cast(Mapping[str, Tensor], self._encode(texts))
+
+    def _encode(self, texts: Sequence[tuple[str, str]]) -> BatchEncoding:
         labels, descriptions = [label for label, _ in texts], [description for _, description in texts]
-        encoded = self.tokenizer(
+        return self.tokenizer(
             labels, descriptions, truncation=True, max_length=self.max_tokens, padding=True, return_tensors="pt"
         )
-        return cast(Mapping[str, Tensor], encoded)
+
+    def label_spans(self, texts: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
+        """Where the tokens of each text's label start and stop among all its tokens."""
+        spans = []
+        for text in self._encode(texts).encodings:
+            own = [place for place, part in enumerate(text.sequence_ids) if part == 0]
+            spans.append((own[0], own[-1] + 1) if own else (0, 1))
+        return spans
 
     def encode_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Last hidden states `[B, T, D]` of token ids and mask `[B, T]`."""

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from lr2ppo.data.annotations import HIGHEST_GRADE, Clip, graded
+from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest
-from lr2ppo.data.samplers import evaluation_loader, whole_clips
+from lr2ppo.data.samplers import evaluation_loader, whole_clips, with_all_labels
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.evaluation.metrics import CUTOFFS, fit_temperature, ndcg, pair_accuracy
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
@@ -86,15 +86,14 @@ def score_batch(model: RelevanceRanker | PartialOrderModel, batch: ClipBatch) ->
 
 def judge_batch(model: PartialOrderModel, batch: ClipBatch) -> list[Scores]:
     """Each clip's `pair_margins`, `[2, pairs]`, of its own pairs in the order of `np.triu_indices(labels, 1)`."""
-    masks = {"text_mask": batch.text_mask, "frame_mask": batch.frame_mask}
-    margins, (first, second) = pair_margins(model, model.encoder(batch.text, batch.frames, **masks))
+    margins, (first, second) = pair_margins(model, model.encoder(**batch.inputs()))
     real = batch.label_mask[:, first] & batch.label_mask[:, second]
     return [_numbers(row[:, mask]) for row, mask in zip(margins.unbind(1), real, strict=True)]
 
 
 def rank_labels(model: RelevanceRanker, batch: ClipBatch) -> Tensor:
     """A ranker's scores of a batch: [B, L]."""
-    scores: Tensor = model(batch.text, batch.frames, text_mask=batch.text_mask, frame_mask=batch.frame_mask)
+    scores: Tensor = model(**batch.inputs())
     return scores
 
 
@@ -170,7 +169,7 @@ def validation_ndcg(model: RelevanceRanker, dataset: ClipDataset, processes: Pro
     grades, flat = np.concatenate([graded(clip) for clip in dataset.clips]), np.concatenate(scores)
     return Evaluation(
         {name: float(metrics[name].mean()) for name in CUTOFFS},
-        {f"validation_scores/grade {grade}": flat[grades == grade] for grade in range(HIGHEST_GRADE + 1)},
+        {f"validation_scores/grade {grade}": flat[grades == grade] for grade in np.unique(grades).tolist()},
         list(zip(dataset.clips[:CASES], scores[:CASES], strict=True)),
     )
 
@@ -192,6 +191,8 @@ def judged_pairs(
     batch_size: int,
 ) -> Evaluation:
     """How a reward model judges annotated pairs: the share whose better order it rewards more, and its temperature."""
+    if model.reads_whole_lists:
+        requests = [with_all_labels(request, dataset.clips[request.clip]) for request in requests]
     loader = evaluation_loader(
         dataset, requests, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size
     )
@@ -213,12 +214,6 @@ def preference_rewards(model: torch.nn.Module, batch: ClipBatch) -> tuple[Tensor
     better_first = torch.where(batch.first_is_better.unsqueeze(-1), shown, swapped)
     chosen = torch.cat([shown, better_first], dim=-1)
     rejected = torch.cat([shown, better_first.flip(-1)], dim=-1)
-    rewards = model(
-        batch.text,
-        batch.frames,
-        torch.cat([chosen, rejected], dim=1),
-        text_mask=batch.text_mask,
-        frame_mask=batch.frame_mask,
-    )
+    rewards = model(order=torch.cat([chosen, rejected], dim=1), **batch.inputs())
     chosen_rewards, rejected_rewards = rewards.chunk(2, dim=1)
     return chosen_rewards[batch.pair_mask], rejected_rewards[batch.pair_mask]

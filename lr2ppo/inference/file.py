@@ -37,7 +37,7 @@ def rank_file(ranker: LabelRanker, annotations: Path, frames_root: Path, out: Pa
 
 
 def _rank_clip(ranker: LabelRanker, clip: Clip, frames_root: Path) -> dict[str, Any]:
-    frames = [frames_root / image for image in clip.images]
+    frames = [frames_root / image for image in clip.images] or None
     (scores,) = ranker.score_batch([Query(frames, clip.labels, clip.description)])
     order = np.argsort(-scores, kind="stable").tolist()
     return {"id": clip.id, "labels": [clip.labels[place] for place in order], "scores": scores[order].tolist()}

@@ -14,10 +14,11 @@ from typing import Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lr2ppo.data.annotations import UNWRITABLE
 from lr2ppo.data.dataset import ClipBatch, ClipItem, choose_frames, collate
-from lr2ppo.data.frames import Frames, read_frames
+from lr2ppo.data.frames import Choose, Frames, read_frames
 from lr2ppo.distributed.processes import choose_device
 from lr2ppo.encoders.extractor import ClipEncoder, EncoderPaths, open_encoders
 from lr2ppo.errors import UserError
@@ -25,6 +26,7 @@ from lr2ppo.evaluation.scoring import Scores, preferences, score_batch
 from lr2ppo.inference.trained import Trained, open_trained
 from lr2ppo.models import PartialOrderModel
 from lr2ppo.models.weights import describe_model, load_kind, load_model
+from lr2ppo.ops.linear import quicken
 from lr2ppo.tensors import fingerprint
 
 CLIPS_AT_ONCE = 8
@@ -52,10 +54,10 @@ class Query:
     """A clip and the labels to rank for it.
 
     `frames` is a folder of images, a video, an image, or a clip's frames in time order: paths, PIL images or arrays
-    [height, width, 3] of uint8.
+    [height, width, 3] of uint8; None for a clip without frames.
     """
 
-    frames: Frames
+    frames: Frames | None
     labels: Sequence[str]
     description: str = ""
 
@@ -65,7 +67,7 @@ class LabelRanker:
 
     def __init__(self, trained: Trained, clips: ClipEncoder, device: torch.device) -> None:
         self._trained, self._use, self._clips, self._device = trained, trained.use, clips, device
-        self._model = load_model(trained.weights).to(device)
+        self._model = quicken(load_model(trained.weights)).to(device)
         self._exact = self._model.encoder.config.head == "flatten"
 
     @classmethod
@@ -122,7 +124,7 @@ class LabelRanker:
         before = self._trained.before
         return None if before is None else LabelRanker(before, self._clips, self._device)
 
-    def rank(self, frames: Frames, labels: Sequence[str], description: str = "") -> list[RankedLabel]:
+    def rank(self, frames: Frames | None, labels: Sequence[str], description: str = "") -> list[RankedLabel]:
         """The labels of a clip, best first; `frames` as of `Query`.
 
         Raises `UserError` where frames cannot be read, or labels are none, empty or given twice.
@@ -150,18 +152,18 @@ class LabelRanker:
             scores += score_batch(self._model, self.encode(queries[start : start + CLIPS_AT_ONCE]))
         return scores
 
-    def compare(self, frames: Frames, a: str, b: str, description: str = "") -> Preference:
+    def compare(self, frames: Frames | None, a: str, b: str, description: str = "") -> Preference:
         """Which of two labels people would put first, by the reward model; raises `UserError` where there is none."""
         wins = float(self.preferences(frames, [a, b], description)[0, 1])
         return Preference(a, b, wins) if wins >= 0.5 else Preference(b, a, 1 - wins)
 
     @torch.inference_mode()
-    def preferences(self, frames: Frames, labels: Sequence[str], description: str = "") -> NDArray[np.float64]:
+    def preferences(self, frames: Frames | None, labels: Sequence[str], description: str = "") -> NDArray[np.float64]:
         """How surely people put the row's label before the column's: `[labels, labels]`, 0.5 on the diagonal."""
         judge = self._reward_model
         check_labels(labels)
         batch = self.encode([Query(frames, labels, description)])
-        vectors = judge.encoder(batch.text, batch.frames, text_mask=batch.text_mask, frame_mask=batch.frame_mask)
+        vectors = judge.encoder(**batch.inputs())
         table: NDArray[np.float64] = preferences(judge, vectors, self._use.temperature or 1.0)[0].cpu().numpy()
         return table
 
@@ -171,7 +173,7 @@ class LabelRanker:
             return self._model
         if self._trained.reward is None:
             raise UserError(self._trained.no_reward)
-        return load_kind(self._trained.reward, PartialOrderModel).to(self._device)
+        return quicken(load_kind(self._trained.reward, PartialOrderModel)).to(self._device)
 
     def encode(self, queries: Sequence[Query]) -> ClipBatch:
         """Several clips as the batch that models read, as a data set gives it."""
@@ -181,19 +183,28 @@ class LabelRanker:
         if not isinstance(query.description, str) or UNWRITABLE.search(query.description):
             raise UserError(f"description: found {query.description!r}, wanted a text")
         choose = partial(choose_frames, most=self._use.frames, order=self._use.frame_order, exact=self._exact)
-        text, frames = self._clips(query.labels, query.description, read_frames(query.frames, choose))
-        labels, none = torch.arange(len(text)), torch.zeros(0, dtype=torch.long)
+        frames = [] if query.frames is None else read_frames(query.frames, choose)
+        encoded = self._clips(query.labels, query.description, frames)
+        none = torch.zeros(0, dtype=torch.long)
         return ClipItem(
+            id=str(place),
             clip=place,
-            labels=labels,
-            text=text,
-            frames=frames,
-            grades=torch.zeros(len(text)),
-            filled=none,
+            labels=torch.arange(len(encoded.text)),
+            text=encoded.text,
+            label_span=encoded.label_span,
+            frames=encoded.frames if frames else self._no_frames(choose),
+            grades=torch.zeros(len(encoded.text)),
+            listed=none,
             pairs=none.reshape(0, 2),
             first_is_better=none.bool(),
             seed=0,
         )
+
+    def _no_frames(self, choose: Choose) -> Tensor:
+        """The features of a clip without frames: one frame of zeros, taken as often as the model needs."""
+        shape = self._model.encoder.config
+        rows = len(choose(1)) * shape.tokens_per_frame
+        return torch.zeros(rows, shape.image_width or shape.width)
 
 
 def check_labels(labels: Sequence[str]) -> None:

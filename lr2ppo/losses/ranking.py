@@ -1,13 +1,31 @@
 """Losses of stage 1, over lists of graded labels."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lr2ppo.losses.reduction import Total, mean, this_process
 
-def smooth_l1_loss(scores: Tensor, grades: Tensor, mask: Tensor | None = None, beta: float = 0.3) -> Tensor:
-    """Stage 1: mean smooth-L1 distance between scores and grades.
 
-    Shapes: scores, grades: [batch, labels] float; mask: [batch, labels] bool, False on padding.
+def smooth_l1_loss(
+    scores: Tensor, grades: Tensor, mask: Tensor | None = None, beta: float = 0.3, total: Total = this_process
+) -> Tensor:
+    """Mean smooth-L1 distance between scores and grades: quadratic below `beta`, linear above.
+
+    Shapes: scores, grades: [batch, labels] float; mask: [batch, labels] bool, False on padding. `total` adds up a
+    tensor over the processes that share a batch; the mean is over all their labels.
     """
     loss = F.smooth_l1_loss(scores, grades.to(scores.dtype), beta=beta, reduction="none")
-    return loss.mean() if mask is None else loss[mask].mean()
+    return mean(loss.flatten() if mask is None else loss[mask], total)
+
+
+def ranknet_loss(scores: Tensor, grades: Tensor, mask: Tensor | None = None, total: Total = this_process) -> Tensor:
+    """Mean logistic loss of the score differences of all label pairs of different grades (Burges et al. 2005).
+
+    Shapes and `total` as of `smooth_l1_loss`; 0 where no list has such a pair.
+    """
+    better = grades.unsqueeze(-1) > grades.unsqueeze(-2)
+    if mask is not None:
+        better = better & mask.unsqueeze(-1) & mask.unsqueeze(-2)
+    loss = F.softplus(scores.unsqueeze(-2) - scores.unsqueeze(-1)) * better
+    return total(loss.sum()) / total(better.sum().to(torch.float32)).clamp(min=1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lr2ppo.config.schema import ModelConfig
-from lr2ppo.models.layers import MLP, FixedBiasLinear, FusionBlock, ResidualMLP
+from lr2ppo.models.layers import MLP, FusionBlock, ResidualMLP, fixed_bias
 from lr2ppo.ops.packing import Rows, lay_out
 
 
@@ -41,12 +41,20 @@ class LabelEncoder(nn.Module):
             self._start_aligned()
 
     def forward(
-        self, text: Tensor, frames: Tensor, *, text_mask: Tensor | None = None, frame_mask: Tensor | None = None
+        self,
+        text: Tensor,
+        frames: Tensor,
+        *,
+        text_mask: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        label_span: Tensor | None = None,
     ) -> Tensor:
         """Encode every label of every clip once.
 
         Shapes: text: [B, L, T, text width]; frames: [B, F, image width]; masks: [B, L, T] and [B, F] bool, False on
-        padding. Returns [B, L, D].
+        padding, a label without tokens being padding of the list; label_span: [B, L, 2] long, where the label's own
+        words start and stop among its tokens (None: behind the first token, as in RoBERTa's `<s> label`).
+        Returns [B, L, D].
         """
         projected_frames = self.image_proj(frames)
         if self.config.head == "pooled":
@@ -57,7 +65,13 @@ class LabelEncoder(nn.Module):
         fused = self.fusion(self.text_proj(tokens), projected_frames, frame_mask, packing)
         if packing is None:
             fused = fused.unflatten(1, text.shape[1:3])
-        return cast(Tensor, self.head(fused, projected_frames, packing, frame_mask))
+        if isinstance(self.head, FlattenHead):
+            return cast(Tensor, self.head(fused, projected_frames, packing, frame_mask))
+        if label_span is None:
+            first = torch.full(text.shape[:2], min(1, text.shape[2] - 1), device=text.device)
+        else:
+            first = label_span[..., 0]
+        return cast(Tensor, self.head(fused, projected_frames, first, packing, frame_mask))
 
     def _start_aligned(self) -> None:
         """Start both projections equal, and keys equal to queries: what the encoders aligned is found at once."""
@@ -109,25 +123,32 @@ class FlattenHead(nn.Module):
 
 
 class PooledHead(nn.Module):
-    """The label's own first token, its attention-pooled tokens and the attention-pooled frames, through an MLP."""
+    """The first token of the label's own words, its attention-pooled tokens and the pooled frames, through an MLP."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.text_pool = FixedBiasLinear(width, 1)
-        self.frame_pool = FixedBiasLinear(width, 1)
+        self.text_pool = fixed_bias(nn.Linear(width, 1))
+        self.frame_pool = fixed_bias(nn.Linear(width, 1))
         self.mlp = MLP(3 * width, 4 * width, width)
 
     def forward(
-        self, fused: Tensor, frames: Tensor, packing: Rows | None = None, frame_mask: Tensor | None = None
+        self,
+        fused: Tensor,
+        frames: Tensor,
+        first: Tensor,
+        packing: Rows | None = None,
+        frame_mask: Tensor | None = None,
     ) -> Tensor:
-        """Shapes: fused: [B, L, T, D], or packed [N, D]; frames: [B, F, D]; frame_mask: [B, F]. Returns [B, L, D]."""
+        """Shapes: fused: [B, L, T, D], or packed [N, D]; frames: [B, F, D]; first: [B, L] long, the first token of each
+        label's own words; frame_mask: [B, F]. Returns [B, L, D].
+        """
         logits = self.text_pool(fused)
-        # Token 0 is <s>; the label's words follow it, then the description.
         if packing is None:
-            own, text = fused[:, :, 1], (logits.softmax(-2) * fused).sum(-2)
+            own = fused.gather(2, first[..., None, None].expand(-1, -1, 1, fused.shape[-1])).squeeze(2)
+            text = (logits.softmax(-2) * fused).sum(-2)
         else:
             weights = packing.pack(_masked_softmax(packing.unpack(logits), packing.mask))
-            own, text = packing.label_token(fused, 1), packing.label_sums(fused, weights)
+            own, text = packing.label_tokens(fused, first), packing.label_sums(fused, weights)
         clip = (_masked_softmax(self.frame_pool(frames), frame_mask) * frames).sum(-2)
         vectors: Tensor = self.mlp(torch.cat([own, text, clip.unsqueeze(1).expand_as(own)], dim=-1))
         return vectors

@@ -1,12 +1,12 @@
-"""The fusion block: one sequence queries another, then a feed-forward net; and the small nets used around it."""
+"""The fusion block, in which one sequence queries another, and the small nets used around it."""
 
 import math
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lr2ppo.ops.linear import Linear, linear
 from lr2ppo.ops.packing import Rows
 
 
@@ -15,8 +15,8 @@ class MLP(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
-        self.fc1 = Linear(inputs, hidden)
-        self.fc2 = Linear(hidden, outputs)
+        self.fc1 = nn.Linear(inputs, hidden)
+        self.fc2 = nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.fc2(F.gelu(self.fc1(x)))
@@ -28,7 +28,7 @@ class ResidualMLP(nn.Module):
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
-        self.linear = Linear(inputs, width)
+        self.linear = nn.Linear(inputs, width)
         self.norm = nn.LayerNorm(width)
         self.mlp = MLP(width, 4 * width, width)
 
@@ -38,14 +38,27 @@ class ResidualMLP(nn.Module):
         return output
 
 
-class FixedBiasLinear(Linear):
-    """A linear layer before a softmax that its bias cannot change, since it shifts all logits alike.
+def fixed_bias(layer: nn.Linear) -> nn.Linear:
+    """Keep the bias of a layer before a softmax as it is drawn: it shifts all logits alike and changes nothing.
 
-    The bias' gradient is exactly 0 and given as such: what rounding makes of it is noise, which AdamW would blow up.
+    Its gradient would be rounding noise, which AdamW would blow up.
+    """
+    layer.bias.requires_grad_(False)
+    return layer
+
+
+class Score(nn.Linear):
+    """One number of each vector, `[..., D] -> [...]`.
+
+    Computed in the weights' own precision: numbers that bfloat16 makes equal could not be ordered.
     """
 
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 1)
+
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias.detach() + 0 * self.bias)
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.squeeze_copy(super().forward(x.to(self.weight.dtype)), -1)
 
 
 class CrossAttention(nn.Module):
@@ -59,10 +72,10 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.published = attention == "published"
-        self.queries = Linear(width, width)
-        self.keys = FixedBiasLinear(width, width)
-        self.values = Linear(width, width)
-        self.projection = Linear(width, width)
+        self.queries = nn.Linear(width, width)
+        self.keys = fixed_bias(nn.Linear(width, width))
+        self.values = nn.Linear(width, width)
+        self.projection = nn.Linear(width, width)
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor | None = None, packing: Rows | None = None) -> Tensor:
         """Shapes: x: [B, Q, D], or packed [N, D]; y: [B, K, D]; mask: [B, K]. Returns as x."""
@@ -99,7 +112,9 @@ class FusionBlock(nn.Module):
         self.norm_y = nn.LayerNorm(width)
         self.attention = CrossAttention(width, heads, attention)
         self.norm_ffn = nn.LayerNorm(width)
-        self.ffn = nn.Sequential(Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), Linear(4 * width, width))
+        self.ffn = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
+        )
         self.dropout = nn.Dropout(dropout)
         self.norm_out = nn.LayerNorm(width)
 

@@ -1,44 +1,55 @@
-"""The pointwise ranker of stage 1, which stage 3 improves as its actor."""
+"""The models on top of the label encoder: the ranker scores labels, the partial-order model scores orders of labels."""
 
 import torch
 from torch import Tensor, nn
 
 from lr2ppo.config.schema import ModelConfig
 from lr2ppo.models.encoder import LabelEncoder
-from lr2ppo.models.layers import FusionBlock
-
-
-class RelevanceRanker(nn.Module):
-    """A relevance score for each label of a clip."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.encoder = LabelEncoder(config)
-        self.score = nn.Linear(config.width, 1)
-
-    def forward(
-        self, text: Tensor, frames: Tensor, *, text_mask: Tensor | None = None, frame_mask: Tensor | None = None
-    ) -> Tensor:
-        """Shapes: text: [B, L, T, D]; frames: [B, F, D]; masks: [B, L, T], [B, F]. Returns scores [B, L]."""
-        vectors = self.encoder(text, frames, text_mask=text_mask, frame_mask=frame_mask)
-        # In the weights' own precision: scores that bfloat16 makes equal could not be ordered.
-        with torch.autocast(vectors.device.type, enabled=False):
-            scores = self.score(vectors.to(self.score.weight.dtype))
-        return torch.squeeze_copy(scores, -1)
-
+from lr2ppo.models.layers import FusionBlock, Score
 
 SLOTS = 4
 
 
+class RelevanceRanker(nn.Module):
+    """A relevance score for each label of a clip: stage 1's model, and the actor of stage 3."""
+
+    # A model that compares a clip's labels with each other sets this: its batches then hold all labels of their clips.
+    reads_whole_lists = False
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.encoder = LabelEncoder(config)
+        self.score = Score(config.width)
+
+    def forward(
+        self,
+        text: Tensor,
+        frames: Tensor,
+        *,
+        text_mask: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        label_span: Tensor | None = None,
+    ) -> Tensor:
+        """Score every label; shapes as of `LabelEncoder.forward`. Returns scores [B, L]."""
+        vectors = self.encoder(text, frames, text_mask=text_mask, frame_mask=frame_mask, label_span=label_span)
+        scores: Tensor = self.score(vectors)
+        return scores
+
+
 class PartialOrderModel(nn.Module):
-    """One number for a sequence of a clip's labels, read in the order given."""
+    """One number for a sequence of a clip's labels, read in the order given.
+
+    The reward model reads four slots, the pair as given and then the proposed order; the critic two, the pair as given.
+    """
+
+    reads_whole_lists = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.encoder = LabelEncoder(config)
         self.slot_embedding = nn.Embedding(SLOTS, config.width)
         self.block = FusionBlock(config.width, config.heads, config.attention, config.dropout)
-        self.score = nn.Linear(config.width, 1)
+        self.score = Score(config.width)
 
     def forward(
         self,
@@ -48,12 +59,13 @@ class PartialOrderModel(nn.Module):
         *,
         text_mask: Tensor | None = None,
         frame_mask: Tensor | None = None,
+        label_span: Tensor | None = None,
     ) -> Tensor:
         """Judge one order a clip, `[B, S]` label positions -> `[B]`, or N of them, `[B, N, S]` -> `[B, N]`; S <= 4.
 
-        Shapes: text: [B, L, T, D]; frames: [B, F, D]; masks: [B, L, T], [B, F].
+        Other shapes as of `LabelEncoder.forward`.
         """
-        vectors = self.encoder(text, frames, text_mask=text_mask, frame_mask=frame_mask)
+        vectors = self.encoder(text, frames, text_mask=text_mask, frame_mask=frame_mask, label_span=label_span)
         if order.dim() == 2:
             return torch.squeeze_copy(self.judge(vectors, order.unsqueeze(1)), 1)
         return self.judge(vectors, order)
@@ -65,7 +77,4 @@ class PartialOrderModel(nn.Module):
         slots = slots.flatten(0, 1)
         # Only the last slot is read, so only its query is computed.
         last = self.block(slots[:, -1:], slots)
-        # In the weights' own precision: rewards that bfloat16 makes equal could not be compared.
-        with torch.autocast(last.device.type, enabled=False):
-            judgement = self.score(last.to(self.score.weight.dtype))
-        return torch.view_copy(judgement, order.shape[:2])
+        return torch.view_copy(self.score(last), order.shape[:2])

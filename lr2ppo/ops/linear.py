@@ -1,13 +1,10 @@
-"""A linear layer that has its products computed where this processor is quickest at them."""
+"""Linear layers whose products are computed where this processor is quickest at them; put into models from outside."""
 
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,14 +12,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
+
 PROCESSOR = Path("/proc/cpuinfo")
 LARGE = 2**25
-_plain = ContextVar("plain", default=False)
 _free_pages: defaultdict[int, list[NDArray[np.uint8]]] = defaultdict(list)
 
 
-class Linear(nn.Linear):
-    """`torch.nn.Linear`, with two shorter ways on a CPU; `plain_products` has it take neither.
+class QuickLinear(nn.Linear):
+    """`torch.nn.Linear` with two shorter ways on a CPU.
 
     In float32 oneDNN multiplies where torch's own choice, MKL, is slow. In bfloat16 the copies of a weight that is
     larger than what it is multiplied with lie where earlier ones lay.
@@ -44,21 +42,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return product
 
 
-def quicken(model: nn.Module) -> None:
-    """Have the linear layers of another library's model compute as `Linear` does."""
+def quicken(model: M) -> M:
+    """Have the plain linear layers of a model compute as `QuickLinear` does; returns the model."""
     for module in model.modules():
         if type(module) is nn.Linear and module.bias is not None:
-            module.__class__ = Linear
-
-
-@contextmanager
-def plain_products(wanted: bool = True) -> Iterator[None]:
-    """Within it, `Linear` is `torch.nn.Linear`."""
-    token = _plain.set(wanted)
-    try:
-        yield
-    finally:
-        _plain.reset(token)
+            module.__class__ = QuickLinear
+    return model
 
 
 def suits_onednn(x: Tensor) -> bool:
@@ -77,7 +66,7 @@ def suits_recycling(x: Tensor, weight: Tensor) -> bool:
 
 
 def _may_choose(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.numel() > 0 and not _plain.get() and not torch.compiler.is_compiling()
+    return x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling()
 
 
 @cache
@@ -101,7 +90,7 @@ class _OneDNNProduct(torch.autograd.Function):
         return F.linear(x.to_mkldnn(), weight, bias).to_dense()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
         rows, gradient_rows = x.flatten(0, -2), gradient.flatten(0, -2)
         # oneDNN hands a weight's gradient over as a copy: 2 GB more for the flatten head's first layer.
@@ -112,6 +101,7 @@ class _OneDNNProduct(torch.autograd.Function):
         if wide:
             of_weight = torch.mm(gradient_rows.t(), rows, out=recycled(weight.shape, weight.dtype))
             of_bias = gradient_rows.sum(0)
+        of_bias = of_bias if ctx.needs_input_grad[2] else None
         return None if of_x is None else of_x.to_dense().view_as(x), of_weight, of_bias
 
 
@@ -124,14 +114,15 @@ class _BFloat16Product(torch.autograd.Function):
         return F.linear(x, recycled(weight.shape, x.dtype).copy_(weight), bias.to(x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
         rows, gradient_rows = x.flatten(0, -2), gradient.flatten(0, -2)
         copy = recycled(weight.shape, x.dtype).copy_(weight)
         of_x = gradient_rows @ copy
         torch.mm(gradient_rows.t(), rows, out=copy)
         of_weight = recycled(weight.shape, weight.dtype).copy_(copy)
-        return of_x.view_as(x), of_weight, gradient_rows.sum(0).to(weight.dtype)
+        of_bias = gradient_rows.sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
+        return of_x.view_as(x), of_weight, of_bias
 
 
 def recycled(shape: torch.Size, dtype: torch.dtype) -> Tensor:

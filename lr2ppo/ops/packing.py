@@ -73,11 +73,12 @@ class Packing:
         """`[B, longest, D] -> [N, D]`."""
         return rows.flatten(0, 1).index_select(0, self.clip_places)
 
-    def label_token(self, tokens: Tensor, place: int) -> Tensor:
-        """Each label's token at a place, zeros where that is padding: `[N, D] -> [B, L, D]`."""
-        rows = self.mask.flatten().cumsum(0).view_as(self.mask)[:, :, place] - 1
+    def label_tokens(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """Each label's token at its place `[B, L]`, zeros where that is padding: `[N, D] -> [B, L, D]`."""
+        at = places.unsqueeze(-1)
+        rows = self.mask.flatten().cumsum(0).view_as(self.mask).gather(2, at).squeeze(-1) - 1
         found: Tensor = tokens.index_select(0, rows.clamp(min=0).flatten()).unflatten(0, rows.shape)
-        return found * self.mask[:, :, place].unsqueeze(-1)
+        return found * self.mask.gather(2, at)
 
     def label_sums(self, tokens: Tensor, weights: Tensor) -> Tensor:
         """Each label's sum of its tokens times their weights `[N, 1]`: `[N, D] -> [B, L, D]`."""
@@ -117,8 +118,9 @@ class Padding:
     def from_clip_rows(self, rows: Tensor) -> Tensor:
         return rows.flatten(0, 1)
 
-    def label_token(self, tokens: Tensor, place: int) -> Tensor:
-        return self.unpack(tokens)[:, :, place]
+    def label_tokens(self, tokens: Tensor, places: Tensor) -> Tensor:
+        at = places[..., None, None].expand(-1, -1, 1, tokens.shape[-1])
+        return self.unpack(tokens).gather(2, at).squeeze(2)
 
     def label_sums(self, tokens: Tensor, weights: Tensor) -> Tensor:
         return self.unpack(tokens * weights.to(tokens.dtype)).sum(2)

@@ -11,15 +11,16 @@ from lr2ppo.config.schema import PointwiseConfig, PPOConfig, RewardConfig
 class Stage:
     """A training stage.
 
-    `model` is the kind of model that a run keeps, `selects` the validation metric that chooses its weights, `step` what
-    the stage counts. `sources` names, by config key, the stages of the runs that it starts from; `series` is its colour
-    in every figure, as a number.
+    `reads` is what its training clips must have, `model` the kind of model that a run keeps, `selects` the validation
+    metric that chooses its weights, `step` what the stage counts. `sources` names, by config key, the stages of the
+    runs that it starts from; `series` is its colour in every figure, as a number.
     """
 
     name: str
     title: str
     script: str
     config: type[PointwiseConfig] | type[RewardConfig] | type[PPOConfig]
+    reads: Literal["grades", "pairs", "labels"]
     model: Literal["RelevanceRanker", "PartialOrderModel"]
     selects: str
     step: str
@@ -38,6 +39,7 @@ _ALL = (
         title="Stage 1: the ranker",
         script="pointwise.sh",
         config=PointwiseConfig,
+        reads="grades",
         model="RelevanceRanker",
         selects="ndcg",
         step="step",
@@ -48,6 +50,7 @@ _ALL = (
         title="Stage 2: the reward model",
         script="reward_pair_dataloader.sh",
         config=RewardConfig,
+        reads="pairs",
         model="PartialOrderModel",
         selects="pair_accuracy",
         step="step",
@@ -59,6 +62,7 @@ _ALL = (
         title="Stage 3: LR2PPO",
         script="ppo.sh",
         config=PPOConfig,
+        reads="labels",
         model="RelevanceRanker",
         selects="ndcg",
         step="update",

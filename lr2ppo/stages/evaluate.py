@@ -29,6 +29,7 @@ from lr2ppo.evaluation.results import (
 from lr2ppo.evaluation.scoring import Scores, judge_clips, ranking_metrics, score_clips, win_shares
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_model
+from lr2ppo.ops.linear import quicken
 from lr2ppo.report import write_report
 from lr2ppo.report.load import find_runs
 from lr2ppo.runs.lookup import COMMANDS, RESULTS, find_run, is_converted, read_data, read_temperature
@@ -53,7 +54,7 @@ def evaluate(config: EvaluateConfig, preset: Path) -> None:
     file = data.test if config.split == "test" else data.validation
     with join_processes(config.device) as processes:
         (dataset,) = open_inputs(data, [(file, "grades")], store, model.encoder.config, processes)
-        model.to(processes.device)
+        quicken(model).to(processes.device)
         judged: dict[str, Any] = {}
         with autocast(config.precision, processes.device):
             if isinstance(model, PartialOrderModel):

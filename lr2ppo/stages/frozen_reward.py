@@ -17,13 +17,14 @@ from lr2ppo.data.samplers import evaluation_loader, whole_clips
 from lr2ppo.distributed.processes import Processes, autocast, resolve_precision
 from lr2ppo.files import write_whole
 from lr2ppo.models import LabelEncoder, PartialOrderModel
+from lr2ppo.ops.linear import quicken
 from lr2ppo.tensors import fingerprint
 
 Vectors = NDArray[np.float32]
 CLIPS_AT_ONCE = 4
 
 
-class FrozenJudge:
+class FrozenReward:
     """Rewards of orders: by the model's own encoder, or from vectors of all labels that were computed before."""
 
     def __init__(self, reward_model: PartialOrderModel, labels: Sequence[int], vectors: Vectors | None) -> None:
@@ -38,33 +39,32 @@ class FrozenJudge:
     def __call__(self, batch: ClipBatch, order: Tensor) -> Tensor:
         """Rewards `[B, N]` of orders `[B, N, S]` of a batch's labels."""
         if self.vectors is None:
-            masks = {"text_mask": batch.text_mask, "frame_mask": batch.frame_mask}
-            rewards: Tensor = self.model(batch.text, batch.frames, order, **masks)
+            rewards: Tensor = self.model(order=order, **batch.inputs())
             return rewards
         rows = self.first_row[batch.clips.cpu()].unsqueeze(1) + batch.labels.cpu()
         vectors = torch.from_numpy(self.vectors[rows.numpy()])
         return self.model.judge(vectors.to(order.device), order)
 
 
-def open_judge(
+def open_frozen_reward(
     reward_model: PartialOrderModel, dataset: ClipDataset, processes: Processes, precision: Precision, cache: Path
-) -> FrozenJudge:
-    """The judge of a dataset's labels, whose vectors are computed by all processes together or found in `cache`.
+) -> FrozenReward:
+    """The frozen reward of a dataset, whose label vectors all processes compute together, or find in `cache`.
 
     Frames in random order give other vectors each time, so that nothing is kept then.
     """
-    reward_model.to(processes.device).eval()
+    quicken(reward_model).to(processes.device).eval()
     labels = [len(clip.labels) for clip in dataset.clips]
     if dataset.frame_order == "random":
-        return FrozenJudge(reward_model, labels, None)
+        return FrozenReward(reward_model, labels, None)
     path = cache / f"vectors-{_key(reward_model.encoder, dataset, resolve_precision(precision, processes.device))}.npy"
     # All processes have to take the same way, also where one of them sees another file system.
     if all(processes.gather(path.is_file())):
-        return FrozenJudge(reward_model, labels, np.load(path, mmap_mode="r"))
+        return FrozenReward(reward_model, labels, np.load(path, mmap_mode="r"))
     vectors = encode_labels(reward_model.encoder, dataset, processes, precision)
     if processes.is_main:
         write_whole(path, lambda partial: _save(partial, vectors))
-    return FrozenJudge(reward_model, labels, vectors)
+    return FrozenReward(reward_model, labels, vectors)
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ def encode_labels(encoder: LabelEncoder, dataset: ClipDataset, processes: Proces
     with autocast(precision, processes.device):
         for batch in progress:
             batch = batch.to(processes.device)
-            vectors = encoder(batch.text, batch.frames, text_mask=batch.text_mask, frame_mask=batch.frame_mask)
+            vectors = encoder(**batch.inputs())
             for clip, row, mask in zip(batch.clips.tolist(), vectors, batch.label_mask, strict=True):
                 mine[clip] = row[mask].float().cpu().numpy()
     everyone = {clip: rows for share in processes.gather(mine) for clip, rows in share.items()}

@@ -1,85 +1,71 @@
 """Stage 2: a reward model learns from annotated pairs of the target domain which label order people prefer."""
 
+from functools import partial
+from pathlib import Path
+
 import torch
 
 from lr2ppo.config.schema import ModelConfig, RewardConfig
-from lr2ppo.data.annotations import Need
-from lr2ppo.data.dataset import open_store
 from lr2ppo.data.samplers import annotated_pairs, graded_pairs
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.scoring import judged_pairs, preference_rewards
-from lr2ppo.losses.preference import preference_hinge_loss
+from lr2ppo.losses import PREFERENCE_LOSSES
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
 from lr2ppo.ops.memory import keep_freed_memory
-from lr2ppo.runs.lookup import find_earlier
 from lr2ppo.training.command import run_stage
-from lr2ppo.training.inputs import complete_model_config, left_out_note, open_inputs, overlap_note
 from lr2ppo.training.learner import Learner, count_steps
-from lr2ppo.training.run_folder import Run, claim_run
-from lr2ppo.training.trainer import Session, open_batches
+from lr2ppo.training.run import TrainingRun
 
 
 def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
-    start = claim_run(config, processes, fresh)
-    config = start.config
-    ranker = None if config.ranker == "none" else find_earlier(config.ranker, "pointwise", config.preset, config.logs)
-    store = open_store(config.data)
-    config = config.model_copy(update={"model": complete_model_config(config.model, store, config.data.frames)})
-    files: list[tuple[str, Need]] = [(config.data.train, "pairs"), (config.data.validation, "grades")]
-    clips, validation = open_inputs(config.data, files, store, config.model, processes)
-    validation_pairs = graded_pairs(validation.clips, config.train.validation_pairs, config.seed)
+    """Train a reward model on annotated pairs (paper section 3.3)."""
+    run = TrainingRun.open(config, processes, fresh)
+    config = run.config
+    validation_pairs = graded_pairs(run.validation.clips, config.train.validation_pairs, config.seed)
     if not validation_pairs:
         raise UserError(
             f"{config.data.root / config.data.validation}: found no clip with labels of different grades, "
-            "wanted some whose order the reward model can be chosen by"
+            "wanted some, by which the best reward model is chosen"
         )
     reward_model = PartialOrderModel(config.model)
-    if ranker is not None:
-        config = config.model_copy(update={"ranker": str(ranker)})
-        start_from_ranker(reward_model, load_kind(ranker / "best", RelevanceRanker), str(ranker))
-
-    settings = config.train
-    draw = annotated_pairs(clips.clips, settings.pairs_per_clip)
-    sampler, loader = open_batches(start, clips, draw, processes)
-    steps = count_steps(settings.epochs * len(sampler), config.compute)
-    run = Run(config, processes, start, store)
+    if "ranker" in run.sources:
+        start_from_ranker(reward_model, run.sources["ranker"])
+    batches = run.read(annotated_pairs(run.clips.clips, config.train.pairs_per_clip), reward_model)
+    steps = count_steps(batches, config.compute)
+    preference_loss = partial(PREFERENCE_LOSSES[config.loss.name], **config.loss.parameters, total=processes.all_reduce)
     keep_freed_memory(processes.device)
-    learner = Learner(reward_model, settings, steps, config.compute, processes, config.safety.on_nonfinite)
-    pairs = sum(len(clip.pairs) for clip in clips.clips)
-    run.say(
-        f"stage 2: {pairs} annotated pairs of {len(clips)} target clips, {steps} steps; "
-        f"trunk from {ranker or 'scratch'}" + overlap_note(clips, validation) + left_out_note(clips, validation)
-    )
+    learner = Learner(reward_model, config.train, steps, config.compute, processes, config.safety.on_nonfinite)
 
-    with Session(run, start, sampler, loader, {"": learner}, steps, processes) as session:
-        for batch in session.batches():
+    pairs = f"{sum(len(clip.pairs) for clip in run.clips.clips)} annotated pairs of {len(run.clips)} target clips"
+    headline = f"stage 2: {pairs}, {steps} steps; trunk from {run.sources.get('ranker', 'scratch')}"
+    with run.training({"": learner}, steps, headline):
+        for batch in run.batches():
             with learner.autocast():
-                chosen, rejected = preference_rewards(learner.parallel, batch.to(processes.device))
-                loss = preference_hinge_loss(chosen, rejected, config.loss.margin, processes.total)
-            session.seen.append({"loss": loss.item(), "accuracy": (chosen > rejected).float().mean().item()})
-            if not learner.step(loss, clips.names(batch)):
-                continue
-            learner.schedule.step()
-            session.advance({"loss": loss.item()})
-            if session.evaluates(settings.evaluate_every):
-                with learner.whole() as model:
-                    quality = judged_pairs(model, validation, validation_pairs, processes, settings.clips_per_batch)
-                session.record(quality, learner.save)
-            session.checkpoint()
-    session.finish({"": learner.save})
+                chosen, rejected = preference_rewards(learner.parallel, batch)
+                loss = preference_loss(chosen, rejected)
+            run.observe({"loss": loss.item(), "accuracy": (chosen > rejected).float().mean().item()})
+            if learner.step(loss, batch.ids):
+                learner.schedule.step()
+                run.advance({"loss": loss.item()})
+                if run.evaluates:
+                    with learner.whole() as model:
+                        pairs_at_once = config.train.clips_per_batch
+                        run.record(judged_pairs(model, run.validation, validation_pairs, processes, pairs_at_once))
+                run.save_checkpoint()
 
 
-def start_from_ranker(reward_model: PartialOrderModel, ranker: RelevanceRanker, source: str) -> None:
-    """Take over the ranker's trunk; raises `UserError` where its shape is another."""
+def start_from_ranker(reward_model: PartialOrderModel, run: Path) -> None:
+    """Take over the trunk of a ranker's run; raises `UserError` where its shape differs."""
+    ranker = load_kind(run / "best", RelevanceRanker)
     wanted, found = reward_model.encoder.config, ranker.encoder.config
     differing = [
         key for key in ModelConfig.model_fields if key != "dropout" and getattr(wanted, key) != getattr(found, key)
     ]
     if differing:
         keys = ", ".join(f"model.{key} {getattr(found, key)!r} (here {getattr(wanted, key)!r})" for key in differing)
-        raise UserError(f"ranker: {source} has another shape: {keys}; make them equal, or give ranker=none")
+        raise UserError(f"ranker: {run} has another shape: {keys}; make them equal, or give ranker=none")
     with torch.no_grad():
         reward_model.encoder.load_state_dict(ranker.encoder.state_dict())
 

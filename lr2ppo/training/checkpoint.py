@@ -43,8 +43,8 @@ class State:
 
 
 @dataclass
-class Own:
-    """What each process has of its own: values seen since the last evaluation, and what the stage stores."""
+class ProcessState:
+    """What each process keeps by itself: values seen since the last evaluation, and what the stage stores."""
 
     seen: list[dict[str, float]] = field(default_factory=list)
     stored: dict[str, Any] = field(default_factory=dict)
@@ -65,13 +65,13 @@ class Checkpoint:
                 learner.restore(part, read_tensors(self.folder / f"{name}-{part}.safetensors"))
             learner.restore_counters(self.state.counters[name])
 
-    def read_own(self) -> list[Own]:
+    def read_process_states(self) -> list[ProcessState]:
         """What each of the processes that wrote it had, by rank, without their random states."""
         found = []
         for rank in range(self.state.processes):
             facts = json.loads((self.folder / f"process-{rank}.json").read_text(encoding="utf-8"))
             tensors = read_tensors(self.folder / f"process-{rank}.safetensors")
-            found.append(Own(tensors={k: t for k, t in tensors.items() if not k.startswith(RANDOM)}, **facts))
+            found.append(ProcessState(tensors={k: t for k, t in tensors.items() if not k.startswith(RANDOM)}, **facts))
         return found
 
     def restore_random(self, processes: Processes) -> None:
@@ -87,7 +87,7 @@ def write_checkpoint(
     folder: Path,
     keep: int,
     state: State,
-    own: Own,
+    own: ProcessState,
     learners: Mapping[str, Learner[Any]],
     processes: Processes,
     substep: int = 0,
@@ -102,7 +102,7 @@ def write_checkpoint(
         for left in folder.glob(f"{TEMPORARY}-*"):
             shutil.rmtree(left)
         partial.mkdir(parents=True)
-    processes.wait()
+    processes.barrier()
     for name, learner in learners.items():
         # One part after the other: writing one takes as much memory again.
         for part in Learner.PARTS:
@@ -111,7 +111,7 @@ def write_checkpoint(
                 write_tensors(partial / f"{name}-{part}.safetensors", tensors)
     write_tensors(partial / f"process-{processes.rank}.safetensors", own.tensors | _random_states(processes))
     write_json(partial / f"process-{processes.rank}.json", {"seen": own.seen, "stored": own.stored})
-    processes.wait()
+    processes.barrier()
     if processes.is_main:
         write_json(partial / STATE, asdict(state))
         write_json(partial / CHECKSUMS, {path.name: _checksum(path) for path in sorted(partial.iterdir())})
@@ -123,7 +123,7 @@ def write_checkpoint(
         _sync(folder)
         for old in _checkpoints(folder)[keep:]:
             shutil.rmtree(old)
-    processes.wait()
+    processes.barrier()
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -147,7 +147,8 @@ def check_space(folder: Path, learners: Mapping[str, Learner[Any]]) -> None:
     """Raises `UserError` where the disk has no room for one checkpoint and the best weights."""
     weights = sum(parameter.numel() for learner in learners.values() for parameter in learner.model.parameters())
     # Weights and two moments, and once more the weights as the best ones.
-    needed, free = 4 * weights * (len(Learner.PARTS) + 1), shutil.disk_usage(folder).free
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    needed, free = 4 * weights * (len(Learner.PARTS) + 1), shutil.disk_usage(place).free
     if free < needed:
         raise UserError(
             f"{folder}: found {free / 2**30:.2f} GiB free on its disk, wanted {needed / 2**30:.2f} GiB "

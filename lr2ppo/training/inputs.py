@@ -1,16 +1,21 @@
 """What a stage reads, opened and checked against the model before anything is trained or written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
-from lr2ppo.config.schema import DataConfig, ModelConfig
+from lr2ppo.config.schema import DataConfig, ModelConfig, PointwiseConfig, RewardConfig, RunConfig
 from lr2ppo.data.annotations import Need
 from lr2ppo.data.dataset import ClipDataset, open_dataset
 from lr2ppo.data.features.store import FeatureStore
 from lr2ppo.data.validate import LEAVE_OUT, SoundClips, overlap, value_faults
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import FAULTS_SHOWN, UserError, raise_faults
+from lr2ppo.models.weights import describe_model
+
+C = TypeVar("C", bound=RunConfig)
 
 
 def open_inputs(
@@ -37,6 +42,23 @@ def open_inputs(
         faulty = {fault.clip for fault in faults}
         sound.add(clip for clip in unread if clip.id not in faulty)
     return kept
+
+
+def resolve_model(config: C, sources: Mapping[str, Path], store: FeatureStore) -> tuple[C, ModelConfig]:
+    """The config with the model's shape filled in, and that shape; of stage 3 it is that of the ranker it starts from.
+
+    Raises `UserError` where a model that the run starts from was made for other features.
+    """
+    for folder in sources.values():
+        _, shape = describe_model(folder / "best")
+        check_fit(shape, store, config.data.frames, str(folder))
+    shape = (
+        complete_model_config(config.model, store, config.data.frames)
+        if isinstance(config, PointwiseConfig | RewardConfig)
+        else describe_model(sources["ranker"] / "best")[1]
+    )
+    filled_in = {"model": shape} if "model" in type(config).model_fields else {}
+    return config.model_copy(update=filled_in), shape
 
 
 def complete_model_config(model: ModelConfig, store: FeatureStore, frames: int) -> ModelConfig:
@@ -67,10 +89,11 @@ def check_fit(model: ModelConfig, store: FeatureStore, frames: int, source: str)
         )
 
 
-def overlap_note(train: ClipDataset, validation: ClipDataset) -> str:
-    """A warning to put behind a sentence where validation clips are trained on; else nothing."""
+def note_on(train: ClipDataset, validation: ClipDataset) -> str:
+    """Warnings to put behind a sentence about a run's clips; empty where there is nothing to warn of."""
     shared = overlap(train.clips, validation.clips)
-    return f"; warning: {len(shared)} of the validation clips are trained on, such as {shared[0]}" if shared else ""
+    note = f"; warning: {len(shared)} of the validation clips are trained on, such as {shared[0]}" if shared else ""
+    return note + left_out_note(train, validation)
 
 
 def left_out_note(*datasets: ClipDataset) -> str:

@@ -27,6 +27,7 @@ from lr2ppo.errors import UserError
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.layers import MLP
 from lr2ppo.models.weights import save_model
+from lr2ppo.ops.linear import quicken
 
 M = TypeVar("M", bound=RelevanceRanker | PartialOrderModel)
 
@@ -52,7 +53,7 @@ class Learner(Generic[M]):
         self.gradient_norm = 0.0
         self.steps = self.skipped = 0
         self.compute, self.processes = compute, processes
-        model.to(processes.device)
+        quicken(model).to(processes.device)
         if compute.checkpoint_activations:
             _checkpoint_activations(model)
         if compute.compile:
@@ -149,7 +150,7 @@ class Learner(Generic[M]):
         norm = _gather(get_total_norm(gradients.values()))
         self.gradient_norm = norm.item()
         finite_here = math.isfinite(self.gradient_norm) and bool(loss.isfinite())
-        if not self.processes.most(not finite_here):
+        if not self.processes.max(not finite_here):
             if self.clip_gradients is not None:
                 clip_grads_with_norm_(self.model.parameters(), self.clip_gradients, norm)
             return True

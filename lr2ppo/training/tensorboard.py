@@ -19,7 +19,7 @@ BINS = 40
 ROOM = 2**19
 
 
-class Board:
+class TensorBoard:
     """A run's TensorBoard events, in its folder."""
 
     def __init__(self, folder: Path, frames_root: Path, purge_step: int | None) -> None:

@@ -197,13 +197,13 @@ def test_stage_1_lists_each_clip_once_with_its_filled_list(dataset: ClipDataset,
     requests = graded_lists(CLIPS, max_labels)(np.random.default_rng(3))
     assert sorted(request.clip for request in requests) == list(range(len(CLIPS)))
     batch = collate([dataset[request] for request in requests])
-    assert batch.filled.shape == (len(CLIPS), max_labels)
+    assert batch.listed.shape == (len(CLIPS), max_labels)
     for item, clip in enumerate(batch.clips.tolist()):
         grades = CLIPS[clip].grades
         assert grades is not None
         expected = fill_list(grades, max_labels)
-        assert batch.text[item, batch.filled[item], 0, 1].tolist() == expected.tolist()
-        assert batch.grades[item, batch.filled[item]].tolist() == grades[expected].tolist()
+        assert batch.text[item, batch.listed[item], 0, 1].tolist() == expected.tolist()
+        assert batch.grades[item, batch.listed[item]].tolist() == grades[expected].tolist()
         assert batch.label_mask[item].sum() == len(set(expected.tolist())), "a repeated label is read once"
 
 

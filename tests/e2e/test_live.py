@@ -28,10 +28,10 @@ from lr2ppo.data import Clip
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.evaluation.pictures import GRADE_COLOURS, THUMBNAIL_HEIGHT, case_picture, read_thumbnails
 from lr2ppo.evaluation.scoring import Evaluation
+from lr2ppo.training.log import PICTURED_PARTS
 from lr2ppo.training.progress import MOST_COLUMNS, bar_format
-from lr2ppo.training.run_folder import PICTURED_PARTS
-from lr2ppo.training.tensorboard import Board
-from lr2ppo.training.trainer import Session
+from lr2ppo.training.run import TrainingRun
+from lr2ppo.training.tensorboard import TensorBoard
 from tests.stages.test_stages import Overrides, rows, run_pointwise, run_ppo, run_reward
 
 # Both are untyped.
@@ -216,14 +216,14 @@ def test_a_run_that_goes_on_is_shown_like_one_that_was_never_killed(
 ) -> None:
     settings = tiny_overrides("train.evaluate_every=5", "safety.checkpoint_steps=7")
     logs = run_pointwise(alone, settings, "whole").logs
-    real: Callable[..., None] = Session.checkpoint
+    real: Callable[..., None] = TrainingRun.save_checkpoint
 
-    def killed(self: Session, *arguments: Any) -> None:
+    def killed(self: TrainingRun[Any], *arguments: Any) -> None:
         real(self, *arguments)
         if self.step == 26:
             raise InterruptedError
 
-    monkeypatch.setattr(Session, "checkpoint", killed)
+    monkeypatch.setattr(TrainingRun, "save_checkpoint", killed)
     with pytest.raises(InterruptedError):
         run_pointwise(alone, settings, "killed")
     monkeypatch.undo()
@@ -279,7 +279,7 @@ def test_frames_that_are_missing_broken_or_elsewhere_are_passed_over(tmp_path: P
 
 def test_logging_draws_no_random_number_and_takes_scores_that_are_no_numbers(tmp_path: Path) -> None:
     before = torch.get_rng_state(), random.getstate()
-    board = Board(tmp_path, tmp_path, None)
+    board = TensorBoard(tmp_path, tmp_path, None)
     bad = np.array([np.nan, np.inf, 1.0, 2.0])
     for scores in (SCORES, bad, np.full(4, np.nan), np.zeros(4)):
         board.log(1, {"train/loss": 1.0}, Evaluation({"ndcg": 1.0}, {"scores": scores}, [(CLIP, scores)]), True)
@@ -289,7 +289,7 @@ def test_logging_draws_no_random_number_and_takes_scores_that_are_no_numbers(tmp
 
 
 def test_a_full_disk_is_told_before_the_events_are_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    board = Board(tmp_path, tmp_path, None)
+    board = TensorBoard(tmp_path, tmp_path, None)
     board.log(1, {"train/loss": 1.0}, Evaluation({}), False)
     monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1000))
     with pytest.raises(OSError, match="No space left on device"):

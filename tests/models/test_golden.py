@@ -1,33 +1,36 @@
 """Models, losses, gradients and NDCG are those of the published implementation, as its reference tensors tell."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lr2ppo.evaluation.metrics import CUTOFFS, ndcg
 from lr2ppo.losses.policy import PPOLosses, ppo_losses
 from lr2ppo.losses.preference import preference_hinge_loss
 from lr2ppo.losses.ranking import smooth_l1_loss
-from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.published import PUBLISHED_MODULES, load_partial_order, load_ranker
-from lr2ppo.ops.linear import plain_products
+from lr2ppo.ops.linear import quicken
 from tests.helpers.golden import GOLDEN
 
+M = TypeVar("M", bound=nn.Module)
 Golden = dict[str, Tensor]
 Products = Literal["torch's", "this processor's"]
 
 
-@pytest.fixture(autouse=True, params=get_args(Products))
-def products(request: pytest.FixtureRequest) -> Iterator[Products]:
-    """All is held against the reference twice: with the library the reference was computed with, and with ours."""
-    with plain_products(request.param == "torch's"):
-        yield request.param
+@pytest.fixture(params=get_args(Products))
+def products(request: pytest.FixtureRequest) -> Products:
+    """Compare with the reference twice: by torch's products, with which it was computed, and by this processor's."""
+    chosen: Products = request.param
+    return chosen
+
+
+def choose_products(model: M, products: Products) -> M:
+    return quicken(model) if products == "this processor's" else model
 
 
 def read(name: str) -> Golden:
@@ -52,18 +55,18 @@ def assert_equal(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None
 
 
 @torch.no_grad()
-def test_the_ranker_gives_the_published_scores_and_loss(tmp_path: Path) -> None:
+def test_the_ranker_gives_the_published_scores_and_loss(tmp_path: Path, products: Products) -> None:
     reference = read("ranker.safetensors")
-    ranker = load_ranker(weights(reference, "weights.", tmp_path), **sizes())
+    ranker = choose_products(load_ranker(weights(reference, "weights.", tmp_path), **sizes()), products)
     scores = ranker(reference["text"], reference["frames"])
     assert_equal(scores, reference["scores"])
     assert_equal(smooth_l1_loss(scores, reference["targets"]), reference["smooth_l1_loss"])
 
 
 @torch.no_grad()
-def test_the_reward_model_gives_the_published_rewards_and_loss(tmp_path: Path) -> None:
+def test_the_reward_model_gives_the_published_rewards_and_loss(tmp_path: Path, products: Products) -> None:
     reference = read("reward.safetensors")
-    reward_model = load_partial_order(weights(reference, "weights.", tmp_path), **sizes())
+    reward_model = choose_products(load_partial_order(weights(reference, "weights.", tmp_path), **sizes()), products)
     chosen, rejected = (
         reward_model(reference["text"], reference["frames"], reference[order]) for order in ("chosen", "rejected")
     )
@@ -75,10 +78,11 @@ def test_the_reward_model_gives_the_published_rewards_and_loss(tmp_path: Path) -
 class Update:
     """The published update of stage 3, computed by our models and losses from the stored rollout."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, products: Products) -> None:
         self.reference = read("ppo_update.safetensors")
-        self.actor: RelevanceRanker = load_ranker(weights(self.reference, "actor.", folder), **sizes())
-        self.critic: PartialOrderModel = load_partial_order(weights(self.reference, "critic.", folder), **sizes())
+        actor = load_ranker(weights(self.reference, "actor.", folder), **sizes())
+        critic = load_partial_order(weights(self.reference, "critic.", folder), **sizes())
+        self.actor, self.critic = choose_products(actor, products), choose_products(critic, products)
         text, frames = self.reference["rollout.text"], self.reference["rollout.frames"]
         given, state = self.reference["rollout.state"], self.reference["rollout.next_state"]
         self.value = self.critic(text, frames, given)
@@ -98,8 +102,8 @@ def positions(given: Tensor, order: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def update(tmp_path: Path) -> Update:
-    return Update(tmp_path)
+def update(tmp_path: Path, products: Products) -> Update:
+    return Update(tmp_path, products)
 
 
 @pytest.mark.parametrize(

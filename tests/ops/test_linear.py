@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lr2ppo.ops import linear
-from lr2ppo.ops.linear import Linear, mkl_lacks_avx512, plain_products, quicken, recycled, suits_onednn, suits_recycling
+from lr2ppo.ops.linear import QuickLinear, mkl_lacks_avx512, quicken, recycled, suits_onednn, suits_recycling
 
 FEW = settings(deadline=None, max_examples=60)
 sizes = st.integers(1, 9)
@@ -35,7 +35,7 @@ def both_ways_are_taken() -> Iterator[None]:
         yield
 
 
-def learn(layers: list[Linear], given: list[Tensor], weights: list[Tensor]) -> Gradients:
+def learn(layers: list[nn.Linear], given: list[Tensor], weights: list[Tensor]) -> Gradients:
     """Outputs of layers, all computed before the gradients of their weighted sum, and those gradients."""
     outputs = [layer(x) for layer, x in zip(layers, given, strict=True)]
     total = torch.stack([(output * weight).sum() for output, weight in zip(outputs, weights, strict=True)]).sum()
@@ -43,10 +43,13 @@ def learn(layers: list[Linear], given: list[Tensor], weights: list[Tensor]) -> G
     return *(output.detach() for output in outputs), *torch.autograd.grad(total, wanted)
 
 
-def two_of_a_shape(rows: list[int], inputs: int, outputs: int, needs_gradient: bool) -> Callable[[], Gradients]:
+def two_of_a_shape(
+    rows: list[int], inputs: int, outputs: int, needs_gradient: bool, quick: bool = True
+) -> Callable[[], Gradients]:
     """Two layers of one shape, as actor and critic have them, which learn at once."""
     torch.manual_seed(0)
-    layers = [Linear(inputs, outputs) for _ in range(2)]
+    plain = [nn.Linear(inputs, outputs) for _ in range(2)]
+    layers = [quicken(layer) for layer in plain] if quick else plain
     given = [torch.randn(*rows, inputs, requires_grad=needs_gradient) for _ in range(2)]
     weights = [torch.randn(*rows, outputs) for _ in range(2)]
     return lambda: learn(layers, given, weights)
@@ -57,10 +60,8 @@ def two_of_a_shape(rows: list[int], inputs: int, outputs: int, needs_gradient: b
 def test_onednn_gives_the_outputs_and_gradients_of_torch(
     rows: list[int], inputs: int, outputs: int, needs_gradient: bool
 ) -> None:
-    act = two_of_a_shape(rows, inputs, outputs, needs_gradient)
-    with plain_products():
-        plain = act()
-    torch.testing.assert_close(act(), plain, rtol=1e-5, atol=1e-4)
+    quick, plain = (two_of_a_shape(rows, inputs, outputs, needs_gradient, quick) for quick in (True, False))
+    torch.testing.assert_close(quick(), plain(), rtol=1e-5, atol=1e-4)
 
 
 @FEW
@@ -68,11 +69,9 @@ def test_onednn_gives_the_outputs_and_gradients_of_torch(
 def test_recycled_copies_give_the_outputs_and_gradients_of_autocast(
     rows: list[int], inputs: int, outputs: int, needs_gradient: bool
 ) -> None:
-    act = two_of_a_shape(rows, inputs, outputs, needs_gradient)
-    with plain_products(), bfloat16():
-        plain = act()
+    quick, torchs = (two_of_a_shape(rows, inputs, outputs, needs_gradient, quick) for quick in (True, False))
     with bfloat16():
-        recycled_ = act()
+        recycled_, plain = quick(), torchs()
     assert [each.dtype for each in recycled_] == [each.dtype for each in plain]
     torch.testing.assert_close(recycled_, plain, rtol=0.02, atol=0.02)
 
@@ -80,7 +79,7 @@ def test_recycled_copies_give_the_outputs_and_gradients_of_autocast(
 def test_a_model_that_was_looked_at_in_inference_mode_learns_afterwards() -> None:
     act = two_of_a_shape([3], 31, 37, needs_gradient=True)
     with torch.inference_mode(), bfloat16():
-        Linear(31, 37)(torch.randn(3, 31))
+        QuickLinear(31, 37)(torch.randn(3, 31))
     with bfloat16():
         assert all(each.isfinite().all() for each in act())
 
@@ -95,13 +94,6 @@ def test_each_way_is_taken_where_it_is_meant_and_no_other_is() -> None:
         assert not suits_onednn(x)
         assert suits_recycling(x, weight)
         assert not suits_recycling(x, weight[:1])
-    with plain_products(), bfloat16():
-        assert not suits_recycling(x, weight)
-    with plain_products():
-        assert not suits_onednn(x)
-        with plain_products(wanted=False):
-            assert suits_onednn(x)
-    assert suits_onednn(x)
 
 
 def test_pages_are_lent_again_once_nothing_looks_at_them() -> None:
@@ -144,6 +136,6 @@ def test_another_librarys_model_is_quickened_without_changing_what_it_is() -> No
     x = torch.randn(4, 5)
     before, names = model[:3](x), list(model.state_dict())
     quicken(model)
-    assert [type(module) for module in model] == [Linear, nn.GELU, nn.Linear, nn.Bilinear]
+    assert [type(module) for module in model] == [QuickLinear, nn.GELU, nn.Linear, nn.Bilinear]
     assert list(model.state_dict()) == names
     torch.testing.assert_close(model[:3](x), before)

@@ -11,8 +11,8 @@ from lr2ppo.data import ClipDataset, FeatureStore, annotations, read_clips
 from lr2ppo.data.samplers import EpochSampler, random_pairs, training_loader
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.models import PartialOrderModel
-from lr2ppo.stages import frozen_reward as judge_module
-from lr2ppo.stages.frozen_reward import FrozenJudge, open_judge
+from lr2ppo.stages import frozen_reward
+from lr2ppo.stages.frozen_reward import FrozenReward, open_frozen_reward
 from tests.conftest import FRAMES, WIDTH
 
 
@@ -31,8 +31,8 @@ def reward_model(seed: int = 0) -> PartialOrderModel:
 def test_rewards_from_kept_vectors_are_those_of_the_whole_model(
     dataset: ClipDataset, alone: Processes, tmp_path: Path
 ) -> None:
-    judge = open_judge(reward_model(), dataset, alone, "fp32", tmp_path)
-    whole = FrozenJudge(reward_model(), [len(clip.labels) for clip in dataset.clips], None)
+    judge = open_frozen_reward(reward_model(), dataset, alone, "fp32", tmp_path)
+    whole = FrozenReward(reward_model(), [len(clip.labels) for clip in dataset.clips], None)
     assert not hasattr(judge.model, "encoder")
     sampler = EpochSampler(random_pairs(dataset.clips, 5, visits=2), batch_size=3, seed=0)
     for batch in training_loader(dataset, sampler, workers=0):
@@ -43,29 +43,29 @@ def test_rewards_from_kept_vectors_are_those_of_the_whole_model(
 def test_vectors_are_computed_once_for_the_same_weights_and_features(
     dataset: ClipDataset, alone: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = open_judge(reward_model(), dataset, alone, "fp32", tmp_path)
+    first = open_frozen_reward(reward_model(), dataset, alone, "fp32", tmp_path)
 
     def refuse(*_: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(judge_module, "encode_labels", refuse)
-    again = open_judge(reward_model(), dataset, alone, "fp32", tmp_path)
+    monkeypatch.setattr(frozen_reward, "encode_labels", refuse)
+    again = open_frozen_reward(reward_model(), dataset, alone, "fp32", tmp_path)
     assert first.vectors is not None
     assert again.vectors is not None
     assert (first.vectors == again.vectors).all()
     with pytest.raises(AssertionError, match="computed again"):
-        open_judge(reward_model(seed=1), dataset, alone, "fp32", tmp_path)
+        open_frozen_reward(reward_model(seed=1), dataset, alone, "fp32", tmp_path)
     with pytest.raises(AssertionError, match="computed again"):
-        open_judge(reward_model(), dataset, alone, "bf16", tmp_path)
+        open_frozen_reward(reward_model(), dataset, alone, "bf16", tmp_path)
     fewer = ClipDataset(dataset.clips, dataset.store, frames=FRAMES - 1)
     with pytest.raises(AssertionError, match="computed again"):
-        open_judge(reward_model(), fewer, alone, "fp32", tmp_path)
+        open_frozen_reward(reward_model(), fewer, alone, "fp32", tmp_path)
     path = dataset.store.paths[0]
     stat = path.stat()
     try:
         os.utime(path, ns=(1, 1))
         with pytest.raises(AssertionError, match="computed again"):
-            open_judge(reward_model(), dataset, alone, "fp32", tmp_path)
+            open_frozen_reward(reward_model(), dataset, alone, "fp32", tmp_path)
     finally:
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
@@ -74,6 +74,6 @@ def test_nothing_is_kept_where_frames_are_drawn_anew_each_time(
     dataset: ClipDataset, alone: Processes, tmp_path: Path
 ) -> None:
     drawn = ClipDataset(dataset.clips, dataset.store, frames=FRAMES, frame_order="random")
-    judge = open_judge(reward_model(), drawn, alone, "fp32", tmp_path)
+    judge = open_frozen_reward(reward_model(), drawn, alone, "fp32", tmp_path)
     assert judge.vectors is None
     assert not list(tmp_path.iterdir())

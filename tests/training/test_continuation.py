@@ -18,8 +18,8 @@ from lr2ppo.data.samplers import random_pairs
 from lr2ppo.distributed import signals as interruption
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
-from lr2ppo.stages.ppo import Rollout, pack_rollouts, unpack_rollouts
-from lr2ppo.training.trainer import Session
+from lr2ppo.stages.ppo import PairRollout, pack_rollouts, unpack_rollouts
+from lr2ppo.training.run import TrainingRun
 from tests.conftest import REPOSITORY
 from tests.distributed.test_processes import SHIFTS
 from tests.helpers.parallel_training import STAGES
@@ -71,18 +71,18 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Has the run be asked to stop when it comes to its n-th possible checkpoint."""
 
     def arrange(number: int, sent: signal.Signals = signal.SIGTERM) -> None:
-        real, count = Session.checkpoint, 0
+        real, count = TrainingRun.save_checkpoint, 0
         # Whoever runs the tests in the background may have had it ignored.
         monkeypatch.setattr(interruption, "heeded_signals", lambda: interruption.STOPPING_SIGNALS)
 
-        def checkpoint(self: Session, *arguments: Any) -> None:
+        def checkpoint(self: TrainingRun[Any], *arguments: Any) -> None:
             nonlocal count
             count += 1
             if count == number:
                 os.kill(os.getpid(), sent)
             real(self, *arguments)
 
-        monkeypatch.setattr(Session, "checkpoint", checkpoint)
+        monkeypatch.setattr(TrainingRun, "save_checkpoint", checkpoint)
 
     return arrange
 
@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     world.train("reward", "damaged", "safety.checkpoint_steps=1")
     said = capsys.readouterr().out
     assert "step-0000004-00000: is damaged" in said
-    assert f"going on from {kept[0]}" in said
+    assert f"resuming from {kept[0]}" in said
     assert world.rows("reward", "damaged") == world.rows("reward", "whole")
     assert world.weights("reward", "damaged") == world.weights("reward", "whole")
 
@@ -135,7 +135,7 @@ def test_a_run_goes_on_only_with_the_settings_it_was_begun_with(
         world.train("reward", "other")
     assert ended.value.code == 130
     monkeypatch.undo()
-    with pytest.raises(UserError, match=r"(?s)train.learning_rate: found 0.5, the run was begun with 0.001"):
+    with pytest.raises(UserError, match=r"(?s)train.learning_rate: found 0.5, the run started with 0.001"):
         world.train("reward", "other", "train.learning_rate=0.5")
     world.train("reward", "other", "safety.keep=1", "data.workers=1")
 
@@ -176,17 +176,19 @@ def test_rollouts_of_two_processes_are_shared_out_anew(world: World) -> None:
     dataset = ClipDataset(clips, store, frames=3)
     requests = random_pairs(clips, pairs_per_clip=5, visits=1)(np.random.default_rng(0))[:8]
 
-    def rollout(part: slice) -> Rollout:
+    def rollout(part: slice) -> PairRollout:
         batch = collate([dataset[request] for request in requests[part]])
         values = torch.arange(8.0)[part].unsqueeze(1).expand(-1, 5)
         scores = values.unsqueeze(-1).expand(-1, -1, 2)
-        return Rollout(batch, scores, scores.long(), values, values + 0.5)
+        return PairRollout(batch, scores, scores.long(), values, values + 0.5)
 
     whole, halves = rollout(slice(8)), [rollout(slice(4)), rollout(slice(4, 8))]
     stored = {1: [pack_rollouts([whole, whole], 3)], 2: [pack_rollouts([half, half], 3) for half in halves]}
     for before, after in ((2, 1), (1, 2), (2, 2)):
         for rank in range(after):
-            again, learned = unpack_rollouts(stored[before], dataset, Processes(rank, after, torch.device("cpu")))
+            again, learned = unpack_rollouts(
+                PairRollout, stored[before], dataset, Processes(rank, after, torch.device("cpu"))
+            )
             wanted = whole if after == 1 else halves[rank]
             assert (len(again), learned) == (2, 3)
             for name in ("scores", "proposed", "reward", "value"):

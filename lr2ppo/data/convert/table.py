@@ -9,7 +9,7 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
-from lr2ppo.data.annotations import UNWRITABLE, parse_grade
+from lr2ppo.data.annotations import GRADES_WANTED, UNWRITABLE, parse_grade
 from lr2ppo.data.features.layout import group_name
 from lr2ppo.errors import UserError
 
@@ -208,7 +208,7 @@ def _read_grade(record: Record, faults: list[str]) -> int | None:
     cell = record.cells.get("grade", "")
     grade = parse_grade(cell)
     if cell and grade is None:
-        faults.append(f"row {record.row}: grade: found {shortened(cell)}, wanted 0, 1 or 2, or nothing")
+        faults.append(f"row {record.row}: grade: found {shortened(cell)}, wanted {GRADES_WANTED}, or nothing")
         # Not None, or the clip would be told to lack a grade, too.
         return 0
     return grade

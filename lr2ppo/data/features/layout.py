@@ -8,7 +8,8 @@ import h5py
 
 from lr2ppo.errors import UserError
 
-CLIP_PARTS = ("text_len", "text_emb", "img_emb")
+# What a clip's group holds; label_span and text_len may be missing.
+CLIP_PARTS = ("text_len", "label_span", "text_emb", "img_emb")
 # h5py tells a damaged file in all these ways.
 DAMAGE = (OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
 # Zeros, the best case of deflate, become 1/1032 of their size.
@@ -32,6 +33,8 @@ class FileFacts:
 
     in_bfloat16: bool
     tokens_per_frame: int
+    # Features of one domain have the same widths; files that name none are all of one.
+    domain: str = ""
 
 
 def open_features(path: Path) -> h5py.File:
@@ -50,7 +53,7 @@ def read_facts(file: h5py.File, path: Path) -> FileFacts:
     per_frame = 1 if per_frame is None else per_frame
     if not isinstance(per_frame, int) or per_frame < 1:
         raise UserError(f"{path}: attribute tokens_per_frame: found {per_frame!r}, wanted a whole number above 0")
-    return FileFacts(dtype == "bfloat16", per_frame)
+    return FileFacts(dtype == "bfloat16", per_frame, read_fixed_text(file, "domain", path) or "")
 
 
 def read_attribute(file: h5py.File, name: str, path: Path) -> str | int | None:
@@ -129,8 +132,9 @@ def read_shape(file: h5py.File, clip_id: str, facts: FileFacts) -> ClipShape:
         labels, tokens, rows, text_width, image_width = _read_sizes(shapes)
         for name in ("text_emb", "img_emb"):
             _check_numbers(name, arrays[name], facts.in_bfloat16)
-        if "text_len" in arrays and arrays["text_len"].dtype.kind not in "iu":
-            raise ValueError(f"text_len: found {arrays['text_len'].dtype}, wanted whole numbers")
+        for name in arrays.keys() & {"text_len", "label_span"}:
+            if arrays[name].dtype.kind not in "iu":
+                raise ValueError(f"{name}: found {arrays[name].dtype}, wanted whole numbers")
     except (OSError, RuntimeError, TypeError, LookupError) as error:
         raise ValueError(f"its features cannot be read: {error}") from None
     if rows % facts.tokens_per_frame:
@@ -154,6 +158,8 @@ def _read_sizes(shapes: Mapping[str, tuple[int, ...] | None]) -> tuple[int, int,
         )
     if "text_len" in shapes and shapes["text_len"] != text[:1]:
         raise ValueError(f"found text_len {shapes['text_len']}, wanted one number for each of {text[0]} labels")
+    if "label_span" in shapes and shapes["label_span"] != (text[0], 2):
+        raise ValueError(f"found label_span {shapes['label_span']}, wanted two numbers for each of {text[0]} labels")
     return text[0], text[1], image[1], text[2], image[2]
 
 

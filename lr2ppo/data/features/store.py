@@ -46,7 +46,9 @@ class FeatureStore:
         self.encoding = common_encoding(
             {path: read_encoding(self._files[shard], path) for shard, path in enumerate(self.paths)}
         )
-        self.text_width, self.image_width = self._find_widths()
+        self._widths = self._find_widths()
+        # Of several domains with different widths the largest: features of the others have zeros behind them.
+        self.text_width, self.image_width = (max(widths) for widths in zip(*self._widths.values(), strict=True))
 
     @property
     def bytes_read(self) -> int:
@@ -61,6 +63,10 @@ class FeatureStore:
         shard = self._shard(clip_id)
         return read_shape(self._files[shard], clip_id, self._facts[shard])
 
+    def widths(self, clip_id: str) -> tuple[int, int]:
+        """The text and image widths of the domain that a clip's file is of."""
+        return self._widths[self._facts[self._shard(clip_id)].domain]
+
     def text(self, clip_id: str, labels: Sequence[int]) -> tuple[Array, NDArray[np.int64]]:
         """Token features of some labels `[len(labels), T, D]`, zero behind each label's length, and the lengths."""
         shard, group = self._group(clip_id)
@@ -74,13 +80,25 @@ class FeatureStore:
             rows = dataset[:, :tokens]
         else:
             rows = np.stack([dataset[label, :tokens] for label in labels])
-        return self._as_floats(shard, rows), lengths
+        return _widen(self._as_floats(shard, rows), self.text_width), lengths
+
+    def label_spans(self, clip_id: str, labels: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the own words of some labels start and stop among their `lengths` tokens: `[len(labels), 2]`.
+
+        Files that do not say it hold RoBERTa's tokens, `<s> label ...`: the words start behind the first token.
+        """
+        _, group = self._group(clip_id)
+        if "label_span" in group:
+            spans: NDArray[np.int64] = group["label_span"][()].astype(np.int64)[labels]
+            return spans
+        first = np.minimum(1, lengths - 1)
+        return np.stack([first, first + 1], axis=1)
 
     def frames(self, clip_id: str) -> Array:
         """Features of all of a clip's frames `[frames, tokens_per_frame, D]`."""
         shard, group = self._group(clip_id)
         rows = self._as_floats(shard, group["img_emb"][()])
-        return rows.reshape(-1, self.tokens_per_frame, rows.shape[-1])
+        return _widen(rows.reshape(-1, self.tokens_per_frame, rows.shape[-1]), self.image_width)
 
     def _as_floats(self, shard: int, rows: NDArray[Any]) -> Array:
         self._files.bytes_read += rows.nbytes
@@ -116,11 +134,12 @@ class FeatureStore:
         shard = self._shard(clip_id)
         return shard, self._files[shard][clip_id]
 
-    def _find_widths(self) -> tuple[int, int]:
-        """The widths that most of the first clips have, so that one at fault does not make the others look so."""
-        widths: Counter[tuple[int, int]] = Counter()
+    def _find_widths(self) -> dict[str, tuple[int, int]]:
+        """The widths of each domain: those that most of its first clips have, so that one at fault does not decide."""
+        counts: dict[str, Counter[tuple[int, int]]] = {facts.domain: Counter() for facts in self._facts}
         fault = ""
-        while not widths and self._unlisted:
+        while self._unlisted and not all(counts.values()):
+            widths = counts[self._facts[self._unlisted[0]].domain]
             for name in self._list_next():
                 try:
                     shape = self.shape(name)
@@ -129,9 +148,15 @@ class FeatureStore:
                     fault = fault or f"; clip {name}: {error}"
                 if widths.total() == CLIPS_COMPARED:
                     break
-        if not widths:
+        if not all(counts.values()):
             raise UserError(f"{', '.join(map(str, self.paths))}: found no clip with text_emb and img_emb{fault}")
-        return widths.most_common(1)[0][0]
+        return {domain: widths.most_common(1)[0][0] for domain, widths in counts.items()}
+
+
+def _widen(rows: Array, width: int) -> Array:
+    """Rows with zeros behind them, up to a width."""
+    missing = width - rows.shape[-1]
+    return np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, missing)]) if missing else rows
 
 
 class _OpenFiles:

@@ -50,9 +50,12 @@ class FeatureWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
 
-    def write(self, clip_id: str, text: Sequence[Array], frames: Array) -> None:
-        """Write one clip: `text`, an array `[tokens, D]` a label; `frames [rows, D]`.
+    def write(
+        self, clip_id: str, text: Sequence[Array], frames: Array, label_span: Sequence[tuple[int, int]] | None = None
+    ) -> None:
+        """Write one clip: `text`, an array `[tokens, D]` a label; `frames [rows, D]`, no rows where it has no frames.
 
+        `label_span` says where each label's own words start and stop among its tokens (None: behind the first token).
         Raises `UserError` before anything is written where a feature is too large for the file's dtype.
         """
         lengths = np.array([len(tokens) for tokens in text], dtype=np.int32)
@@ -60,6 +63,8 @@ class FeatureWriter:
         for row, tokens in zip(padded, text, strict=True):
             row[: len(tokens)] = tokens
         stored = {"text_len": lengths, "text_emb": self._as_stored(clip_id, padded)}
+        if label_span is not None:
+            stored["label_span"] = np.array(label_span, dtype=np.int32)
         # Written last: a clip counts as done once it is there.
         stored["img_emb"] = self._as_stored(clip_id, frames[None])
         # A group may hold other clips too: the id of one can be a folder in the id of another.

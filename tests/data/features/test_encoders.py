@@ -17,7 +17,7 @@ from lr2ppo.data.frames import read_frames
 from lr2ppo.encoders.extractor import EncoderPaths, open_encoders
 from lr2ppo.errors import UserError
 from lr2ppo.models.weights import load_model
-from lr2ppo.training.trainer import Session
+from lr2ppo.training.run import TrainingRun
 from tests.helpers.trained_world import TrainedWorld
 
 
@@ -58,16 +58,19 @@ def test_a_raw_clip_becomes_the_features_that_were_stored_of_it(
     store, model = FeatureStore([out]), load_model(trained_world.logs / "pointwise" / "one" / "best")
     encode = open_encoders("run", store.encoding, EncoderPaths(), model.encoder.config, torch.device("cpu"))
     for case, query in zip(trained_world.cases("ppo/one"), trained_world.queries(), strict=True):
+        assert query.frames is not None
         pictures = read_frames(query.frames, np.arange)
-        text, frames = encode(query.labels, query.description, [*pictures, pictures[0]])
-        stored, lengths = store.text(case["id"], range(len(text)))
+        encoded = encode(query.labels, query.description, [*pictures, pictures[0]])
+        stored, lengths = store.text(case["id"], range(len(encoded.text)))
+        spans = store.label_spans(case["id"], np.arange(len(encoded.text)), lengths)
+        assert encoded.label_span.tolist() == spans.tolist()
         of_frames = store.frames(case["id"])
         largest = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}[dtype]
-        for row, wanted, length in zip(text, stored, lengths, strict=True):
+        for row, wanted, length in zip(encoded.text, stored, lengths, strict=True):
             np.testing.assert_allclose(row, wanted[:length], atol=largest, rtol=largest)
             assert torch.equal(row, row.to(getattr(torch, dtype)).float())
         wanted_frames = np.concatenate([of_frames, of_frames[:1]]).reshape(-1, store.image_width)
-        np.testing.assert_allclose(frames, wanted_frames, atol=largest, rtol=largest)
+        np.testing.assert_allclose(encoded.frames, wanted_frames, atol=largest, rtol=largest)
 
 
 def test_files_that_do_not_tell_all_in_texts_of_fixed_length_name_no_encoders(world: TrainedWorld) -> None:
@@ -124,15 +127,15 @@ def test_a_run_goes_on_with_features_of_the_same_encoders_alone(
     class StoppedError(Exception):
         pass
 
-    checkpoint = Session.checkpoint
+    checkpoint = TrainingRun.save_checkpoint
 
-    def stop(self: Session, *arguments: Any) -> None:
+    def stop(self: TrainingRun[Any], *arguments: Any) -> None:
         checkpoint(self, *arguments)
         raise StoppedError
 
     more = ["safety.checkpoint_steps=1", "train.epochs=2"]
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "checkpoint", stop)
+        patch.setattr(TrainingRun, "save_checkpoint", stop)
         with pytest.raises(StoppedError):
             world.train("pointwise", "stopped", *more)
     path, folder = world.data / "clean_feat.h5", world.logs / "pointwise" / "stopped"

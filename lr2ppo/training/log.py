@@ -1,0 +1,79 @@
+"""What a run writes while it trains: lines on the screen, `train.log`, `metrics.jsonl` and TensorBoard events."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lr2ppo.config.load import config_leaves
+from lr2ppo.config.schema import RunConfig
+from lr2ppo.evaluation.scoring import Evaluation
+from lr2ppo.runs.lookup import METRICS
+from lr2ppo.training.progress import time_left
+from lr2ppo.training.tensorboard import TensorBoard
+
+# What a line on the screen shows of an evaluation; `metrics.jsonl` and TensorBoard have it all.
+SHOWN = ("loss", "accuracy", "reward", "reversed", "ndcg@1", "ndcg@5", "ndcg", "pair_accuracy")
+# A run is pictured in TensorBoard at most once in each such part of its steps.
+PICTURED_PARTS = 5
+# Settings of this machine alone, or that change no result: runs are not compared by them.
+NOT_COMPARED = ("name", "logs", "device", "data.root", "data.workers", "safety.")
+
+
+class RunLog:
+    """The log files of a run; only the main process has one."""
+
+    def __init__(self, folder: Path, config: RunConfig, steps: int, last_step: int | None) -> None:
+        """Open the files in `folder` behind what is there; TensorBoard hides what was logged after `last_step`."""
+        self._metrics = (folder / METRICS).open("a", encoding="utf-8")
+        self._log = (folder / "train.log").open("a", encoding="utf-8")
+        self._tensorboard = TensorBoard(folder, config.data.root, None if last_step is None else last_step + 1)
+        leaves = dict(config_leaves(config.model_dump(mode="json")))
+        self._settings = {key: value for key, value in leaves.items() if not key.startswith(NOT_COMPARED)}
+        self._steps = steps
+
+    def say(self, text: str) -> None:
+        """Print one line, clear of progress bars, and add it to `train.log` with the time."""
+        tqdm.write(text)
+        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self._log.flush()
+
+    def record(
+        self,
+        step: int,
+        seconds: float,
+        train: Mapping[str, float],
+        evaluation: Evaluation,
+        best_step_before: int | None,
+        improved: bool,
+        seconds_left: float | None,
+    ) -> None:
+        """Log an evaluation and the training means since the last one; `best_step_before` is None for the first."""
+        scalars = {f"train/{name}": value for name, value in train.items()}
+        scalars |= {f"validation/{name}": value for name, value in evaluation.metrics.items()}
+        self._metrics.write(json.dumps({"step": step, "seconds": round(seconds, 3), **scalars}) + "\n")
+        self._metrics.flush()
+        # The first best step of each part, also in a run that resumes.
+        pictured = improved and (best_step_before is None or self._part(step) > self._part(best_step_before))
+        self._tensorboard.log(step, scalars, evaluation, pictured)
+        values = [*train.items(), *evaluation.metrics.items()]
+        shown = [f"{name} {value:.4f}" for name, value in values if name in SHOWN]
+        shown += ["best so far"] * improved
+        shown += [] if seconds_left is None else [time_left(seconds_left)]
+        self.say(f"step {step:>{len(str(self._steps))}}/{self._steps}  {'  '.join(shown)}")
+
+    def sync(self) -> int:
+        """Have the metrics on the disk; returns how many bytes they are."""
+        self._metrics.flush()
+        os.fsync(self._metrics.fileno())
+        return os.path.getsize(self._metrics.name)
+
+    def finish(self, step: int, best: Mapping[str, float]) -> None:
+        """Log the settings beside the metrics of the best step, for TensorBoard's table of runs."""
+        self._tensorboard.log_result(step, self._settings, best)
+
+    def _part(self, step: int) -> int:
+        return step * PICTURED_PARTS // self._steps

@@ -1,0 +1,300 @@
+"""A training run, from its config to its finished folder: stopped at any batch, it resumes as if it had not been."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, Self, TypeVar
+
+from lr2ppo.config.schema import RunConfig
+from lr2ppo.data.annotations import Need
+from lr2ppo.data.dataset import ClipBatch, ClipDataset, open_store
+from lr2ppo.data.features.store import FeatureStore
+from lr2ppo.data.samplers import Draw, EpochSampler, training_loader, whole_lists
+from lr2ppo.distributed.processes import Processes
+from lr2ppo.distributed.signals import StopRequest
+from lr2ppo.errors import UserError
+from lr2ppo.evaluation.scoring import Evaluation
+from lr2ppo.files import write_json
+from lr2ppo.models.weights import Model
+from lr2ppo.runs.lookup import FINISHED, METRICS, best_validation
+from lr2ppo.runs.stages import STAGES
+from lr2ppo.training.checkpoint import (
+    Checkpoint,
+    ProcessState,
+    State,
+    check_space,
+    remove_checkpoints,
+    write_checkpoint,
+)
+from lr2ppo.training.inputs import note_on, open_inputs, resolve_model
+from lr2ppo.training.learner import Learner
+from lr2ppo.training.log import RunLog
+from lr2ppo.training.progress import Progress
+from lr2ppo.training.provenance import describe_machine, describe_program
+from lr2ppo.training.run_folder import (
+    CHECKPOINTS,
+    check_resumable,
+    claim_run,
+    make_folder,
+    peak_memory_gib,
+    resolve_sources,
+    run_folder,
+)
+
+C = TypeVar("C", bound=RunConfig)
+Values = Mapping[str, float]
+
+
+class TrainingRun(Generic[C]):
+    """A run: its config as it takes effect, its folder, its clips, and the loop over its batches.
+
+    `step` counts what the stage calls a step: an optimizer step, or in stage 3 an update. `sources` are the folders of
+    the runs that it starts from, by config key. Every process of the run has one; only the main one writes.
+    """
+
+    def __init__(
+        self,
+        config: C,
+        folder: Path,
+        processes: Processes,
+        resumed: tuple[Checkpoint | None, tuple[str, ...]],
+        sources: Mapping[str, Path],
+        store: FeatureStore,
+        datasets: tuple[ClipDataset, ClipDataset],
+    ) -> None:
+        """Hold what `open` found; nothing on the disk changes before `training`."""
+        self.config, self.stage, self.folder = config, STAGES[config.stage], folder
+        self.processes, self.sources = processes, sources
+        self.clips, self.validation = datasets
+        self._store = store
+        self.checkpoint, self._notes = resumed
+        self.state = State() if self.checkpoint is None else self.checkpoint.state
+        self.stored = [ProcessState()] if self.checkpoint is None else self.checkpoint.read_process_states()
+        self._seen: list[dict[str, float]] = []
+        self._stop = StopRequest(talks=processes.is_main)
+
+    @classmethod
+    def open(cls, config: C, processes: Processes, fresh: bool) -> Self:
+        """Take the run's name and check all that it reads, before anything is written.
+
+        Raises `UserError` on every process where the name is taken, a run that it starts from is not there, data or
+        features cannot be used, or a run would resume with other settings.
+        """
+        folder = run_folder(config)
+        checkpoint, notes = claim_run(folder, processes, fresh)
+        config, sources = resolve_sources(config, checkpoint)
+        store = open_store(config.data)
+        config, shape = resolve_model(config, sources, store)
+        if checkpoint is not None:
+            check_resumable(folder, config, store)
+        files: list[tuple[str, Need]] = [(config.data.train, STAGES[config.stage].reads)]
+        files.append((config.data.validation, "grades"))
+        clips, validation = open_inputs(config.data, files, store, shape, processes)
+        return cls(config, folder, processes, (checkpoint, notes), sources, store, (clips, validation))
+
+    def read(self, draw: Draw, *models: Model) -> int:
+        """Read the batches that `draw` draws; returns how many there are in the whole run, on each process.
+
+        Where one of the `models` reads whole lists, every batch holds all labels of its clips.
+        """
+        if any(model.reads_whole_lists for model in models):
+            draw = whole_lists(draw, self.clips.clips)
+        self._sampler = EpochSampler(
+            draw,
+            batch_size=self._clips_per_batch(),
+            seed=self.config.seed,
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+        )
+        self._loader: Iterable[ClipBatch] = training_loader(self.clips, self._sampler, self.config.data.workers)
+        return self.config.train.epochs * len(self._sampler)
+
+    @contextmanager
+    def training(self, learners: Mapping[str, Learner[Any]], steps: int, headline: str) -> Iterator[None]:
+        """Within it, the run trains `steps` steps; at its end the last weights are saved and the run is finished.
+
+        The first of the `learners` is the run's model; their names tell apart what is logged of them. Raises
+        `UserError` where the disk has no room.
+        """
+        self.learners, self.steps = learners, steps
+        self._start(headline)
+        progress = Progress(
+            self.folder, self.stage.selects, self.state.best, steps, self.step, is_main=self.processes.is_main
+        )
+        with progress as self._progress, self._stop:
+            if self.checkpoint is not None:
+                # Last, for making models and reading weights may have drawn random numbers.
+                self.checkpoint.restore_random(self.processes)
+            yield
+        self._finish()
+
+    @property
+    def step(self) -> int:
+        return self.state.step
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the run starts rather than resumes."""
+        return self.checkpoint is None
+
+    def batches(self) -> Iterator[ClipBatch]:
+        """This process's batches, on its device, from where the run is to its last step."""
+        state = self.state
+        while state.epoch < self.config.train.epochs:
+            self._sampler.set_epoch(state.epoch, state.requests)
+            for batch in self._loader:
+                if self.step == self.steps:
+                    return
+                state.requests += self._sampler.global_batch
+                yield batch.to(self.processes.device)
+            state.epoch, state.requests = state.epoch + 1, 0
+
+    def observe(self, values: Values) -> None:
+        """Note values of a batch; their means are logged with the next evaluation."""
+        self._seen.append(dict(values))
+
+    def advance(self, shown: Values) -> None:
+        """Count a step that was made, and show some of its values beside the progress bar."""
+        self.state.step += 1
+        self._progress.advance(shown)
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether an evaluation follows the step just made: every `train.evaluate_every` steps, and after the last."""
+        return self.step % self.config.train.evaluate_every == 0 or self.step == self.steps
+
+    def record(self, evaluation: Evaluation) -> None:
+        """Log an evaluation with the means of what was observed since the last one; keep the best weights."""
+        state, metric = self.state, evaluation.metrics[self.stage.selects]
+        best_step_before = None if state.best is None else state.best_step
+        improved = state.best is None or metric > state.best
+        if improved:
+            state.best, state.best_step = metric, self.step
+            self._model.save(self.folder / "best")
+        means = self._observed_means()
+        if self.processes.is_main:
+            seconds, left = time.time() - self._started, self._progress.seconds_left
+            self._log.record(self.step, seconds, means, evaluation, best_step_before, improved, left)
+        self._progress.evaluated(metric, state.best)
+
+    def save_checkpoint(self, stored: Callable[[], ProcessState] = ProcessState, substep: int = 0) -> None:
+        """Write a checkpoint where one is due; called after each batch, when nothing of it is left to do.
+
+        `stored` gives what the stage itself keeps between steps; `substep` tells batches between two steps apart. Ends
+        the process with 128 + the signal's number where the run was asked to stop.
+        """
+        due = self.processes.is_main and self._is_due(substep)
+        # All processes have to agree: a signal may reach one of them alone.
+        asked = self.processes.max(2 * self._stop.signal + due)
+        if not asked:
+            return
+        own = stored()
+        own.seen = self._seen
+        self.state.seconds = time.time() - self._started
+        if self.processes.is_main:
+            self.state.metrics_bytes = self._log.sync()
+        self.state.counters = {name: learner.counters() for name, learner in self.learners.items()}
+        folder, keep = self.folder / CHECKPOINTS, self.config.safety.keep
+        write_checkpoint(folder, keep, self.state, own, self.learners, self.processes, substep)
+        self._written = time.monotonic()
+        if asked // 2:
+            self._say(f"stopped at step {self.step} of {self.steps}; the same command resumes from there")
+            raise SystemExit(128 + asked // 2)
+
+    @property
+    def _model(self) -> Learner[Any]:
+        return next(iter(self.learners.values()))
+
+    def _say(self, text: str) -> None:
+        if self.processes.is_main:
+            self._log.say(text)
+
+    def _start(self, headline: str) -> None:
+        """Make the run's folder, or take up the state of the checkpoint that it resumes from."""
+        checkpoint, processes = self.checkpoint, self.processes
+        if processes.is_main:
+            check_space(self.folder, self.learners)
+            if checkpoint is None:
+                make_folder(self.folder, self.config, self._store)
+            else:
+                os.truncate(self.folder / METRICS, checkpoint.state.metrics_bytes)
+            last_step = None if checkpoint is None else checkpoint.state.step
+            self._log = RunLog(self.folder, self.config, self.steps, last_step)
+        for note in self._notes:
+            self._say(note)
+        if checkpoint is not None:
+            self._say(f"resuming from {checkpoint.folder}")
+            checkpoint.restore(self.learners)
+            self._seen = self._restore_seen()
+        self.state.global_batch, self.state.processes = self._sampler.global_batch, processes.world_size
+        self._started, self._written = time.time() - self.state.seconds, time.monotonic()
+        self._say(headline + note_on(self.clips, self.validation))
+
+    def _finish(self) -> None:
+        """Save the last weights, write the facts of the finished run and remove its checkpoints."""
+        for number, (name, learner) in enumerate(self.learners.items()):
+            last = self.folder / CHECKPOINTS / "last"
+            learner.save(last / name if number else last)
+        if not self.processes.is_main:
+            return
+        state, seconds = self.state, round(time.time() - self._started, 1)
+        facts = {
+            "steps": self.step,
+            "best_metric": state.best,
+            "best_step": state.best_step,
+            "seconds": seconds,
+            "peak_memory_gib": round(peak_memory_gib(), 2),
+            "finished": time.time(),
+            **describe_program(),
+            "machine": describe_machine(self.processes),
+        }
+        write_json(self.folder / FINISHED, facts)
+        self._log.finish(self.step, best_validation(self.folder))
+        best = f"best weights (step {state.best_step}) are in {self.folder / 'best'}"
+        self._say(f"finished in {seconds:.0f} s; {best}")
+        remove_checkpoints(self.folder / CHECKPOINTS)
+
+    def _observed_means(self) -> dict[str, float]:
+        """The means of what was observed, over batches and processes, and how the learners learn."""
+        if not self._seen:
+            return {}
+        means = {name: sum(each[name] for each in self._seen) / len(self._seen) for name in self._seen[0]}
+        self._seen.clear()
+        means = self.processes.mean(means)
+        for name, learner in self.learners.items():
+            prefix = f"{name}_" if name else ""
+            means[f"{prefix}learning_rate"] = learner.learning_rate
+            means[f"{prefix}gradient_norm"] = learner.gradient_norm
+            means |= {f"{prefix}skipped_steps": float(learner.skipped)} if learner.skipped else {}
+        return means
+
+    def _is_due(self, substep: int) -> bool:
+        safety = self.config.safety
+        steps, minutes = safety.checkpoint_steps, safety.checkpoint_minutes
+        by_steps = steps is not None and substep == 0 and self.step > 0 and self.step % steps == 0
+        return by_steps or (minutes is not None and time.monotonic() - self._written > 60 * minutes)
+
+    def _restore_seen(self) -> list[dict[str, float]]:
+        if len(self.stored) == self.processes.world_size:
+            return list(self.stored[self.processes.rank].seen)
+        # The run had another number of processes: what counts is the mean over them.
+        rows = zip(*(own.seen for own in self.stored), strict=True)
+        return [{name: sum(each[name] for each in row) / len(row) for name in row[0]} for row in rows]
+
+    def _clips_per_batch(self) -> int:
+        """Clips of this process's batches: as the config says, but a run that resumes keeps its global batch.
+
+        Raises `UserError` where the processes cannot share it.
+        """
+        if self.checkpoint is None:
+            return self.config.train.clips_per_batch
+        state, processes = self.checkpoint.state, self.processes
+        if state.global_batch % processes.world_size:
+            raise UserError(
+                f"{self.checkpoint.folder}: found batches of {state.global_batch} clips over {state.processes} "
+                f"processes, which {processes.world_size} processes cannot share; resume with a number that "
+                "divides it, such as NPROC=1"
+            )
+        return state.global_batch // processes.world_size
