@@ -32,8 +32,11 @@ class Policy(Protocol[R]):
     """What stage 3 does with a batch: what it collects, which models learn from that, and by which loss.
 
     The first of the `learners` is the ranker that the run is there for. A `rollout` is a dataclass of a `batch` and of
-    tensors with one row for each clip of it.
+    tensors with one row for each clip of it. `shown` is the logged value that stands beside the progress bar.
     """
+
+    @property
+    def shown(self) -> str: ...
 
     @property
     def rollout(self) -> type[R]: ...
@@ -76,6 +79,7 @@ class PartialOrderPolicy:
     """The paper's: each pair's order is proposed, rewarded, and kept or reversed by its advantage (section 3.4)."""
 
     rollout = PairRollout
+    shown = "reward"
 
     def __init__(
         self,
@@ -179,7 +183,7 @@ def update(run: TrainingRun[PPOConfig], policy: Policy[R], rollouts: list[R], st
     for learner in policy.learners.values():
         learner.schedule.step()
     rollouts.clear()
-    run.advance({"reward": seen["reward"]})
+    run.advance({policy.shown: seen[policy.shown]})
     if run.evaluates:
         evaluate(run, policy)
 

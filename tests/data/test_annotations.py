@@ -166,11 +166,11 @@ def test_a_fault_names_the_clip_and_what_was_wanted(tmp_path: Path, keys: dict[s
     assert told in message
 
 
-@pytest.mark.parametrize("target", [3, -1, 0.5, True, "high", "", [1], {}, float("nan"), float("inf"), None])
+@pytest.mark.parametrize("target", [11, -1, 0.5, True, "high", "", [1], {}, float("nan"), float("inf"), None])
 def test_a_target_that_is_no_grade_is_refused_naming_its_label(tmp_path: Path, target: Any) -> None:
     tags = [{"tag": "a", "target": 1}, {"tag": "b", "target": target}]
     message = message_of(write_json(tmp_path, [entry("fine"), entry("bad", tags=tags)]))
-    assert f"clip 1 (bad): target of label 'b': found {target!r}, wanted 0, 1 or 2" in message
+    assert f"clip 1 (bad): target of label 'b': found {target!r}, wanted a whole number from 0 to 10" in message
 
 
 @pytest.mark.parametrize("value", ["clip", 3, None, ["id", "tags"]])
@@ -192,7 +192,11 @@ def test_a_second_clip_of_the_same_id_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("need", "keys", "told"),
     [
-        ("grades", {"tags": [{"tag": "a"}], "index": []}, "target of label 'a': found None, wanted 0, 1 or 2"),
+        (
+            "grades",
+            {"tags": [{"tag": "a"}], "index": []},
+            "target of label 'a': found None, wanted a whole number from 0 to 10",
+        ),
         ("pairs", {"index": []}, "index: found no pairs"),
         ("pairs", {"index": None}, "index: found no pairs"),
         ("images", {"image": []}, "image: found no frames"),
@@ -224,11 +228,11 @@ def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
 
 
 def test_all_faults_of_a_clip_are_told_at_once(tmp_path: Path) -> None:
-    tags = [{"tag": "a", "target": 5}, {"tag": "b", "target": 6}, {"tag": "c", "target": 1}]
+    tags = [{"tag": "a", "target": 11}, {"tag": "b", "target": -6}, {"tag": "c", "target": 1}]
     bad = entry("bad", tags=tags, index=[[0, 1], [0, 9], [2, 2]], image=3, description=4)
     lines = message_of(write_json(tmp_path, [bad])).splitlines()[1:]
     assert [line.strip() for line in lines] == [
-        "clip 0 (bad): target of label 'a': found 5, wanted 0, 1 or 2 (and so for 1 more)",
+        "clip 0 (bad): target of label 'a': found 11, wanted a whole number from 0 to 10 (and so for 1 more)",
         "clip 0 (bad): description: found 4, wanted a text",
         "clip 0 (bad): image: wanted a list of paths",
         "clip 0 (bad): index: found [0, 9], wanted two different positions below 3 (and so for 1 more)",

@@ -246,7 +246,7 @@ def test_a_converted_folder_lacks_but_its_features(
 def test_all_faults_are_told_by_row_and_nothing_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "pictures" / "text.png").write_text("no image", encoding="utf-8")
     rows = [
-        ["a", "pictures/0.png", "a boat", "boat", "3"],
+        ["a", "pictures/0.png", "a boat", "boat", "11"],
         ["a", "", "a ship", "boat", "1"],
         ["", "pictures/0.png", "a boat", "boat", "1"],
         ["b", "pictures/gone.png", "a boat", "boat", "1"],
@@ -261,7 +261,7 @@ def test_all_faults_are_told_by_row_and_nothing_is_written(folder: Path, capsys:
     told = refused(capsys, table, "--out", folder / "out", "--preferences", preferences)
     for fault in (
         "row 8: found 6 cells, wanted 5",
-        "row 2: grade: found '3', wanted 0, 1 or 2",
+        "row 2: grade: found '11', wanted a whole number from 0 to 10",
         "row 3: clip a has the label 'boat' in row 2 already",
         "row 3: clip a has the description 'a ship', in row 2 'a boat'",
         "row 4: clip: is empty",
