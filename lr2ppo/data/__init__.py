@@ -1,4 +1,8 @@
-"""Clips, their features, and the batches every stage reads."""
+"""Clips, their features, and the batches that every stage reads.
+
+Imports: distributed (signals), config, files, tensors.
+"""
+
 
 from lr2ppo.data.annotations import Clip, read_clips, write_clips
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest

@@ -1,0 +1,4 @@
+"""Several processes: their group, their launcher and the signals that stop them.
+
+Imports: config, errors.
+"""

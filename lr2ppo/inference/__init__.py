@@ -1,0 +1,4 @@
+"""A trained model in use: ranking labels, exporting a model.
+
+Imports: encoders, stages and the rooms below.
+"""

@@ -1,4 +1,8 @@
-"""The models: a trunk that encodes each label once, a ranker and a judge of label orders on top of it."""
+"""The models: a trunk that encodes each label once, a ranker and a partial-order model on top of it.
+
+Imports: config, tensors, ops. Only `weights` and `published` know of files.
+"""
+
 
 from lr2ppo.models.encoder import LabelEncoder
 from lr2ppo.models.rankers import PartialOrderModel, RelevanceRanker

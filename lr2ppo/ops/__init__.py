@@ -1,0 +1,4 @@
+"""How this machine computes: linear layers, packed text, memory.
+
+Imports: torch alone.
+"""

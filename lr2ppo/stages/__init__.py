@@ -1,1 +1,4 @@
-"""The three training stages and their evaluation, each a command: `python -m lr2ppo.stages.<stage>`."""
+"""The three training stages and their evaluation; each reads like its algorithm.
+
+Imports: training, report and the rooms below.
+"""

@@ -1,1 +1,4 @@
-"""What the stages share: processes and devices, optimizers, weights on disk, run folders and their logs."""
+"""A training run: its folder, learners, checkpoints and logs.
+
+Imports: evaluation, losses and the rooms below.
+"""

@@ -1,0 +1,1 @@
+"""The feature store: HDF5 files of encoded clips, read, written and checked."""

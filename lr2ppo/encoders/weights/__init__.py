@@ -1,0 +1,1 @@
+"""Encoder weights in any of their layouts, read as the models that compute with them."""
