@@ -22,6 +22,7 @@ from lr2ppo.distributed.processes import choose_device
 from lr2ppo.encoders.extractor import ClipEncoder, EncoderPaths, open_encoders
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.scoring import Scores, preferences, score_batch
+from lr2ppo.inference.labels import check_labels
 from lr2ppo.inference.trained import Trained, open_trained
 from lr2ppo.models import PartialOrderModel
 from lr2ppo.models.weights import describe_model, load_kind, load_model
@@ -194,15 +195,3 @@ class LabelRanker:
             first_is_better=none.bool(),
             seed=0,
         )
-
-
-def check_labels(labels: Sequence[str]) -> None:
-    """Raises `UserError` where labels are none, are no texts, or one is empty or given twice."""
-    if isinstance(labels, str) or not len(labels):
-        raise UserError(f"labels: found {labels!r}, wanted a list of at least one text")
-    for place, label in enumerate(labels):
-        if not isinstance(label, str) or not label.strip() or UNWRITABLE.search(label):
-            raise UserError(f"labels: found {label!r} at place {place + 1}, wanted a text")
-    twice = list(dict.fromkeys(label for label in labels if list(labels).count(label) > 1))
-    if twice:
-        raise UserError(f"labels: found {', '.join(map(repr, twice))} more than once, wanted each label once")

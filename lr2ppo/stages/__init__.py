@@ -1,1 +1,1 @@
-"""The three training stages and their evaluation, each a command: `python -m lr2ppo.stages.<stage>`."""
+"""The three training stages (`lr2ppo train STAGE`) and their evaluation (`lr2ppo evaluate`)."""

@@ -11,7 +11,6 @@ from lr2ppo.evaluation.scoring import validation_ndcg
 from lr2ppo.losses.ranking import smooth_l1_loss
 from lr2ppo.models import RelevanceRanker
 from lr2ppo.ops.memory import keep_freed_memory
-from lr2ppo.training.command import run_stage
 from lr2ppo.training.inputs import complete_model_config, left_out_note, open_inputs, overlap_note
 from lr2ppo.training.learner import Learner, count_steps
 from lr2ppo.training.run_folder import Run, claim_run
@@ -60,7 +59,3 @@ def list_loss(ranker: nn.Module, batch: ClipBatch, beta: float) -> Tensor:
     """Smooth-L1 over each clip's fixed-length list; a label that fills it several times is encoded once."""
     scores = ranker(batch.text, batch.frames, text_mask=batch.text_mask, frame_mask=batch.frame_mask)
     return smooth_l1_loss(scores.gather(1, batch.filled), batch.grades.gather(1, batch.filled), beta=beta)
-
-
-if __name__ == "__main__":
-    run_stage("pointwise", train)

@@ -22,7 +22,6 @@ from lr2ppo.models.weights import load_kind
 from lr2ppo.runs.lookup import find_earlier
 from lr2ppo.stages.frozen_reward import FrozenJudge, open_judge
 from lr2ppo.training.checkpoint import Own
-from lr2ppo.training.command import run_stage
 from lr2ppo.training.inputs import check_fit, left_out_note, open_inputs, overlap_note
 from lr2ppo.training.learner import Learner
 from lr2ppo.training.run_folder import Run, claim_run
@@ -274,7 +273,3 @@ def summarise(losses: PPOLosses, rollout: Rollout, value: Tensor) -> dict[str, f
     }
     stacked = torch.stack([tensor.detach().mean() for tensor in means.values()])
     return dict(zip(means, stacked.tolist(), strict=True))
-
-
-if __name__ == "__main__":
-    run_stage("ppo", train)
