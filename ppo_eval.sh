@@ -6,9 +6,10 @@ cd "$(dirname "$0")"
 . scripts/launch.sh
 if [ "${1:-}" = --table ]; then
     shift
-    exec "$PYTHON" -m lr2ppo.stages.evaluate --config "configs/$PRESET/evaluate.yaml" --table "$@"
+    BY="exec"
+    evaluate --table "$@"
 fi
 named "ppo_eval.sh RUN [split=val|test] [key=value ...]" "PRESET=mini sh ppo_eval.sh ppo/demo split=val" "$@"
 name=$1
 shift
-launch evaluate "name=$name" "$@"
+evaluate "name=$name" "$@"

@@ -4,4 +4,4 @@
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/launch.sh
-exec "$PYTHON" -m lr2ppo.data.validate "$@"
+exec "$PYTHON" -m lr2ppo check "$@"

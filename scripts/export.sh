@@ -3,4 +3,4 @@
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/launch.sh
-exec "$PYTHON" -m lr2ppo.inference.export "$@"
+exec "$PYTHON" -m lr2ppo export "$@"

@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# Sourced by the stage scripts: starts a stage under torchrun, as many processes as there are GPUs (1 on a CPU).
+# Sourced by the scripts: a stage is trained by as many processes as there are GPUs (1 on a CPU).
 # Environment: PRESET, the folder under configs/ (default lrmovienet); NPROC, the number of processes; PYTHON.
 # On several machines, which share the repository's folder, the same script is started on each of them with
 #   NNODES, how many machines there are (default 1); NODE_RANK, this one's number, from 0;
@@ -17,16 +17,16 @@ if ! "$PYTHON" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_
     exit 2
 fi
 
-# launch_module MODULE ARGUMENT...
-launch_module() {
-    $BY "$PYTHON" -m lr2ppo.distributed.launch -m "$@"
-}
-
-# launch STAGE ARGUMENT...
+# launch STAGE ARGUMENT...: trains a stage as the preset says
 launch() {
     stage=$1
     shift
-    launch_module "lr2ppo.stages.$stage" --config "configs/$PRESET/$stage.yaml" "$@"
+    $BY "$PYTHON" -m lr2ppo train "$stage" --config "configs/$PRESET/$stage.yaml" "$@"
+}
+
+# evaluate ARGUMENT...: evaluates a run, or shows a table of runs, as the preset says
+evaluate() {
+    $BY "$PYTHON" -m lr2ppo evaluate --config "configs/$PRESET/evaluate.yaml" "$@"
 }
 
 # become STAGE ARGUMENT...: launch as the script's last act, so that signals to the script reach the stage

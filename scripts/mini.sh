@@ -21,18 +21,19 @@ step "1/6 clips: $data"
 if [ -d "$data" ]; then
     echo "already there"
 else
-    "$PYTHON" -m lr2ppo.data.mini "$data" --seed "$seed"
+    "$PYTHON" -m lr2ppo mini "$data" --seed "$seed"
 fi
 
 step "2/6 encoders: $encoders"
 if [ -f "$encoders/vit/config.json" ]; then
     echo "already there"
 else
-    "$PYTHON" -m lr2ppo.encoders.pretrain --data "$data" --out "$encoders" --seed "$seed"
+    "$PYTHON" -m lr2ppo pretrain --data "$data" --out "$encoders" --seed "$seed"
 fi
 
 step "3/6 features: $data/clean_feat.h5"
-"$PYTHON" -m lr2ppo.encoders.extract --data "$data" \
+# By one process, whose one file is the one that the preset reads.
+NPROC=1 "$PYTHON" -m lr2ppo extract --data "$data" \
     --text "$encoders/roberta" --image "$encoders/vit" --frame-tokens patches
 
 step "4/6 stage 1, the pointwise ranker"
@@ -43,5 +44,5 @@ step "6/6 stage 3, LR2PPO"
 launch ppo --fresh "name=$name" "seed=$seed" "data.root=$data" "ranker=$name" "reward=$name" "$@"
 
 for stage in pointwise reward ppo; do
-    launch evaluate "name=$stage/$name" >"logs/$stage/$name/evaluation.txt"
+    evaluate "name=$stage/$name" >"logs/$stage/$name/evaluation.txt"
 done

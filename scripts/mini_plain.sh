@@ -20,12 +20,11 @@ for seed in "$@"; do
     launch ppo --fresh "name=plain-$seed" "seed=$seed" "data.root=$data" "ranker=seed-$seed" "reward=plain-$seed" \
         train.clips_per_batch=512 train.pairs_per_clip=1 train.visits_per_epoch=32
     for stage in reward ppo; do
-        launch evaluate "name=$stage/plain-$seed" >"logs/$stage/plain-$seed/evaluation.txt"
+        evaluate "name=$stage/plain-$seed" >"logs/$stage/plain-$seed/evaluation.txt"
     done
 done
 
 for stage in reward ppo; do
     printf '\n== %s, all seeds together: the plain way, then ours\n' "$stage"
-    "$PYTHON" -m lr2ppo.stages.evaluate --config configs/mini/evaluate.yaml \
-        --table "$(runs "$stage" plain "$@")" "$(runs "$stage" seed "$@")"
+    evaluate --table "$(runs "$stage" plain "$@")" "$(runs "$stage" seed "$@")"
 done

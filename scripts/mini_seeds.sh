@@ -14,5 +14,4 @@ for seed in "$@"; do
 done
 
 printf '\n== all seeds together\n'
-"$PYTHON" -m lr2ppo.stages.evaluate --config configs/mini/evaluate.yaml \
-    --table "$(runs pointwise seed "$@")" "$(runs ppo seed "$@")" "$(runs reward seed "$@")"
+evaluate --table "$(runs pointwise seed "$@")" "$(runs ppo seed "$@")" "$(runs reward seed "$@")"

@@ -24,7 +24,7 @@ ours() {
 }
 
 measure() {
-    "$PYTHON" -m lr2ppo.benchmark.measure "$@"
+    "$PYTHON" -m lr2ppo benchmark "$@"
 }
 
 if [ "${1:-}" = --plain ]; then

@@ -10,9 +10,9 @@ PRESET=mini
 sh scripts/mini.sh quickstart 7 data/mini
 
 printf '\n== the test clips, ordered by each stage\n'
-"$PYTHON" -m lr2ppo.stages.evaluate --config configs/mini/evaluate.yaml --table pointwise/quickstart ppo/quickstart
+evaluate --table pointwise/quickstart ppo/quickstart
 echo
-"$PYTHON" -m lr2ppo.report ppo/quickstart -o logs/quickstart.html
+"$PYTHON" -m lr2ppo report ppo/quickstart -o logs/quickstart.html
 
 cat <<END
 

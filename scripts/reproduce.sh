@@ -52,8 +52,8 @@ for stage in pointwise reward ppo; do
     if [ -f "$logs/$stage/$name/results.json" ]; then
         echo "evaluated already"
     else
-        launch evaluate "name=$stage/$name" "logs=$logs"
+        evaluate "name=$stage/$name" "logs=$logs"
     fi
 done
 echo
-"$PYTHON" -m lr2ppo.evaluation.published "$name" --logs "$logs"
+"$PYTHON" -m lr2ppo compare-published "$name" --logs "$logs"

@@ -1,5 +1,6 @@
 """A tiny world with a known right answer, for the stages' tests."""
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ TOKENS, FRAMES, WIDTH, LABELS = 4, 3, 16, 6
 
 # A shell has SIGINT ignored in what it starts in the background, and what the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# What tests run in this process stays in it, however many GPUs there are.
+os.environ["NPROC"] = "1"
 
 
 @pytest.fixture(autouse=True)

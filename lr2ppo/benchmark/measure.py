@@ -1,13 +1,5 @@
-"""How fast a stage's training step is: one JSON line of times, rates, matrix work and memory, on random features.
+"""How fast a stage's training step is: its times, rates, matrix work and memory, on random features."""
 
-`--plain` computes the same step the published way: every slot of every pair is encoded by itself, with its own copy of
-the clip's frames. A ratio of two lines from one machine is the speed-up.
-"""
-
-import argparse
-import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +9,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from lr2ppo.benchmark.steps import Shape, Step, make_step, optimizer_bytes, torch_products
-from lr2ppo.config.load import load_config
-from lr2ppo.config.schema import STAGES
-from lr2ppo.distributed import launch as torchrun
-from lr2ppo.distributed.processes import Processes, join_processes, resolve_precision
-from lr2ppo.errors import UserError, reports_user_errors
+from lr2ppo.config.schema import ModelConfig, TrainingConfig
+from lr2ppo.distributed.processes import Processes, resolve_precision
 from lr2ppo.ops.linear import QuickLinear
 from lr2ppo.training.run_folder import peak_memory_gib
 
-TRAINING_STAGES = [stage for stage in STAGES if stage != "evaluate"]
 SQUARE = 4096
 COPIED_BYTES = 2**30
 
@@ -73,31 +61,41 @@ def memory_rate(device: torch.device) -> float:
     return 2 * COPIED_BYTES / min(time_steps(lambda: target.copy_(source), 5, device)) / 2**30
 
 
-def measure(arguments: argparse.Namespace, processes: Processes) -> dict[str, object]:
-    """The figures of one stage's step, as the preset and the options say."""
-    preset = Path("configs") / arguments.preset
-    config = load_config(preset / f"{arguments.stage}.yaml", arguments.stage, arguments.overrides)
-    trunk = load_config(preset / "pointwise.yaml", "pointwise", arguments.model).model
-    shape = Shape.of(config, trunk, labels=arguments.labels, tokens=arguments.tokens)
-    step = make_step(config, trunk, shape, processes, plain=arguments.plain)
-    with torch_products(step.models, arguments.plain):
-        seconds = time_steps(step.run, arguments.steps, processes.device)
+def measure(
+    config: TrainingConfig,
+    trunk: ModelConfig,
+    processes: Processes,
+    *,
+    labels: int,
+    tokens: int | None,
+    plain: bool,
+    steps: int,
+    trace: Path | None,
+) -> dict[str, object]:
+    """The figures of one step of the config's stage with a trunk of this shape, on clips of so many labels and tokens.
+
+    `plain` computes it the published way; `trace` is where a profile of one step is written.
+    """
+    shape = Shape.of(config, trunk, labels=labels, tokens=tokens)
+    step = make_step(config, trunk, shape, processes, plain=plain)
+    with torch_products(step.models, plain):
+        seconds = time_steps(step.run, steps, processes.device)
         memory = peak_memory_gib()
-        if arguments.profile is not None:
-            write_profile(step.run, arguments.profile)
+        if trace is not None:
+            write_profile(step.run, trace)
     best = min(seconds)
     flops = count_flops(step)
     precision = resolve_precision(config.compute.precision, processes.device)
     torch_rate, layer_rate = matrix_rates(processes, precision)
     rate, gib_rate = max(torch_rate, layer_rate), memory_rate(processes.device)
     # What no program that does this work goes below: its products at the matrix rate, and AdamW's passes over memory.
-    floor = flops / rate / 1e9 + optimizer_bytes(arguments.stage, trunk) / gib_rate / 2**30
+    floor = flops / rate / 1e9 + optimizer_bytes(config.stage, trunk) / gib_rate / 2**30
     pairs = shape.clips * shape.pairs * processes.world_size
-    encodings = shape.encodings(arguments.stage, arguments.plain)
+    encodings = shape.encodings(config.stage, plain)
     return {
-        "stage": arguments.stage,
-        "preset": arguments.preset,
-        "way": "plain" if arguments.plain else "ours",
+        "stage": config.stage,
+        "preset": config.preset,
+        "way": "plain" if plain else "ours",
         "precision": precision,
         "processes": processes.world_size,
         "clips": shape.clips,
@@ -116,7 +114,7 @@ def measure(arguments: argparse.Namespace, processes: Processes) -> dict[str, ob
         "machine_gib_per_second": round(gib_rate, 1),
         "floor_seconds": float(f"{floor:.4g}"),
         "share_of_floor": round(floor / best, 3),
-        "mib_read_per_step": round(shape.bytes_read(arguments.stage, arguments.plain) / 2**20, 2),
+        "mib_read_per_step": round(shape.bytes_read(config.stage, plain) / 2**20, 2),
         "peak_memory_gib": round(memory, 2),
     }
 
@@ -127,39 +125,3 @@ def write_profile(step: Callable[[], None], path: Path) -> None:
     with profile(activities=activities, record_shapes=True) as profiler:
         step()
     profiler.export_chrome_trace(str(path))
-
-
-@reports_user_errors
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="example: python -m lr2ppo.benchmark reward && python -m lr2ppo.benchmark reward --plain",
-    )
-    parser.add_argument("stage", choices=TRAINING_STAGES)
-    parser.add_argument("--preset", default="lrmovienet", help="folder under configs/ (default lrmovienet)")
-    parser.add_argument("--plain", action="store_true", help="the published way, each slot of each pair by itself")
-    parser.add_argument("--labels", type=int, default=20, help="labels of a clip (default 20)")
-    parser.add_argument("--tokens", type=int, help="text tokens of a label (default all that the flatten head takes)")
-    parser.add_argument(
-        "--model", action="append", default=[], metavar="key=value", help="overrides of the model's keys"
-    )
-    parser.add_argument("--processes", type=int, default=1, help="processes that share the work (default 1)")
-    parser.add_argument("--steps", type=int, default=3, help="steps timed, of which the quickest counts (default 3)")
-    parser.add_argument("--profile", type=Path, help="write a torch profiler trace of one step here")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, such as compute.precision=bf16")
-    arguments = parser.parse_intermixed_args()
-    if arguments.steps < 1 or arguments.labels < 2:
-        raise UserError(f"found --steps {arguments.steps} --labels {arguments.labels}, wanted at least 1 and 2")
-    if arguments.processes > 1 and "RANK" not in os.environ:
-        os.environ["NPROC"] = str(arguments.processes)
-        sys.argv[1:1] = ["-m", "lr2ppo.benchmark"]
-        torchrun.main()
-        return
-    with join_processes("auto") as processes:
-        figures = measure(arguments, processes)
-        if processes.is_main:
-            print(json.dumps(figures))
-
-
-if __name__ == "__main__":
-    main()

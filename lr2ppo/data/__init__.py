@@ -3,11 +3,14 @@
 Imports: distributed (signals), config, files, tensors.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from lr2ppo.data.annotations import Clip, read_clips, write_clips
-from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest
-from lr2ppo.data.features.store import FeatureStore
-from lr2ppo.data.features.writer import FeatureWriter
+if TYPE_CHECKING:
+    from lr2ppo.data.annotations import Clip, read_clips, write_clips
+    from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest
+    from lr2ppo.data.features.store import FeatureStore
+    from lr2ppo.data.features.writer import FeatureWriter
 
 __all__ = [
     "Clip",
@@ -19,3 +22,16 @@ __all__ = [
     "read_clips",
     "write_clips",
 ]
+_MODULES = {
+    **dict.fromkeys(("Clip", "read_clips", "write_clips"), "annotations"),
+    **dict.fromkeys(("ClipBatch", "ClipDataset", "ClipRequest"), "dataset"),
+    "FeatureStore": "features.store",
+    "FeatureWriter": "features.writer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What the room exports, imported where it is first asked for: some of it needs torch, which takes seconds."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

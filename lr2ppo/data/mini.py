@@ -4,10 +4,10 @@ A label is a noun with a fixed look (shape and colour). Source clips are graded 
 fills; target clips by whether the description says that the clip is about it and how steadily it is seen.
 """
 
-import argparse
 import csv
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lr2ppo.data import annotations
 from lr2ppo.data.annotations import Clip, graded, write_clips
-from lr2ppo.errors import UserError, reports_user_errors
+from lr2ppo.errors import UserError
 
 NOUNS = (
     "anchor apple arrow basket bell boat book bottle bridge candle car chair clock cloud crown door drum feather fence "
@@ -203,7 +203,7 @@ def write_mini(root: Path, seed: int, sizes: SplitSizes = SIZES) -> None:
 
 
 def write_table(root: Path, seed: int, clips: int) -> None:
-    """Write target clips as a table of one's own would be, for `lr2ppo.data.convert`: table.csv and frames."""
+    """Write target clips as a table of one's own would be, for `lr2ppo convert`: table.csv and frames."""
     rng = np.random.default_rng(seed)
     world = World.draw(rng)
     root.mkdir(parents=True)
@@ -223,35 +223,15 @@ def _write_picture(root: Path, name: str, picture: Picture) -> str:
     return name
 
 
-@reports_user_errors
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Write the mini benchmark: generated clips in LRMovieNet's layout.",
-        epilog="example: python -m lr2ppo.data.mini data/mini --seed 7",
-    )
-    parser.add_argument("out", type=Path, help="the folder to write")
-    parser.add_argument("--seed", type=int, default=7)
-    for split, size in SIZES.items():
-        parser.add_argument(f"--{split}", type=int, default=size, metavar="N", help=f"clips drawn (default {size})")
-    parser.add_argument(
-        "--table", type=int, metavar="N", help="write N target clips as a table for lr2ppo.data.convert instead"
-    )
-    arguments = parser.parse_args()
-    if arguments.out.exists() and any(arguments.out.iterdir()):
-        raise UserError(f"{arguments.out}: is not empty; give a new folder, or remove this one first")
-    # Drawn under another name first, so that a folder of the right name is a whole one.
-    partial = arguments.out.with_name(f".{arguments.out.name}.partial")
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the name `out` once all is written; raises `UserError` where `out` has files.
+
+    A folder of that name is then a whole one.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: is not empty; give a new folder, or remove this one first")
+    partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    if arguments.table is not None:
-        write_table(partial, arguments.seed, arguments.table)
-        partial.replace(arguments.out)
-        print(f"wrote {arguments.out}/table.csv: {arguments.table} clips, with their frames beside it")
-        return
-    write_mini(partial, arguments.seed, {split: getattr(arguments, split) for split in SIZES})
-    partial.replace(arguments.out)
-    counts = ", ".join(f"{getattr(arguments, split)} {split}" for split in SIZES)
-    print(f"wrote {arguments.out}: {counts} clips")
-
-
-if __name__ == "__main__":
-    main()
+    yield partial
+    partial.replace(out)

@@ -1,6 +1,5 @@
 """Checks of clips and their features that every stage makes before it trains."""
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from lr2ppo.data.annotations import Clip, ClipFault, Need, read_sound_clips
 from lr2ppo.data.features.layout import DAMAGE
 from lr2ppo.data.features.store import FeatureStore, find_feature_files
 from lr2ppo.data.frames import missing_frames, unusable_frames
-from lr2ppo.errors import UserError, raise_faults, reports_user_errors
+from lr2ppo.errors import UserError, raise_faults
 from lr2ppo.files import write_json
 
 LEAVE_OUT = "or leave such clips out with data.strict=false"
@@ -213,32 +212,17 @@ def check_frames(splits: Mapping[str, Sequence[Clip]], frames_root: Path) -> lis
     return [str(fault) for fault in unusable_frames(progress, frames_root)]
 
 
-@reports_user_errors
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="example: python -m lr2ppo.data.validate data/LRMovieNet --frames-root data/MovieNet",
-    )
-    parser.add_argument("data", type=Path, help="folder with the annotation files and the features")
-    parser.add_argument(
-        "--features", nargs="+", default=["clean_feat.h5"], help="feature files or patterns (default clean_feat.h5)"
-    )
-    parser.add_argument("--frames-root", type=Path, help="folder that image paths are relative to (default the data's)")
-    arguments = parser.parse_args()
-    if not arguments.data.is_dir():
-        raise UserError(f"{arguments.data}: no such folder; give one in LRMovieNet's layout")
+def require_sound(root: Path, features: Sequence[str], frames_root: Path) -> None:
+    """Print what a folder in LRMovieNet's layout holds; raises `UserError` naming its faults and its frames'."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; give one in LRMovieNet's layout")
     faults: list[str] = []
-    splits = read_splits(arguments.data, faults)
-    faults += check_folder(splits, arguments.data, arguments.features)
-    of_frames = check_frames(splits, arguments.frames_root or arguments.data)
+    splits = read_splits(root, faults)
+    faults += check_folder(splits, root, features)
+    of_frames = check_frames(splits, frames_root)
     says = (
-        "training cannot start until they are mended"
+        "training cannot start until they are corrected"
         if faults
         else "training can start, but these frames cannot be encoded"
     )
-    raise_faults(arguments.data, [*faults, *of_frames], says)
-    print("training can start")
-
-
-if __name__ == "__main__":
-    main()
+    raise_faults(root, [*faults, *of_frames], says)

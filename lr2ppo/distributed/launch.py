@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,24 +71,6 @@ def rendezvous_arguments(nodes: int) -> list[str]:
     return [f"--nnodes={nodes}", f"--node-rank={rank}", f"--master-addr={address}", f"--master-port={port}"]
 
 
-def take_restarts(arguments: list[str]) -> tuple[int, list[str]]:
-    """How often processes that fail are started again (`--max-restarts N`), and the arguments without that."""
-    rest, restarts, asked = [], "0", False
-    for argument in arguments:
-        if asked:
-            restarts, asked = argument, False
-        elif argument == "--max-restarts":
-            asked = True
-        elif argument.startswith("--max-restarts="):
-            restarts = argument.partition("=")[2]
-        else:
-            rest.append(argument)
-    if asked or not _is_whole(restarts, 0):
-        found = NOTHING if asked else repr(restarts)
-        raise UserError(f"--max-restarts: found {found}, wanted a whole number, such as --max-restarts 3")
-    return int(restarts), rest
-
-
 def _is_whole(text: str, least: int, most: int | None = None) -> bool:
     return bool(re.fullmatch(r"[0-9]{1,9}", text)) and least <= int(text) and (most is None or int(text) <= most)
 
@@ -127,27 +109,32 @@ def _kill_children() -> None:
             os.killpg(int(child), signal.SIGKILL)
 
 
-def run_stage() -> None:
-    """Run the module that `-m` names in this process."""
-    sys.argv[:] = sys.argv[2:]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+def run_in_processes(work: Callable[[], None], command: Sequence[str], restarts: int = 0) -> None:
+    """Do the work in this process where it is alone; otherwise start `command` in as many processes as are asked for.
 
-
-@reports_user_errors
-def main() -> None:
-    """Takes torchrun's own arguments; exits with 2 where the stage refused its input, else as the failed process."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.argv[1:2] == ["-m"]:
-        run_stage()
-        return
-    processes, nodes = count_processes(), count_nodes()
-    restarts, sys.argv[1:] = take_restarts(sys.argv[1:])
-    rendezvous = rendezvous_arguments(nodes)
-    if processes == nodes == 1 and not restarts and sys.argv[1:2] == ["-m"]:
+    `command` is what follows `python` on a command line that calls this function again, which then does the work.
+    Processes that fail are started again, up to `restarts` times. Raises `UserError` where the environment asks for
+    processes that there cannot be.
+    """
+    if is_started() or (count_processes() == count_nodes() == 1 and not restarts):
         # A single process needs no launcher above it.
-        run_stage()
-        return
+        work()
+    else:
+        start(command, restarts)
+
+
+def is_started() -> bool:
+    """Whether the launcher started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def start(command: Sequence[str], restarts: int = 0) -> None:
+    """Run a command, as torchrun takes it, in as many processes as the environment asks for.
+
+    Exits with 2 where the command refused its input, else as the failed process.
+    """
+    processes, nodes = count_processes(), count_nodes()
+    rendezvous = rendezvous_arguments(nodes)
     # Processes share the machine's cores; torchrun would give each one thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     # Processes that are started again would else find the addresses of those that ended, and wait for them.
@@ -161,7 +148,7 @@ def main() -> None:
         f"--signals-to-handle={','.join(number.name for number in heeded_signals())}",
     ]
     # Processes begin as this one did, so that Ctrl-C leaves no traceback in them either.
-    command = ["-m", "lr2ppo.distributed.launch"] * (sys.argv[1:2] == ["-m"]) + sys.argv[1:]
+    command = ["-m", "lr2ppo.distributed.launch"] * ("-m" in command[:1]) + [*command]
     arguments = get_args_parser().parse_args([*rendezvous, f"--nproc-per-node={processes}", *safety, *command])
     try:
         with ended_by_second_signal():
@@ -187,6 +174,27 @@ def main() -> None:
             f"{rendezvous[-2]} {rendezvous[-1]}: the machines did not find each other: {error} "
             "Start the same script on each machine, with the same NNODES, MASTER_ADDR and MASTER_PORT"
         ) from None
+
+
+def run_module(name: str, *arguments: str) -> None:
+    """Run a module in this process, as `python -m` does."""
+    sys.argv[:] = [name, *arguments]
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+@reports_user_errors
+def main() -> None:
+    """Run the module that `-m` names: here, in a process that was started for it, or in as many as are asked for.
+
+    Without `-m`, takes torchrun's own arguments.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = sys.argv[1:]
+    if command[:1] == ["-m"]:
+        run_in_processes(lambda: run_module(*command[1:]), command)
+    else:
+        start(command)
 
 
 if __name__ == "__main__":

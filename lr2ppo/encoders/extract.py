@@ -3,7 +3,6 @@
 Several processes write a file each: `clean_feat-00-of-04.h5` and so on, in place of `clean_feat.h5`.
 """
 
-import argparse
 import os
 import sys
 import time
@@ -11,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from tqdm import tqdm
@@ -24,9 +22,9 @@ from lr2ppo.data.features.writer import Facts, FeatureWriter, StoredType, read_c
 from lr2ppo.data.frames import missing_frames, read_image, unusable_frames
 from lr2ppo.distributed.processes import Processes, choose_device, join_processes
 from lr2ppo.encoders.extractor import describe_encoding
-from lr2ppo.encoders.image import ImageEncoder
+from lr2ppo.encoders.image import FrameTokens, ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
-from lr2ppo.errors import UserError, raise_faults, reports_user_errors
+from lr2ppo.errors import UserError, raise_faults
 
 ANNOTATION_FILES = (
     annotations.SOURCE_TRAIN,
@@ -128,57 +126,41 @@ def one_tells(processes: Processes) -> Iterator[None]:
         sys.exit(2)
 
 
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="example: python -m lr2ppo.encoders.extract --data data/mini "
-        "--text pretrained_models/mini/roberta --image pretrained_models/mini/vit --frame-tokens patches. "
-        "Which layout encoder weights have is told by their content: pretrained_models/README.md.",
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with the annotation files")
-    parser.add_argument("--text", type=Path, required=True, help="RoBERTa: Hugging Face folder or TencentPretrain file")
-    parser.add_argument(
-        "--tokenizer", type=Path, metavar="FOLDER", help="RoBERTa's tokenizer files (default beside it)"
-    )
-    parser.add_argument(
-        "--image", type=Path, required=True, help="ViT: folder or file of timm, Hugging Face or TencentPretrain"
-    )
-    parser.add_argument("--out", type=Path, help="feature file to write or continue (default DATA/clean_feat.h5)")
-    parser.add_argument("--frames-root", type=Path, help="folder that image paths are relative to (default DATA)")
-    parser.add_argument("--frame-tokens", choices=("class", "patches"), default="class", help="what a frame becomes")
-    parser.add_argument(
-        "--dtype",
-        choices=get_args(StoredType),
-        default="float32",
-        help="how numbers are stored; 16 bits halve the file",
-    )
-    parser.add_argument("--device", default="auto")
-    return parser.parse_args()
+def extract_folder(
+    data: Path,
+    frames_root: Path,
+    out: Path,
+    *,
+    text: Path,
+    tokenizer: Path | None,
+    image: Path,
+    frame_tokens: FrameTokens,
+    dtype: StoredType,
+    device: str,
+) -> None:
+    """Extract this process's share of a folder's clips by the encoders at these paths, and print what was written.
 
-
-@reports_user_errors
-def main() -> None:
-    arguments = _parse_arguments()
-    out = arguments.out or arguments.data / "clean_feat.h5"
-    frames_root = arguments.frames_root or arguments.data
+    Raises `UserError`, before any work, where the encoders, the clips, their frames or what is there already cannot be
+    used.
+    """
     # They are together for what goes before the work alone, and on no GPU, which two of them may share. No process
     # writes before all have seen what is there: then their shares are of the same clips.
     with join_processes("cpu") as processes, one_tells(processes):
-        text = TextEncoder.load(arguments.text, arguments.tokenizer)
-        text.require_tokenizer()
-        clips = find_clips(arguments.data)
+        reader = TextEncoder.load(text, tokenizer)
+        reader.require_tokenizer()
+        clips = find_clips(data)
         check_frames(clips, frames_root)
-        device = choose_device(arguments.device, int(os.environ.get("LOCAL_RANK", "0")))
-        text = text.to(device)
-        image = ImageEncoder.load(arguments.image, arguments.frame_tokens).to(device)
-        encoding = describe_encoding(text, arguments.text, image, arguments.image, arguments.dtype)
+        chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+        reader = reader.to(chosen)
+        viewer = ImageEncoder.load(image, frame_tokens).to(chosen)
+        encoding = describe_encoding(reader, text, viewer, image, dtype)
         told = encoding.model_dump()
         facts = {name: told.pop(name) for name in ("text_encoder", "image_encoder", "frame_tokens")}
-        facts["tokens_per_frame"] = image.tokens_per_frame
-        share = find_share(clips, out, facts, arguments.dtype, processes.rank, processes.world_size)
+        facts["tokens_per_frame"] = viewer.tokens_per_frame
+        share = find_share(clips, out, facts, dtype, processes.rank, processes.world_size)
     if share.clips:
-        with FeatureWriter(share.path, facts, arguments.dtype, told) as writer:
-            extract(share.clips, frames_root, text, image, writer, show_progress=processes.is_main)
+        with FeatureWriter(share.path, facts, dtype, told) as writer:
+            extract(share.clips, frames_root, reader, viewer, writer, show_progress=processes.is_main)
     if processes.is_main:
         of_all = f", its share of {share.missing}" if processes.world_size > 1 else ""
         there = len(clips) - share.missing
@@ -187,7 +169,3 @@ def main() -> None:
             print(f"note: {len(frameless)} clips name no frames, such as {frameless[0]}: their labels have text alone")
         if find_shards(out):
             print(f"train on all of them with '{shards_setting(out)}'")
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,6 @@ Three losses of equal weight: which pictures' captions name a label (contrast be
 picture's best patch), masked words, and whether a label stands in the text beside it.
 """
 
-import argparse
 import math
 import re
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from lr2ppo.data.frames import missing_frames, read_image, unusable_frames
 from lr2ppo.distributed.processes import choose_device
 from lr2ppo.encoders.image import ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
-from lr2ppo.errors import UserError, raise_faults, reports_user_errors
+from lr2ppo.errors import UserError, raise_faults
 from lr2ppo.training.learner import build_optimizer
 
 TRAINING_FILES = (annotations.SOURCE_TRAIN, annotations.TARGET_TRAIN)
@@ -231,49 +230,44 @@ def train(
     return {name: float(np.mean(values)) for name, values in last.items()}
 
 
-@reports_user_errors
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m lr2ppo.encoders.pretrain --data data/mini --out pretrained_models/mini",
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder in LRMovieNet's layout")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the encoders: OUT/roberta and OUT/vit")
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=4e-3)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--patch-size", type=int, default=8)
-    parser.add_argument("--vocabulary", type=int, default=1000, help="most tokens of the BPE vocabulary")
-    parser.add_argument("--max-tokens", type=int, default=196, help="longest text in tokens")
-    parser.add_argument("--pictures", type=int, default=10000, help="most pictures used; all are held in memory")
-    parser.add_argument("--device", default="auto")
-    args = parser.parse_args()
+def pretrain(
+    data: Path,
+    out: Path,
+    *,
+    seed: int,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    width: int,
+    layers: int,
+    heads: int,
+    image_size: int,
+    patch_size: int,
+    vocabulary: int,
+    max_tokens: int,
+    pictures: int,
+    device: str,
+) -> dict[str, float]:
+    """Train both encoders on a data folder and write them as `OUT/roberta` and `OUT/vit`; returns their last losses.
 
-    torch.manual_seed(args.seed)
-    captions = read_captions(args.data, args.pictures, np.random.default_rng(args.seed))
-    tokenizer = build_tokenizer([*captions.captions, *captions.texts, *captions.words], args.vocabulary)
-    text = build_text_model(len(tokenizer), args.width, args.layers, args.heads, args.max_tokens)
-    vit, shape = build_image_model(args.width, args.layers, args.heads, args.image_size, args.patch_size)
+    Raises `UserError` where the folder cannot be used, or the encoders learned nothing.
+    """
+    torch.manual_seed(seed)
+    captions = read_captions(data, pictures, np.random.default_rng(seed))
+    tokenizer = build_tokenizer([*captions.captions, *captions.texts, *captions.words], vocabulary)
+    text = build_text_model(len(tokenizer), width, layers, heads, max_tokens)
+    vit, shape = build_image_model(width, layers, heads, image_size, patch_size)
     image = ImageEncoder(vit, "patches")
-    model = Pretraining(text, TextEncoder(text.roberta, tokenizer, args.max_tokens), image, captions)
-    model = model.to(choose_device(args.device)).train()
-    losses = train(
-        model, load_pictures(captions.pictures, image), args.steps, args.batch, args.learning_rate, args.seed
-    )
+    model = Pretraining(text, TextEncoder(text.roberta, tokenizer, max_tokens), image, captions)
+    model = model.to(choose_device(device)).train()
+    losses = train(model, load_pictures(captions.pictures, image), steps, batch, learning_rate, seed)
     if losses["in_text"] > MATCHED_LOSS_LIMIT:
         raise UserError(
             f"pretraining did not learn to tell whether a label stands in a text (loss {losses['in_text']:.2f}, wanted "
             f"at most {MATCHED_LOSS_LIMIT}); try another --seed or more --steps"
         )
-    save(args.out, text, tokenizer, vit, shape)
-    shown = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-    print(f"wrote {args.out}/roberta and {args.out}/vit; final losses: {shown}")
+    save(out, text, tokenizer, vit, shape)
+    return losses
 
 
 def save(
@@ -284,7 +278,3 @@ def save(
     text.cpu().eval().save_pretrained(out / "roberta")
     tokenizer.save_pretrained(out / "roberta")
     timm.models.save_for_hf(vit.cpu().eval(), str(out / "vit"), model_args=shape, safe_serialization=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,5 @@
 """Runs of the three stages beside the published figures, stage by stage."""
 
-import argparse
 import csv
 import json
 from collections.abc import Mapping
@@ -8,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lr2ppo.errors import reports_user_errors
 from lr2ppo.evaluation.comparison import CELL, TITLES
-from lr2ppo.runs.lookup import FINISHED, best_validation, find_run
+from lr2ppo.runs.lookup import FINISHED, best_validation
 
 CURVES = Path(__file__).parent / "published_curves"
 NDCG = ("ndcg@1", "ndcg@3", "ndcg@5", "ndcg@10", "ndcg@20")
@@ -56,6 +54,11 @@ def published_curve(stage: Stage) -> dict[str, list[float]]:
     return {LOGGED_NAMES.get(name, f"train/{name}"): [float(row[name]) for row in rows] for name in rows[0]}
 
 
+def compare_runs(runs: Mapping[str, Path]) -> str:
+    """The table of a run of each stage; raises `UserError` where one has not finished."""
+    return "\n\n".join(compare_stage(STAGES[stage], run) for stage, run in runs.items())
+
+
 def compare_stage(stage: Stage, run: Path) -> str:
     """A stage's part of the table: published, ours and the difference on validation, ours on test, and the times."""
     published, ours = published_best(stage), best_validation(run)
@@ -81,23 +84,3 @@ def _row(name: str, values: Mapping[str, float], sign: str = "-") -> str:
 
 def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-@reports_user_errors
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="example: python -m lr2ppo.evaluation.published lrmovienet (after scripts/reproduce.sh)",
-    )
-    parser.add_argument("name", help="name of the runs logs/pointwise/NAME, logs/reward/NAME and logs/ppo/NAME")
-    parser.add_argument("--logs", type=Path, default=Path("logs"), help="folder of the runs (default logs)")
-    arguments = parser.parse_args()
-    runs = {stage: find_run(f"{stage}/{arguments.name}", (stage,), arguments.logs) for stage in STAGES}
-    parts = [compare_stage(STAGES[stage], run) for stage, run in runs.items()]
-    print("Ours beside the published figures of LRMovieNet. Validation: the evaluation that chose each run's weights;")
-    print("test: with 95 % bootstrap intervals over clips.\n")
-    print("\n\n".join(parts))
-
-
-if __name__ == "__main__":
-    main()

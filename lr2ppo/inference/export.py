@@ -1,6 +1,5 @@
 """Export a run's model as a folder of its own, which `LabelRanker.load` takes."""
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -8,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lr2ppo.errors import UserError, reports_user_errors
+from lr2ppo.errors import UserError
 from lr2ppo.files import write_json
 from lr2ppo.inference.model_card import write_card
 from lr2ppo.inference.onnx import OnnxReport, export_onnx
-from lr2ppo.inference.trained import BEFORE, REWARD, Trained, open_trained
+from lr2ppo.inference.trained import BEFORE, REWARD, Trained
 from lr2ppo.models import PartialOrderModel
 from lr2ppo.models.weights import load_model, save_model
 from lr2ppo.version import __version__
@@ -59,27 +58,3 @@ def _whole_folder(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial)
         raise
-
-
-@reports_user_errors
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lr2ppo.inference.export",
-        description="Export a run as a folder that needs nothing else but its encoders: weights, reward model, README.",
-        epilog="example: python -m lr2ppo.inference.export ppo/quickstart exported/mini --onnx",
-    )
-    parser.add_argument("run", metavar="RUN", help="NAME, STAGE/NAME or a path of a run")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
-    parser.add_argument("--onnx", action="store_true", help="write the ranker as ranker.onnx too, and check its scores")
-    parser.add_argument("--logs", type=Path, default=Path("logs"))
-    arguments = parser.parse_args()
-    trained = open_trained(arguments.run, arguments.logs)
-    report = export(trained, arguments.out, arguments.onnx)
-    size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file()) / 2**20
-    print(f"{arguments.out}: {trained.use.name}, {size:.1f} MiB; rank with: lr2ppo rank {arguments.out} ...")
-    if report is not None:
-        print(f"{arguments.out / 'ranker.onnx'}: {report}")
-
-
-if __name__ == "__main__":
-    main()

@@ -105,5 +105,5 @@ def _use(trained: Trained, out: Path) -> str:
     if trained.reward is not None:
         lines.append('ranker.compare("holiday.mp4", "beach", "car", "two friends by the sea")')
     python = "\n".join(lines)
-    shell = f'python -m lr2ppo.inference.ranker {out} --frames holiday.mp4 --labels "beach,car,night"'
+    shell = f'lr2ppo rank {out} --frames holiday.mp4 --labels "beach,car,night"'
     return f"## Use\n\n```python\n{python}\n```\n\nor\n\n```sh\n{shell}\n```"

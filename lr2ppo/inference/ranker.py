@@ -23,6 +23,7 @@ from lr2ppo.distributed.processes import choose_device
 from lr2ppo.encoders.extractor import ClipEncoder, EncoderPaths, open_encoders
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.scoring import Scores, preferences, score_batch
+from lr2ppo.inference.labels import RankedLabel, check_labels
 from lr2ppo.inference.trained import Trained, open_trained
 from lr2ppo.models import PartialOrderModel
 from lr2ppo.models.weights import describe_model, load_kind, load_model
@@ -30,14 +31,6 @@ from lr2ppo.ops.linear import quicken
 from lr2ppo.tensors import fingerprint
 
 CLIPS_AT_ONCE = 8
-
-
-@dataclass(frozen=True)
-class RankedLabel:
-    """A label and its score; scores of one clip are comparable, higher is more relevant."""
-
-    label: str
-    score: float
 
 
 @dataclass(frozen=True)
@@ -205,15 +198,3 @@ class LabelRanker:
         shape = self._model.encoder.config
         rows = len(choose(1)) * shape.tokens_per_frame
         return torch.zeros(rows, shape.image_width or shape.width)
-
-
-def check_labels(labels: Sequence[str]) -> None:
-    """Raises `UserError` where labels are none, are no texts, or one is empty or given twice."""
-    if isinstance(labels, str) or not len(labels):
-        raise UserError(f"labels: found {labels!r}, wanted a list of at least one text")
-    for place, label in enumerate(labels):
-        if not isinstance(label, str) or not label.strip() or UNWRITABLE.search(label):
-            raise UserError(f"labels: found {label!r} at place {place + 1}, wanted a text")
-    twice = list(dict.fromkeys(label for label in labels if list(labels).count(label) > 1))
-    if twice:
-        raise UserError(f"labels: found {', '.join(map(repr, twice))} more than once, wanted each label once")

@@ -3,7 +3,6 @@
 Imports: config, tensors, ops. Only `weights` and `published` know of files.
 """
 
-
 from lr2ppo.models.encoder import LabelEncoder
 from lr2ppo.models.rankers import PartialOrderModel, RelevanceRanker
 

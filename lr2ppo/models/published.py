@@ -1,9 +1,5 @@
-"""Checkpoints of the published implementation: read as models of ours, and written back.
+"""Checkpoints of the published implementation: read as models of ours, and written back."""
 
-`python -m lr2ppo.models.published IN OUT_DIR` makes a run's `best/` folder of one; `--to-published` goes back.
-"""
-
-import argparse
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +8,9 @@ from typing import TypeVar
 from torch import Tensor
 
 from lr2ppo.config.schema import ModelConfig
-from lr2ppo.errors import UserError, reports_user_errors
+from lr2ppo.errors import UserError
 from lr2ppo.models.rankers import PartialOrderModel, RelevanceRanker
-from lr2ppo.models.weights import M, Model, build_model, load_model, model_shapes, save_model
+from lr2ppo.models.weights import M, Model, build_model, load_model, model_shapes
 from lr2ppo.tensors import check_tensors, read_tensors, write_tensors
 
 T = TypeVar("T")
@@ -153,28 +149,6 @@ def rename_modules(named: Mapping[str, T], modules: Mapping[str, str]) -> dict[s
     return renamed
 
 
-@reports_user_errors
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Turn a published checkpoint into a run's best/ folder; with --to-published, a run into one.",
-        epilog="example: python -m lr2ppo.models.published pointwise.bin logs/pointwise/published/best && "
-        "sh ppo_eval.sh pointwise/published",
-    )
-    parser.add_argument("source", type=Path, metavar="IN", help="published checkpoint; or a run or its best/ folder")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; with --to-published a file to write")
-    parser.add_argument("--to-published", action="store_true", help="write a run's model as a published checkpoint")
-    parser.add_argument("--text-tokens", type=int, help=f"tokens of the flatten head (default {TEXT_TOKENS})")
-    parser.add_argument("--frames", type=int, help=f"frames of the flatten head (default {FRAMES})")
-    arguments = parser.parse_args()
-    if arguments.to_published:
-        write_published(arguments.source, arguments.out)
-        return
-    model = load_published(arguments.source, arguments.text_tokens, arguments.frames)
-    save_model(arguments.out, model)
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{arguments.out}: a {type(model).__name__} of {weights:,} weights")
-
-
 def write_published(source: Path, out: Path) -> None:
     """Write a run's model, or that of a `best/` folder, as a published checkpoint; `out` may be a folder too."""
     folder = source / "best" if (source / "best").is_dir() else source
@@ -186,7 +160,3 @@ def write_published(source: Path, out: Path) -> None:
     file = out if out.suffix else out / "model.bin"
     write_tensors(file, tensors)
     print(f"{file}: {len(tensors)} tensors of a {type(model).__name__}, as the published program reads it")
-
-
-if __name__ == "__main__":
-    main()

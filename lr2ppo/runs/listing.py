@@ -1,17 +1,16 @@
 """List the runs there are: how far each is, its best validation metric, and whether it is at work."""
 
-import argparse
 import json
 import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from lr2ppo.errors import UserError, reports_user_errors
+from lr2ppo.errors import UserError
 from lr2ppo.runs.lock import is_locked
 from lr2ppo.runs.lookup import (
     COMMANDS,
@@ -213,31 +212,3 @@ def describe(logs: Path) -> list[str]:
     """The table's lines, or what to do where there is no run."""
     runs = list_runs(logs)
     return format_runs(runs, time.time()) if runs else [f"no runs under {logs}; sh pointwise.sh NAME makes one"]
-
-
-@reports_user_errors
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="List the runs there are: progress, best validation metric, and whether they are at work.",
-        epilog="example: python -m lr2ppo.runs --watch 5",
-    )
-    parser.add_argument("--logs", type=Path, default=Path("logs"), help="folder of the runs (default logs)")
-    parser.add_argument(
-        "--watch", nargs="?", type=float, const=2.0, metavar="SECONDS", help="show it anew every 2 or so many seconds"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON list, times in seconds since 1970")
-    arguments = parser.parse_args()
-    if not arguments.logs.is_dir():
-        raise UserError(f"--logs: found no folder {arguments.logs}; give the one that the runs' folders lie in")
-    if arguments.watch is not None and (arguments.json or not arguments.watch > 0):
-        raise UserError("--watch: wanted more than 0 seconds, and not together with --json")
-    if arguments.watch is not None:
-        watch(arguments.logs, arguments.watch)
-    elif arguments.json:
-        print(json.dumps([asdict(run) for run in list_runs(arguments.logs)], indent=1))
-    else:
-        print("\n".join(describe(arguments.logs)))
-
-
-if __name__ == "__main__":
-    main()

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lr2ppo.config.load import load_config
 from lr2ppo.config.schema import DataConfig, EvaluateConfig
 from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import ClipDataset, open_store
 from lr2ppo.distributed.processes import autocast, join_processes
-from lr2ppo.errors import UserError, reports_user_errors
+from lr2ppo.errors import UserError
 from lr2ppo.evaluation.calibration import describe_judgement
 from lr2ppo.evaluation.comparison import Row, describe_gain, format_table, summarise
 from lr2ppo.evaluation.results import (
@@ -33,7 +32,6 @@ from lr2ppo.ops.linear import quicken
 from lr2ppo.report import write_report
 from lr2ppo.report.load import find_runs
 from lr2ppo.runs.lookup import COMMANDS, RESULTS, find_run, is_converted, read_data, read_temperature
-from lr2ppo.training.command import read_stage_config, stage_parser
 from lr2ppo.training.inputs import check_fit, left_out_note, open_inputs
 
 TRAINING_STAGES = tuple(COMMANDS)
@@ -131,27 +129,3 @@ def pool_cases(folders: Sequence[Path], split: str) -> tuple[list[Clip], list[Sc
         clips += own_clips
         scores += own_scores
     return clips, scores
-
-
-@reports_user_errors
-def main() -> None:
-    parser = stage_parser("evaluate", "python -m lr2ppo.stages.evaluate --config configs/mini/evaluate.yaml name=demo")
-    parser.add_argument(
-        "--table", nargs="+", metavar="RUN", help="show evaluated runs side by side; A,B pools runs A and B"
-    )
-    arguments = parser.parse_intermixed_args()
-    table = arguments.table or []
-    # Overrides may stand behind the runs: what holds an equals sign is one.
-    arguments.overrides += [item for item in table if "=" in item]
-    config = read_stage_config(arguments, "evaluate")
-    if config is None:
-        return
-    torch.manual_seed(config.seed)
-    if arguments.table:
-        show_table([item for item in table if "=" not in item], config)
-    else:
-        evaluate(config, arguments.config.parent)
-
-
-if __name__ == "__main__":
-    main()

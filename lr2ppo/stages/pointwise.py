@@ -13,7 +13,6 @@ from lr2ppo.evaluation.scoring import validation_ndcg
 from lr2ppo.losses import RANKING_LOSSES
 from lr2ppo.models import RelevanceRanker
 from lr2ppo.ops.memory import keep_freed_memory
-from lr2ppo.training.command import run_stage
 from lr2ppo.training.learner import Learner, count_steps
 from lr2ppo.training.run import TrainingRun
 
@@ -47,7 +46,3 @@ def train(config: PointwiseConfig, processes: Processes, fresh: bool) -> None:
 def list_loss(ranker: nn.Module, batch: ClipBatch, ranking_loss: Callable[..., Tensor]) -> Tensor:
     """The loss of a batch's lists; a label that fills its list several times is scored once."""
     return ranking_loss(*batch.lists(ranker(**batch.inputs())))
-
-
-if __name__ == "__main__":
-    run_stage("pointwise", train)

@@ -20,7 +20,6 @@ from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
 from lr2ppo.stages.frozen_reward import FrozenReward, open_frozen_reward
 from lr2ppo.training.checkpoint import ProcessState
-from lr2ppo.training.command import run_stage
 from lr2ppo.training.learner import Learner
 from lr2ppo.training.run import TrainingRun
 
@@ -290,7 +289,3 @@ def _requests(tensors: Mapping[str, Tensor], number: int) -> list[ClipRequest]:
         ClipRequest(int(clip), own[real].numpy(), pairs=shown.numpy(), seed=int(seed))
         for clip, own, real, shown, seed in zip(clips, labels, mask, pairs, seeds, strict=True)
     ]
-
-
-if __name__ == "__main__":
-    run_stage("ppo", train)

@@ -14,7 +14,6 @@ from lr2ppo.losses import PREFERENCE_LOSSES
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
 from lr2ppo.ops.memory import keep_freed_memory
-from lr2ppo.training.command import run_stage
 from lr2ppo.training.learner import Learner, count_steps
 from lr2ppo.training.run import TrainingRun
 
@@ -68,7 +67,3 @@ def start_from_ranker(reward_model: PartialOrderModel, run: Path) -> None:
         raise UserError(f"ranker: {run} has another shape: {keys}; make them equal, or give ranker=none")
     with torch.no_grad():
         reward_model.encoder.load_state_dict(ranker.encoder.state_dict())
-
-
-if __name__ == "__main__":
-    run_stage("reward", train)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lr2ppo.benchmark.measure import count_flops, main
+from lr2ppo.benchmark.measure import count_flops
 from lr2ppo.benchmark.steps import Shape, encode_slots, judge_slots, make_step, optimizer_bytes, random_batch
+from lr2ppo.cli import main
 from lr2ppo.config.load import load_config
 from lr2ppo.config.schema import ModelConfig
 from lr2ppo.distributed.processes import Processes
@@ -29,8 +30,7 @@ def test_a_line_tells_times_rates_work_and_memory(
     monkeypatch.setattr("lr2ppo.benchmark.measure.SQUARE", 64)
     monkeypatch.setattr("lr2ppo.benchmark.measure.COPIED_BYTES", 2**20)
     options = ["--labels=4", "--tokens=5", "--steps=1", "--preset=mini", "data.frames=2", "train.clips_per_batch=2"]
-    monkeypatch.setattr("sys.argv", ["benchmark", stage, *options, *["--plain"] * plain])
-    main()
+    main(["benchmark", stage, *options, *["--plain"] * plain])
     line = json.loads(capsys.readouterr().out)
     assert (line["stage"], line["way"], line["tokens"]) == (stage, "plain" if plain else "ours", 5)
     assert line["matrix_gflop_per_step"] > 0
@@ -87,6 +87,5 @@ def test_a_profile_is_written(
     monkeypatch.setattr("lr2ppo.benchmark.measure.SQUARE", 64)
     monkeypatch.setattr("lr2ppo.benchmark.measure.COPIED_BYTES", 2**20)
     options: Sequence[str] = ["pointwise", "--labels=3", "--tokens=4", "--steps=1", "--preset=mini", "data.frames=2"]
-    monkeypatch.setattr("sys.argv", ["benchmark", *options, "--profile", str(tmp_path / "trace.json")])
-    main()
+    main(["benchmark", *options, "--profile", str(tmp_path / "trace.json")])
     assert json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))["traceEvents"]

@@ -3,16 +3,16 @@
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from lr2ppo.cli import main
 from lr2ppo.data import Clip, ClipDataset, FeatureStore, FeatureWriter, annotations
 from lr2ppo.data.frames import missing_frames
-from lr2ppo.data.validate import SoundClips, describe_clips, main, overlap, structure_faults, value_faults
+from lr2ppo.data.validate import SoundClips, describe_clips, overlap, structure_faults, value_faults
 from lr2ppo.errors import UserError
 from lr2ppo.training.inputs import note_on
 
@@ -192,19 +192,15 @@ def test_missing_frames_are_found(tmp_path: Path) -> None:
     assert missing_frames([Clip("x", ("a",), images=("f/0.jpg", "f/1.jpg"))], tmp_path) == ["f/1.jpg"]
 
 
-def check_and_end() -> None:
-    main()
-    sys.exit(0)
-
-
 def check(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[object, str, str]:
     """The exit status of the check of a folder, and what it prints and what it refuses."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["check_folder", str(folder)])
-        with pytest.raises(SystemExit) as ended:
-            check_and_end()
+    status: object = 0
+    try:
+        main(["check", str(folder)])
+    except SystemExit as ended:
+        status = ended.code
     printed = capsys.readouterr()
-    return ended.value.code, printed.out, printed.err
+    return status, printed.out, printed.err
 
 
 @pytest.fixture

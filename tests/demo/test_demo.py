@@ -26,11 +26,11 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.expected_conditions import element_to_be_clickable
 from selenium.webdriver.support.wait import WebDriverWait
 
+from lr2ppo.commands.demo import check_address
 from lr2ppo.config.load import dump_config, load_config
 from lr2ppo.config.schema import ModelConfig
 from lr2ppo.data import Clip, annotations, write_clips
 from lr2ppo.data.features.encoders import write_features_file
-from lr2ppo.demo.__main__ import check_address
 from lr2ppo.demo.inputs import MOST_LABELS, choose_frames, find_examples, format_labels, parse_labels
 from lr2ppo.demo.page import import_gradio, message_html
 from lr2ppo.demo.results import MATRIX_LABELS, Result, agreements, bar_lengths, matrix_cells, ordinal, render
@@ -287,7 +287,7 @@ def running_demo(folder: Path, uploads: Path) -> Iterator[str]:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(uploads), "CUDA_VISIBLE_DEVICES": ""}
     # A proxy, such as clusters have, is not asked for what is on this machine.
     environment |= {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
-    command = [sys.executable, "-m", "lr2ppo.demo", "ppo/tiny", "--port", str(port)]
+    command = [sys.executable, "-m", "lr2ppo", "demo", "ppo/tiny", "--port", str(port)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
         try:

@@ -170,7 +170,7 @@ def test_the_slurm_job_starts_the_stage_on_each_machine_with_its_number(
     monkeypatch.setenv("MASTER_ADDR", "of-another-job")
     done = submit(cluster, "ppo.sh", "big", "notes=two words")
     assert done.returncode == 0, done.stderr
-    stage = "-m lr2ppo.distributed.launch -m lr2ppo.stages.ppo --config configs/mini/ppo.yaml name=big notes=two words"
+    stage = "-m lr2ppo train ppo --config configs/mini/ppo.yaml name=big notes=two words"
     assert done.stdout.splitlines() == [f"2 {node} node7 24567 {stage}" for node in (0, 1)]
 
 

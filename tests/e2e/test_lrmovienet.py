@@ -59,7 +59,7 @@ def converted(workspace: Workspace) -> Workspace:
 
 
 def test_a_published_checkpoint_is_converted_and_back_by_the_command(converted: Workspace) -> None:
-    command = '"$PYTHON" -m lr2ppo.models.published'
+    command = '"$PYTHON" -m lr2ppo published'
     sizes = f"--text-tokens {TOKENS} --frames {FRAMES}"
     printed = converted.ok("sh", "-c", f"{command} published/reward.bin logs/reward/again/best {sizes}")
     assert printed.startswith("logs/reward/again/best: a PartialOrderModel of ")

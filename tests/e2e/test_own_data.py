@@ -3,20 +3,12 @@
 import json
 import math
 import shutil
-import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from lr2ppo.data import mini
-from lr2ppo.data import validate as check_folder
-from lr2ppo.data.convert import convert
-from lr2ppo.encoders import extract, pretrain
-from lr2ppo.inference import command as rank_command
-from lr2ppo.stages import evaluate, pointwise, ppo, reward
-from lr2ppo.training.command import run_stage
+from lr2ppo.cli import main
+from lr2ppo.encoders import pretrain
 from tests.conftest import REPOSITORY
 
 SMALL = ("--steps=8", "--batch=8", "--width=16", "--layers=1", "--heads=2", "--image-size=32", "--device=cpu")
@@ -28,28 +20,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which every command of the page was run, with as little training as there can be."""
     place = tmp_path_factory.mktemp("own")
     with pytest.MonkeyPatch.context() as patch:
-
-        def run(command: Callable[[], None], *arguments: str) -> None:
-            patch.setattr(sys, "argv", ["command", *arguments])
-            command()
-
         patch.chdir(place)
         # So few steps learn nothing.
         patch.setattr(pretrain, "MATCHED_LOSS_LIMIT", math.inf)
-        run(mini.main, "example", "--table=12")
-        run(convert.main, "example/table.csv", "--out=data/example")
-        run(pretrain.main, "--data=data/example", "--out=pretrained_models/example", *SMALL)
+        main(["mini", "example", "--table=12"])
+        main(["convert", "example/table.csv", "--out=data/example"])
+        main(["pretrain", "--data=data/example", "--out=pretrained_models/example", *SMALL])
         shutil.rmtree(place / "example")
         encoders = ("--text=pretrained_models/example/roberta", "--image=pretrained_models/example/vit")
-        run(extract.main, "--data=data/example", *encoders, "--frame-tokens=patches", "--device=cpu")
-        run(check_folder.main, "data/example")
-        for stage, train in (("pointwise", pointwise.train), ("reward", reward.train), ("ppo", ppo.train)):
+        main(["extract", "--data=data/example", *encoders, "--frame-tokens=patches", "--device=cpu"])
+        main(["check", "data/example"])
+        for stage in ("pointwise", "reward", "ppo"):
             settings = [setting for setting in SETTINGS if stage != "ppo" or not setting.startswith("model.")]
             config = f"--config={REPOSITORY / 'configs' / 'mini' / stage}.yaml"
-            run(partial(run_stage, stage, train), config, "name=example", "data.root=data/example", *settings)
+            main(["train", stage, config, "name=example", "data.root=data/example", *settings])
         config = f"--config={REPOSITORY / 'configs' / 'mini' / 'evaluate'}.yaml"
         for stage in ("pointwise", "reward", "ppo"):
-            run(evaluate.main, config, f"name={stage}/example", "device=cpu")
+            main(["evaluate", config, f"name={stage}/example", "device=cpu"])
     return place
 
 
@@ -66,9 +53,7 @@ def test_the_run_ranks_labels_of_a_clip_that_is_in_no_table(
 ) -> None:
     monkeypatch.chdir(place)
     frames = next((place / "data" / "example" / "frames").iterdir())
-    arguments = ["ppo/example", "--frames", str(frames), "--labels", "boat,car,star", "--json", "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", ["command", *arguments])
-    rank_command.main()
+    main(["rank", "ppo/example", "--frames", str(frames), "--labels", "boat,car,star", "--json", "--device", "cpu"])
     ranked = json.loads(capsys.readouterr().out)["ranked"]
     assert sorted(row["label"] for row in ranked) == ["boat", "car", "star"]
     scores = [row["score"] for row in ranked]

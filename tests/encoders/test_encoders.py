@@ -1,7 +1,6 @@
 """Encoders: loading, shapes, and that padding and batching change nothing."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import h5py
@@ -10,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from lr2ppo.cli import main
 from lr2ppo.data import annotations, read_clips
 from lr2ppo.data.mini import SIZES, write_mini
-from lr2ppo.encoders import ImageEncoder, TextEncoder, extract, pretrain
+from lr2ppo.encoders import ImageEncoder, TextEncoder, pretrain
 from lr2ppo.encoders.extract import check_frames, find_clips
 from lr2ppo.errors import UserError
 
@@ -128,15 +128,12 @@ def test_pretraining_needs_a_label_that_some_text_names(tmp_path: Path, mini: Pa
         pretrain.read_captions(tmp_path, 100, np.random.default_rng(0))
 
 
-def test_extraction_takes_files_and_tells_in_the_store_which(
-    mini: Path, encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_extraction_takes_files_and_tells_in_the_store_which(mini: Path, encoders: Path, tmp_path: Path) -> None:
     stores: list[Path] = []
     for text, image in (("roberta", "vit"), ("roberta/model.safetensors", "vit/model.safetensors")):
         stores.append(tmp_path / f"{len(stores)}.h5")
         command = f"--data {mini} --text {encoders / text} --image {encoders / image} --out {stores[-1]} --device cpu"
-        monkeypatch.setattr(sys, "argv", ["extract", *command.split()])
-        extract.main()
+        main(["extract", *command.split()])
     with h5py.File(stores[0]) as by_folder, h5py.File(stores[1]) as by_file:
         assert len(by_file) == 24
         clip = next(iter(by_file))

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from lr2ppo.cli import main
 from lr2ppo.data import Clip, FeatureStore, FeatureWriter
 from lr2ppo.data.features.store import find_feature_files
 from lr2ppo.data.features.writer import StoredType, read_clip_names
@@ -151,9 +151,7 @@ def arguments(workspace: Workspace, out: Path, *more: str) -> list[str]:
 
 def run_alone(workspace: Workspace, out: Path, *more: str) -> None:
     """The command, run by one process, this one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["extract", *arguments(workspace, out, *more)])
-        extract.main()
+    main(["extract", *arguments(workspace, out, *more)])
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from lr2ppo.encoders import ImageEncoder, TextEncoder, extract, pretrain
+from lr2ppo.cli import main
+from lr2ppo.encoders import ImageEncoder, TextEncoder, pretrain
 from lr2ppo.encoders.weights.files import count_heads
 from lr2ppo.errors import UserError
 from lr2ppo.ops.linear import quicken
@@ -412,20 +412,18 @@ def test_a_tokenizer_that_is_not_the_encoders_is_refused(
 
 
 def test_extraction_without_a_tokenizer_ends_before_any_work(
-    text_file: Path, tokenizer: RobertaTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    text_file: Path, tokenizer: RobertaTokenizerFast, tmp_path: Path, capsys: Any
 ) -> None:
     arguments = ["extract", "--data", str(tmp_path), "--text", str(text_file), "--image", str(tmp_path / "none")]
-    monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as ended:
-        extract.main()
+        main(arguments)
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith(f"\nerror: {text_file.parent}: found no tokenizer.json")
     assert not list(tmp_path.iterdir())
 
     tokenizer.save_pretrained(tmp_path)
-    monkeypatch.setattr(sys, "argv", [*arguments, "--tokenizer", str(tmp_path)])
     with pytest.raises(SystemExit):
-        extract.main()
+        main([*arguments, "--tokenizer", str(tmp_path)])
     assert "found none of the annotation files" in capsys.readouterr().err
 
 

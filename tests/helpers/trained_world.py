@@ -1,20 +1,19 @@
 """Trained runs of all stages on a few generated clips, with encoders that are made but never trained."""
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from lr2ppo import Query
+from lr2ppo.cli import main
 from lr2ppo.config.load import load_config
 from lr2ppo.data.mini import SIZES, write_mini
 from lr2ppo.distributed.processes import Processes
-from lr2ppo.encoders import extract, pretrain
+from lr2ppo.encoders import pretrain
 from lr2ppo.stages.evaluate import evaluate
 from tests.conftest import REPOSITORY
 from tests.helpers.parallel_training import STAGES
@@ -68,10 +67,7 @@ class TrainedWorld:
     def extract(self, *more: str) -> None:
         """Extraction as the command does it; `more` come last, and so replace the same arguments."""
         encoders = ("--text", str(self.encoders / "roberta"), "--image", str(self.encoders / "vit"))
-        with pytest.MonkeyPatch.context() as patch:
-            command = ["extract", "--data", str(self.data), *encoders, "--frame-tokens", "patches", *more]
-            patch.setattr(sys, "argv", [*command, "--device", "cpu"])
-            extract.main()
+        main(["extract", "--data", str(self.data), *encoders, "--frame-tokens", "patches", *more, "--device", "cpu"])
 
     def train(self, stage: str, name: str, *more: str) -> None:
         common = [f"logs={self.logs}", f"data.root={self.data}", f"name={name}", "device=cpu", "data.workers=0"]

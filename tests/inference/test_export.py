@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 from lr2ppo import LabelRanker
+from lr2ppo.cli import main
 from lr2ppo.errors import UserError
 from lr2ppo.inference import export
 from lr2ppo.inference.onnx import INPUTS, draw_inputs, export_onnx
@@ -19,17 +19,11 @@ from lr2ppo.models.weights import load_kind
 from tests.helpers.trained_world import TrainedWorld
 
 
-def run_command(patch: pytest.MonkeyPatch, *arguments: str) -> None:
-    patch.setattr(sys, "argv", ["export", *arguments])
-    export.main()
-
-
 @pytest.fixture(scope="module")
 def exported(trained_world: TrainedWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What was exported of stage 3, at a place of its own."""
     root = tmp_path_factory.mktemp("exported")
-    with pytest.MonkeyPatch.context() as patch:
-        run_command(patch, "ppo/one", str(root / "made" / "out"), "--logs", str(trained_world.logs))
+    main(["export", "ppo/one", str(root / "made" / "out"), "--logs", str(trained_world.logs)])
     return Path(shutil.move(root / "made" / "out", root / "moved"))
 
 
@@ -82,12 +76,12 @@ def test_the_model_card_tells_metrics_data_encoders_and_how_to_load(
 
 
 def test_a_place_that_is_taken_is_left_as_it_is(
-    trained_world: TrainedWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained_world: TrainedWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine", encoding="utf-8")
     with pytest.raises(SystemExit):
-        run_command(monkeypatch, "pointwise/one", str(tmp_path / "out"), "--logs", str(trained_world.logs))
+        main(["export", "pointwise/one", str(tmp_path / "out"), "--logs", str(trained_world.logs)])
     assert "out: is there already and is not empty" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lr2ppo import LabelRanker, Preference, Query
+from lr2ppo.cli import main
 from lr2ppo.config.schema import ModelConfig
 from lr2ppo.data.features.encoders import FEATURES_FILE
 from lr2ppo.data.frames import read_frames
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.scoring import preferences
-from lr2ppo.inference import command as rank_command
 from lr2ppo.inference.file import rank_file
 from lr2ppo.models import PartialOrderModel
 from lr2ppo.models.weights import load_kind
@@ -347,15 +347,13 @@ def test_missing_frames_are_told_before_any_clip_is_ranked(
     assert not list(tmp_path.iterdir())
 
 
-def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["rank", *arguments, "--device", "cpu"])
-    rank_command.main()
+def run_rank(*arguments: str) -> None:
+    main(["rank", *arguments, "--device", "cpu"])
 
 
 def test_the_command_prints_a_table_or_json(
     trained_world: TrainedWorld,
     ranker: LabelRanker,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     frames = trained_world.data / "frames" / "test-0000"
@@ -369,7 +367,7 @@ def test_the_command_prints_a_table_or_json(
         "boat, 船, night sky",
     ]
     wanted = ranker.rank(frames, ["boat", "船", "night sky"])
-    run_command(monkeypatch, *arguments)
+    run_rank(*arguments)
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split() == ["rank", "label", "score"]
     assert [line.split("  ")[-1].strip("█") for line in lines] == [""] * 3
@@ -380,7 +378,7 @@ def test_the_command_prints_a_table_or_json(
     # A Chinese character takes two columns.
     ends = {line.index("█") + line.count("船") for line in lines}
     assert len(ends) == 1
-    run_command(monkeypatch, *arguments, "--json")
+    run_rank(*arguments, "--json")
     told = json.loads(capsys.readouterr().out)
     assert told["run"] == "ppo/one"
     assert [each["label"] for each in told["ranked"]] == [each.label for each in wanted]
@@ -398,12 +396,11 @@ def test_the_command_prints_a_table_or_json(
 )
 def test_a_mistake_in_the_command_is_told_at_once(
     trained_world: TrainedWorld,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     message: str,
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        run_command(monkeypatch, "ppo/none", "--logs", str(trained_world.logs), *arguments)
+        run_rank("ppo/none", "--logs", str(trained_world.logs), *arguments)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lr2ppo.cli import main
 from lr2ppo.errors import UserError
 from lr2ppo.runs import listing as runs
 from lr2ppo.runs.listing import RunStatus, format_runs, list_runs, read_status
@@ -157,33 +158,26 @@ def test_runs_stand_by_stage_and_the_newest_first(tmp_path: Path) -> None:
     ]
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["runs", *arguments])
-    runs.main()
-
-
-def test_the_command_prints_json_a_table_or_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command(monkeypatch, "--logs", str(tmp_path))
+def test_the_command_prints_json_a_table_or_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["runs", "--logs", str(tmp_path)])
     assert "sh pointwise.sh NAME makes one" in capsys.readouterr().out
     make_run(tmp_path, "reward", "a")
-    command(monkeypatch, "--logs", str(tmp_path))
+    main(["runs", "--logs", str(tmp_path)])
     heading, line = capsys.readouterr().out.splitlines()
     assert line.index("pair_accuracy 0.7500 at 10") == heading.index("best")
-    command(monkeypatch, "--logs", str(tmp_path), "--json")
+    main(["runs", "--logs", str(tmp_path), "--json"])
     (found,) = json.loads(capsys.readouterr().out)
     assert found["preset"] == "mini"
     for wrong in (["--logs", str(tmp_path / "gone")], ["--logs", str(tmp_path), "--watch", "0"], ["--watch", "--json"]):
         with pytest.raises(SystemExit) as ended:
-            command(monkeypatch, *wrong)
+            main(["runs", *wrong])
         assert ended.value.code == 2
 
 
 def test_a_watched_table_is_redrawn_in_place_and_left_on_the_screen(tmp_path: Path) -> None:
     make_run(tmp_path, "reward", "a")
     master, slave = pty.openpty()
-    arguments = [sys.executable, "-m", "lr2ppo.runs.listing", "--logs", str(tmp_path), "--watch", "0.1"]
+    arguments = [sys.executable, "-m", "lr2ppo", "runs", "--logs", str(tmp_path), "--watch", "0.1"]
     process = subprocess.Popen(arguments, env=ENVIRONMENT, stdout=slave, stderr=slave)
     os.close(slave)
     shown = b""

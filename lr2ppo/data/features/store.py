@@ -224,5 +224,5 @@ def _require_file(path: Path) -> None:
         raise UserError(f"{path}: no such feature file, but shards of it; read them with '{shards_setting(path)}'")
     raise UserError(
         f"{path}: no such feature file; make it with: "
-        f"python -m lr2ppo.encoders.extract --data {path.parent} --text ENCODER --image ENCODER"
+        f"lr2ppo extract --data {path.parent} --text ENCODER --image ENCODER"
     )

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from lr2ppo.cli import main
 from lr2ppo.data import annotations
-from lr2ppo.data import validate as check_folder
 from lr2ppo.data.annotations import Clip, Need, read_clips
-from lr2ppo.data.convert import convert
 from lr2ppo.data.convert.frame_files import folder_name, spread
 from lr2ppo.data.convert.splits import draw_pairs, draw_splits
 from lr2ppo.data.convert.table import TableClip
@@ -53,9 +51,7 @@ def write_table(
 
 
 def run(*arguments: str | Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["convert", *map(str, arguments)])
-        convert.main()
+    main(["convert", *map(str, arguments)])
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
@@ -229,14 +225,11 @@ def test_every_dialect_of_a_table_says_the_same(folder: Path) -> None:
     assert content(folder / "x") == content(folder / "plain")
 
 
-def test_a_converted_folder_lacks_but_its_features(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_converted_folder_lacks_but_its_features(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(write_table(folder / "table.csv", ROWS), "--out", folder / "out")
-    assert "python -m lr2ppo.encoders.pretrain --data" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["check", str(folder / "out")])
+    assert "lr2ppo pretrain --data" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        check_folder.main()
+        main(["check", str(folder / "out")])
     printed = capsys.readouterr()
     assert "1 fault found" in printed.err
     assert "no such feature file" in printed.err

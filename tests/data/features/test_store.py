@@ -213,7 +213,7 @@ def test_writing_makes_the_folder(tmp_path: Path) -> None:
 def test_a_missing_file_is_refused_with_the_command_that_makes_it(tmp_path: Path) -> None:
     whole = write_store(tmp_path / "feat.h5", {"clip": draw_features([2], 1, seed=0)})
     missing = tmp_path / "absent.h5"
-    with pytest.raises(UserError, match=r"python -m lr2ppo\.encoders\.extract") as caught:
+    with pytest.raises(UserError, match=r"lr2ppo extract") as caught:
         FeatureStore([whole, missing])
     assert str(missing) in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""`python -m lr2ppo.demo RUN`"""
+"""Open a page on which you drop frames or a video, type labels and see how a run orders them."""
 
 import argparse
 import os
@@ -8,11 +8,16 @@ from contextlib import suppress
 from tempfile import TemporaryDirectory
 from threading import Event
 
-from lr2ppo.demo.inputs import find_examples
-from lr2ppo.demo.page import build_page, import_gradio, serve
-from lr2ppo.errors import UserError, reports_user_errors
-from lr2ppo.inference.command import add_ranker_arguments, load_ranker
-from lr2ppo.inference.trained import open_trained
+from lr2ppo.commands.arguments import add_ranker_arguments, load_ranker, require_runs
+from lr2ppo.errors import UserError
+
+EXAMPLE = "lr2ppo demo ppo/quickstart"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="where it listens (default 127.0.0.1: this machine alone)")
+    parser.add_argument("--port", type=int, default=7860, help="(default 7860)")
+    add_ranker_arguments(parser)
 
 
 def check_address(host: str, port: int) -> None:
@@ -25,30 +30,24 @@ def check_address(host: str, port: int) -> None:
         ) from None
 
 
-@reports_user_errors
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lr2ppo.demo",
-        description="A page on which you drop frames or a video, type labels and see how a run orders them.",
-        epilog="example: python -m lr2ppo.demo ppo/quickstart",
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="where it listens (default 127.0.0.1: this machine alone)")
-    parser.add_argument("--port", type=int, default=7860, help="(default 7860)")
-    add_ranker_arguments(parser)
-    arguments = parser.parse_args()
+def run(arguments: argparse.Namespace) -> None:
+    require_runs([arguments.run], arguments.logs, exported=True)
+    check_address(arguments.host, arguments.port)
     # What is uploaded goes when the demo ends, asked by Ctrl-C or by a signal.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with TemporaryDirectory(prefix="lr2ppo-demo-") as uploads:
         # Read when gradio is imported.
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        run_demo(arguments)
+        show(arguments)
 
 
-def run_demo(arguments: argparse.Namespace) -> None:
+def show(arguments: argparse.Namespace) -> None:
     """Load what the arguments name, open the page and answer until Ctrl-C."""
-    # First what is told at once: gradio takes seconds to load.
+    from lr2ppo.demo.inputs import find_examples
+    from lr2ppo.demo.page import build_page, import_gradio, serve
+    from lr2ppo.inference.trained import open_trained
+
     trained = open_trained(arguments.run, arguments.logs)
-    check_address(arguments.host, arguments.port)
     import_gradio()
     ranker = load_ranker(arguments)
     examples = find_examples(trained.run)
@@ -56,7 +55,3 @@ def run_demo(arguments: argparse.Namespace) -> None:
     print(f"the demo of {ranker.name} is at {address} (Ctrl-C ends it)", flush=True)
     with suppress(KeyboardInterrupt):
         Event().wait()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,19 +1,5 @@
-"""Turn a table of your own clips, CSV or JSON lines, into a data folder in LRMovieNet's layout.
+"""A data folder in LRMovieNet's layout, made of a table of one's own clips."""
 
-TABLE has one row for each label of a clip. Columns: clip (an id), label, grade (0, 1, 2; empty for all labels of a clip
-without grades), description, and frames (image files, folders or patterns, several with ; between them) or video (a
-file). Optional: group (such as the film: all its clips come into one split) and domain (source or target). JSON lines
-have the same keys; a line may be a whole clip with a list labels of {label, grade}.
-
-With a domain column, stage 1 learns from the source's grades, and the target's clips are split. Without one, all clips
-are split, and the training clips serve all three stages: stage 1 with their grades, stage 2 with sampled pairs, stage 3
-without grades.
-
-Frames are put under OUT/frames: as hard links to your files where the disk allows it, else as copies; frames of videos
-as JPEG files. docs/own_data.md goes from a table to a trained ranker.
-"""
-
-import argparse
 import importlib.util
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +22,7 @@ from lr2ppo.data.convert.table import (
     read_records,
     require_columns,
 )
-from lr2ppo.errors import UserError, raise_faults, reports_user_errors
+from lr2ppo.errors import UserError, raise_faults
 
 PAIR_SHARE = 0.1
 
@@ -132,71 +118,37 @@ def read_names(text: str) -> dict[str, str]:
     return names
 
 
-def share(text: str) -> float:
-    """A share, of 0 to 1, as argparse wants it."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"found {text}, wanted 0 to 1")
-    return value
+def write_folder(
+    table: Path,
+    out: Path,
+    *,
+    preferences: Path | None,
+    names: Mapping[str, str],
+    frames_root: Path | None,
+    frames_per_video: int,
+    validation_share: float,
+    test_share: float,
+    pair_share: float | None,
+    seed: int,
+) -> str:
+    """Turn a table into the data folder `out`, whole or not at all; returns the summary of what it holds.
 
-
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m lr2ppo.data.convert mine.csv --out data/mine",
-    )
-    parser.add_argument("table", type=Path, help="CSV (, ; or tab between cells) or JSON lines (.jsonl)")
-    parser.add_argument("--out", type=Path, required=True, help="the data folder to write, a new one")
-    parser.add_argument("--preferences", type=Path, metavar="FILE", help="a table clip, better, worse (two labels)")
-    parser.add_argument("--columns", default="", metavar="COLUMN=NAME,...", help="what columns are called in TABLE")
-    parser.add_argument("--frames-root", type=Path, help="folder that paths are relative to (default TABLE's folder)")
-    parser.add_argument("--frames-per-video", type=int, default=16, metavar="N", help="most frames taken (default 16)")
-    parser.add_argument(
-        "--validation-share",
-        type=share,
-        metavar="SHARE",
-        default=0.1,
-        help="held out, of the graded clips or groups (default 0.1)",
-    )
-    parser.add_argument(
-        "--test-share",
-        type=share,
-        metavar="SHARE",
-        default=0.2,
-        help="held out, of the graded clips or groups (default 0.2)",
-    )
-    parser.add_argument(
-        "--pair-share",
-        type=share,
-        metavar="SHARE",
-        help="of the training clips' pairs of different grades, drawn for stage 2 from clips without preferences "
-        f"(default {PAIR_SHARE}; 0 with --preferences)",
-    )
-    parser.add_argument("--seed", type=int, default=7, help="of all that is drawn (default 7)")
-    return parser.parse_args()
-
-
-@reports_user_errors
-def main() -> None:
-    arguments = _parse_arguments()
-    table, out = arguments.table, arguments.out.resolve()
-    if arguments.frames_per_video < 1:
-        raise UserError(f"--frames-per-video: found {arguments.frames_per_video}, wanted at least 1")
+    Paths in the table are relative to `frames_root` or, without it, to the table's folder. Without a `pair_share` it is
+    a tenth, or none where there are preferences. Raises `UserError` naming all faults of the table and its frames.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
-            f"{arguments.out}: is there and not empty; give a new folder, or remove this one, "
+            f"{out}: is there and not empty; give a new folder, or remove this one, "
             "for features in it would be taken for those of the new clips"
         )
-    clips, faults = read_table(table, arguments.preferences, read_names(arguments.columns))
-    sources = find_sources(clips, arguments.frames_root or table.parent, faults)
-    raise_faults(table, faults, "mend the table and run again; nothing was written")
-    rng = np.random.default_rng(arguments.seed)
-    pair_share = arguments.pair_share
+    clips, faults = read_table(table, preferences, names)
+    sources = find_sources(clips, frames_root or table.parent, faults)
+    raise_faults(table, faults, "correct the table and run again; nothing was written")
+    rng = np.random.default_rng(seed)
     if pair_share is None:
-        pair_share = PAIR_SHARE if arguments.preferences is None else 0
+        pair_share = PAIR_SHARE if preferences is None else 0
     try:
-        splits = draw_splits(clips, arguments.validation_share, arguments.test_share, rng)
+        splits = draw_splits(clips, validation_share, test_share, rng)
         pairs = draw_pairs(splits.train, pair_share, rng)
     except UserError as error:
         raise UserError(f"{table}: {error}") from None
@@ -204,26 +156,20 @@ def main() -> None:
     if any(source.video for source in sources.values()) and importlib.util.find_spec("av") is None:
         raise UserError("videos are read by PyAV, which is not here: pip install '.[video]'")
     # Under another name first, so that a folder of the right name is a whole one.
-    partial = out.with_name(f".{out.name}.partial")
+    whole = out.resolve()
+    partial = whole.with_name(f".{whole.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     images = {}
     for clip in tqdm(clips, desc="placing frames", unit="clip", disable=None):
         try:
-            images[clip.id] = place_frames(clip, sources[clip.id], partial, arguments.frames_per_video)
+            images[clip.id] = place_frames(clip, sources[clip.id], partial, frames_per_video)
         except UserError as fault:
             faults.append(f"row {clip.row}: clip {clip.id}: {fault}")
     if faults:
         shutil.rmtree(partial)
-    raise_faults(table, faults, "mend these and run again; nothing was written")
+    raise_faults(table, faults, "correct these and run again; nothing was written")
     files = make_files(splits, pairs, images)
     for name, (_, of_file) in files.items():
         write_clips(partial / name, of_file)
-    partial.replace(out)
-    print(describe(files, splits))
-    shown = arguments.out
-    print(f"\nwrote {shown}. Next, features: by pretrained encoders as docs/own_data.md says, or by tiny ones:\n")
-    print(f"    python -m lr2ppo.encoders.pretrain --data {shown} --out pretrained_models/{out.name}")
-
-
-if __name__ == "__main__":
-    main()
+    partial.replace(whole)
+    return describe(files, splits)

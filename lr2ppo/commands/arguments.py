@@ -1,0 +1,98 @@
+"""Arguments that several commands take, and what is checked of them before anything large is imported."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lr2ppo.errors import UserError
+
+if TYPE_CHECKING:
+    from lr2ppo.inference.ranker import LabelRanker
+
+
+def whole_number(text: str) -> int:
+    """A whole number from 0, as argparse reads the value of an option."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"found {text!r}, wanted a whole number, such as 3")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1, as argparse reads the value of an option."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, wanted a number from 0 to 1")
+    return value
+
+
+def add_logs_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--logs", type=Path, default=Path("logs"), help="folder of the runs (default logs)")
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `read_config` reads."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file, such as configs/mini/STAGE.yaml")
+    parser.add_argument("--print-config", action="store_true", help="show the resolved config and stop")
+    add_overrides_argument(parser, "seed=1 train.epochs=3")
+
+
+def add_overrides_argument(parser: argparse.ArgumentParser, example: str) -> None:
+    # With a default it is not among the arguments that argparse says are missing.
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help=f"overrides of the config, such as {example}"
+    )
+
+
+def read_config(arguments: argparse.Namespace, stage: str) -> Any:
+    """The stage's config, or None where it was only to be shown."""
+    from lr2ppo.config.load import dump_config, load_config
+
+    if arguments.config is None:
+        raise UserError(f"--config: is missing, such as --config configs/mini/{stage}.yaml")
+    config = load_config(arguments.config, stage, arguments.overrides)
+    if arguments.print_config:
+        print(dump_config(config), end="")
+        return None
+    return config
+
+
+def add_ranker_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `load_ranker` reads."""
+    parser.add_argument("run", metavar="RUN", help="NAME, STAGE/NAME or a path of a run, or an exported folder")
+    for encoder, what in (("text", "text encoder"), ("tokenizer", "tokenizer"), ("image", "image encoder")):
+        parser.add_argument(
+            f"--{encoder}", type=Path, help=f"where the {what} is (default: where it was at extraction)"
+        )
+    add_logs_argument(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+
+
+def load_ranker(arguments: argparse.Namespace) -> "LabelRanker":
+    """The ranker that a command line names; prints its warning."""
+    from lr2ppo.inference.ranker import LabelRanker
+
+    ranker = LabelRanker.load(
+        arguments.run,
+        logs=arguments.logs,
+        text=arguments.text,
+        tokenizer=arguments.tokenizer,
+        image=arguments.image,
+        device=arguments.device,
+    )
+    if ranker.warning:
+        print(f"warning: {ranker.warning}", file=sys.stderr)
+    return ranker
+
+
+def require_runs(references: Sequence[str], logs: Path, exported: bool = False) -> None:
+    """Raises `UserError` where a run is not there; `exported` folders count where they may be given in its place."""
+    from lr2ppo.runs.lookup import COMMANDS, find_run
+
+    for reference in references:
+        if not (exported and (Path(reference) / "config.json").is_file()):
+            find_run(reference, tuple(COMMANDS), logs)

@@ -1,0 +1,75 @@
+"""Time a stage's training step: one JSON line of times, rates, matrix work and memory, on random features.
+
+--plain computes the same step the published way: every slot of every pair is encoded by itself, with its own copy of
+the clip's frames. A ratio of two lines from one machine is the speed-up.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from lr2ppo.commands.arguments import add_overrides_argument, whole_number
+from lr2ppo.config.schema import ModelConfig, TrainingConfig
+from lr2ppo.distributed.signals import ended_by_interrupt
+from lr2ppo.errors import UserError
+from lr2ppo.runs.stages import STAGES
+
+EXAMPLE = "lr2ppo benchmark reward && lr2ppo benchmark reward --plain"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("stage", choices=tuple(STAGES), metavar="STAGE", help=", ".join(STAGES))
+    parser.add_argument("--preset", default="lrmovienet", help="folder under configs/ (default lrmovienet)")
+    parser.add_argument("--plain", action="store_true", help="the published way, each slot of each pair by itself")
+    parser.add_argument("--labels", type=int, default=20, help="labels of a clip (default 20)")
+    parser.add_argument("--tokens", type=int, help="text tokens of a label (default all that the flatten head takes)")
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="key=value", help="overrides of the model's keys"
+    )
+    parser.add_argument(
+        "--processes", type=whole_number, default=1, metavar="N", help="processes that share the work (default 1)"
+    )
+    parser.add_argument("--steps", type=int, default=3, help="steps timed, of which the quickest counts (default 3)")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="write a torch profiler trace of one step here")
+    add_overrides_argument(parser, "compute.precision=bf16")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from lr2ppo.config.load import load_config
+
+    if arguments.steps < 1 or arguments.labels < 2 or arguments.processes < 1:
+        raise UserError(
+            f"found --steps {arguments.steps} --labels {arguments.labels} --processes {arguments.processes}, "
+            "wanted at least 1, 2 and 1"
+        )
+    preset = Path("configs") / arguments.preset
+    config = load_config(preset / f"{arguments.stage}.yaml", arguments.stage, arguments.overrides)
+    trunk = load_config(preset / "pointwise.yaml", "pointwise", arguments.model).model
+    if arguments.processes == 1:
+        measure(arguments, config, trunk)
+        return
+    os.environ["NPROC"] = str(arguments.processes)
+    with ended_by_interrupt():
+        from lr2ppo.distributed.launch import run_in_processes
+    run_in_processes(lambda: measure(arguments, config, trunk), arguments.command)
+
+
+def measure(arguments: argparse.Namespace, config: TrainingConfig, trunk: ModelConfig) -> None:
+    """Time the step in this process, one of those that share it; the first prints the line."""
+    from lr2ppo.benchmark import measure as benchmark
+    from lr2ppo.distributed.processes import join_processes
+
+    with join_processes("auto") as processes:
+        figures = benchmark.measure(
+            config,
+            trunk,
+            processes,
+            labels=arguments.labels,
+            tokens=arguments.tokens,
+            plain=arguments.plain,
+            steps=arguments.steps,
+            trace=arguments.profile,
+        )
+        if processes.is_main:
+            print(json.dumps(figures))

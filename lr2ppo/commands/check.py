@@ -1,0 +1,24 @@
+"""Check whether a folder in LRMovieNet's layout is fit for training: what it holds, and what is wrong with it.
+
+Ends with exit code 0 only if training can start.
+"""
+
+import argparse
+from pathlib import Path
+
+EXAMPLE = "lr2ppo check data/LRMovieNet --frames-root data/MovieNet"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", type=Path, metavar="DATA", help="folder with the annotation files and the features")
+    parser.add_argument(
+        "--features", nargs="+", default=["clean_feat.h5"], help="feature files or patterns (default clean_feat.h5)"
+    )
+    parser.add_argument("--frames-root", type=Path, help="folder that image paths are relative to (default the data's)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from lr2ppo.data.validate import require_sound
+
+    require_sound(arguments.data, arguments.features, arguments.frames_root or arguments.data)
+    print("training can start")

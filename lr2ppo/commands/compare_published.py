@@ -1,0 +1,26 @@
+"""Show the runs of the three stages beside the published figures of LRMovieNet, stage by stage."""
+
+import argparse
+
+from lr2ppo.commands.arguments import add_logs_argument
+
+EXAMPLE = "lr2ppo compare-published reproduce (after sh scripts/reproduce.sh)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name", metavar="NAME", help="name of the runs logs/pointwise/NAME, logs/reward/NAME and logs/ppo/NAME"
+    )
+    add_logs_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from lr2ppo.runs.lookup import COMMANDS, find_run
+
+    runs = {stage: find_run(f"{stage}/{arguments.name}", (stage,), arguments.logs) for stage in COMMANDS}
+    from lr2ppo.evaluation.published import compare_runs
+
+    table = compare_runs(runs)
+    print("Ours beside the published figures of LRMovieNet. Validation: the evaluation that chose each run's weights;")
+    print("test: with 95 % bootstrap intervals over clips.\n")
+    print(table)

@@ -1,0 +1,64 @@
+"""Evaluate a run on a split, or show evaluated runs side by side (--table).
+
+An evaluation writes results.json, cases.json and report.html into the run's folder.
+"""
+
+import argparse
+from pathlib import Path
+
+from lr2ppo.commands.arguments import add_config_arguments, read_config, require_runs
+from lr2ppo.config.schema import EvaluateConfig
+from lr2ppo.distributed.signals import ended_by_interrupt
+from lr2ppo.errors import UserError
+
+EXAMPLE = "lr2ppo evaluate --config configs/mini/evaluate.yaml name=ppo/demo split=test"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--table", nargs="+", metavar="RUN", help="show evaluated runs side by side; A,B pools runs A and B"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    table = arguments.table or []
+    # Overrides may stand behind the runs: what holds an equals sign is one.
+    arguments.overrides = [*arguments.overrides, *(item for item in table if "=" in item)]
+    runs = [item for item in table if "=" not in item]
+    config = read_config(arguments, "evaluate")
+    if config is None:
+        return
+    if arguments.table and not runs:
+        raise UserError("--table: found no run, wanted evaluated runs, such as --table pointwise/demo ppo/demo")
+    if not arguments.table and config.name is None:
+        raise UserError("name: is missing; run sh ppo_eval.sh RUN, or give name=RUN")
+    names = [name for group in runs for name in group.split(",")]
+    require_runs(names or [config.name], config.logs)
+    if runs:
+        show(runs, config)
+        return
+    with ended_by_interrupt():
+        from lr2ppo.distributed.launch import run_in_processes
+    run_in_processes(lambda: evaluate(config, arguments.config.parent), arguments.command)
+
+
+def show(runs: list[str], config: EvaluateConfig) -> None:
+    """Print the table of evaluated runs."""
+    with ended_by_interrupt():
+        import torch
+
+        from lr2ppo.stages import evaluate as stage
+
+    torch.manual_seed(config.seed)
+    stage.show_table(runs, config)
+
+
+def evaluate(config: EvaluateConfig, preset: Path) -> None:
+    """Evaluate a run in this process, one of the evaluation's."""
+    import torch
+
+    from lr2ppo.stages import evaluate as stage
+
+    torch.manual_seed(config.seed)
+    stage.evaluate(config, preset)

@@ -1,0 +1,28 @@
+"""Export a run as a folder that needs nothing else but its encoders: weights, reward model, README."""
+
+import argparse
+from pathlib import Path
+
+from lr2ppo.commands.arguments import add_logs_argument, require_runs
+
+EXAMPLE = "lr2ppo export ppo/quickstart exported/mini --onnx"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="NAME, STAGE/NAME or a path of a run")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    parser.add_argument("--onnx", action="store_true", help="write the ranker as ranker.onnx too, and check its scores")
+    add_logs_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    require_runs([arguments.run], arguments.logs, exported=True)
+    from lr2ppo.inference.export import export
+    from lr2ppo.inference.trained import open_trained
+
+    trained = open_trained(arguments.run, arguments.logs)
+    report = export(trained, arguments.out, arguments.onnx)
+    size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file()) / 2**20
+    print(f"{arguments.out}: {trained.use.name}, {size:.1f} MiB; rank with: lr2ppo rank {arguments.out} ...")
+    if report is not None:
+        print(f"{arguments.out / 'ranker.onnx'}: {report}")

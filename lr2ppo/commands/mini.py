@@ -1,0 +1,35 @@
+"""Write the mini benchmark: generated clips of coloured shapes in LRMovieNet's layout, with real JPEG frames."""
+
+import argparse
+from pathlib import Path
+
+EXAMPLE = "lr2ppo mini data/mini --seed 7"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from lr2ppo.data.mini import SIZES
+
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    parser.add_argument("--seed", type=int, default=7, help="of all that is drawn (default 7)")
+    for part, size in SIZES.items():
+        parser.add_argument(f"--{part}", type=int, default=size, metavar="N", help=f"clips drawn (default {size})")
+    parser.add_argument(
+        "--table", type=int, metavar="N", help="write N target clips as a table for lr2ppo convert instead"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from lr2ppo.data.mini import SIZES, whole_folder, write_mini, write_table
+
+    out = arguments.out
+    sizes = {part: getattr(arguments, part) for part in SIZES}
+    with whole_folder(out) as partial:
+        if arguments.table is not None:
+            write_table(partial, arguments.seed, arguments.table)
+        else:
+            write_mini(partial, arguments.seed, sizes)
+    if arguments.table is not None:
+        print(f"wrote {out}/table.csv: {arguments.table} clips, with their frames beside it")
+        return
+    counts = ", ".join(f"{size} {part}" for part, size in sizes.items())
+    print(f"wrote {out}: {counts} clips")

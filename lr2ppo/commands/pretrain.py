@@ -1,0 +1,54 @@
+"""Train tiny encoders from a folder's own pictures and texts, for work without pretrained weights.
+
+Three losses of equal weight: which pictures' captions name a label (contrast between the label's token and each
+picture's best patch), masked words, and whether a label stands in the text beside it.
+"""
+
+import argparse
+from pathlib import Path
+
+EXAMPLE = "lr2ppo pretrain --data data/mini --out pretrained_models/mini"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, help="folder in LRMovieNet's layout")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the encoders: OUT/roberta and OUT/vit")
+    parser.add_argument("--seed", type=int, default=7, help="(default 7)")
+    parser.add_argument("--steps", type=int, default=800, help="(default 800)")
+    parser.add_argument("--batch", type=int, default=64, help="pictures of a step (default 64)")
+    parser.add_argument("--learning-rate", type=float, default=4e-3, help="(default 0.004)")
+    parser.add_argument("--width", type=int, default=64, help="of both encoders' tokens (default 64)")
+    parser.add_argument("--layers", type=int, default=2, help="of each encoder (default 2)")
+    parser.add_argument("--heads", type=int, default=4, help="of each layer's attention (default 4)")
+    parser.add_argument("--image-size", type=int, default=64, help="in pixels (default 64)")
+    parser.add_argument("--patch-size", type=int, default=8, help="in pixels (default 8)")
+    parser.add_argument("--vocabulary", type=int, default=1000, help="most tokens of the BPE vocabulary (default 1000)")
+    parser.add_argument("--max-tokens", type=int, default=196, help="longest text in tokens (default 196)")
+    parser.add_argument(
+        "--pictures", type=int, default=10000, help="most pictures used; all are held in memory (default 10000)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from lr2ppo.encoders.pretrain import pretrain
+
+    losses = pretrain(
+        arguments.data,
+        arguments.out,
+        seed=arguments.seed,
+        steps=arguments.steps,
+        batch=arguments.batch,
+        learning_rate=arguments.learning_rate,
+        width=arguments.width,
+        layers=arguments.layers,
+        heads=arguments.heads,
+        image_size=arguments.image_size,
+        patch_size=arguments.patch_size,
+        vocabulary=arguments.vocabulary,
+        max_tokens=arguments.max_tokens,
+        pictures=arguments.pictures,
+        device=arguments.device,
+    )
+    shown = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+    print(f"wrote {arguments.out}/roberta and {arguments.out}/vit; final losses: {shown}")

@@ -1,0 +1,70 @@
+"""Rank the labels of a clip, or of every clip of an annotation file, by a trained model."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from lr2ppo.commands.arguments import add_ranker_arguments, load_ranker, require_runs
+from lr2ppo.errors import UserError
+
+EXAMPLE = """lr2ppo rank ppo/quickstart --frames holiday.mp4 --labels "beach,car,night" \\
+    --description "two friends by the sea"
+whole files: lr2ppo rank ppo/quickstart --annotations data/mini/test_data.json --out ranked.jsonl"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--frames", nargs="+", metavar="PATH", help="a folder of images, a video, or images in time order"
+    )
+    parser.add_argument("--labels", help="the labels to rank, with commas between them")
+    parser.add_argument("--description", default="", help="what the clip is about")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="rank every clip of a file in LRMovieNet's layout"
+    )
+    parser.add_argument(
+        "--frames-root", type=Path, help="folder that its image paths are relative to (default: its own)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="JSON lines to write or continue")
+    add_ranker_arguments(parser)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises `UserError` for what can be found before any model is loaded."""
+    one = {"--frames": arguments.frames, "--labels": arguments.labels}
+    whole = {"--annotations": arguments.annotations, "--out": arguments.out}
+    given = [name for name, value in [*one.items(), *whole.items()] if value is not None]
+    if given not in (list(one), list(whole)):
+        found = " and ".join(given) or "neither"
+        raise UserError(f"found {found}; wanted --frames and --labels of one clip, or --annotations and --out")
+    if arguments.labels is not None:
+        from lr2ppo.inference.labels import check_labels, split_labels
+
+        check_labels(split_labels(arguments.labels))
+        gone = [path for path in arguments.frames if not Path(path).exists()]
+        if gone:
+            raise UserError(f"--frames: found no file or folder {gone[0]}; give a folder of images, a video or images")
+    require_runs([arguments.run], arguments.logs, exported=True)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    check(arguments)
+    ranker = load_ranker(arguments)
+    if arguments.annotations is not None:
+        from lr2ppo.inference.file import rank_file
+
+        frames_root = arguments.frames_root or arguments.annotations.parent
+        written, there = rank_file(ranker, arguments.annotations, frames_root, arguments.out)
+        print(f"{arguments.out}: wrote {written} clips, {there} were there already")
+        return
+    from lr2ppo.inference.labels import format_ranking, split_labels
+
+    frames = arguments.frames[0] if len(arguments.frames) == 1 else arguments.frames
+    ranked = ranker.rank(frames, split_labels(arguments.labels), arguments.description)
+    if arguments.json:
+        rows = [{"label": each.label, "score": each.score} for each in ranked]
+        print(json.dumps({"run": ranker.name, "ranked": rows}, ensure_ascii=False))
+        return
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    print(format_ranking(ranked, "█" if is_unicode else "#"))

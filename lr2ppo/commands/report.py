@@ -1,0 +1,29 @@
+"""Write one HTML page of some runs: results, training, reward model, clips and facts.
+
+A run that is given alone comes with the runs that it began from.
+"""
+
+import argparse
+from pathlib import Path
+
+from lr2ppo.commands.arguments import add_logs_argument, require_runs
+
+EXAMPLE = "lr2ppo report ppo/demo -o report.html"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs, as STAGE/NAME, NAME or a path")
+    parser.add_argument("-o", "--out", type=Path, default=Path("report.html"), help="the page (default report.html)")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="the evaluated split (default test)")
+    parser.add_argument("--frames-root", type=Path, help="folder of the clips' images (default the data's own)")
+    add_logs_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    require_runs(arguments.runs, arguments.logs)
+    from lr2ppo.report.load import find_runs
+    from lr2ppo.report.page import write_report
+
+    folders = find_runs(arguments.runs, arguments.logs)
+    out = write_report(folders, arguments.split, arguments.out, arguments.frames_root)
+    print(f"written: {out} ({out.stat().st_size / 2**20:.1f} MiB); open it in a browser")

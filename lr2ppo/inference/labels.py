@@ -1,0 +1,61 @@
+"""Labels as people give them, and a ranked list as people read it."""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lr2ppo.data.annotations import UNWRITABLE
+from lr2ppo.errors import UserError
+
+BAR = 24
+
+
+@dataclass(frozen=True)
+class RankedLabel:
+    """A label and its score; scores of one clip are comparable, higher is more relevant."""
+
+    label: str
+    score: float
+
+
+def split_labels(text: str) -> list[str]:
+    """The labels of a text with commas between them."""
+    return [label.strip() for label in text.split(",")]
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Raises `UserError` where labels are none, are no texts, or one is empty or given twice."""
+    if isinstance(labels, str) or not len(labels):
+        raise UserError(f"labels: found {labels!r}, wanted a list of at least one text")
+    for place, label in enumerate(labels):
+        if not isinstance(label, str) or not label.strip() or UNWRITABLE.search(label):
+            raise UserError(f"labels: found {label!r} at place {place + 1}, wanted a text")
+    twice = list(dict.fromkeys(label for label in labels if list(labels).count(label) > 1))
+    if twice:
+        raise UserError(f"labels: found {', '.join(map(repr, twice))} more than once, wanted each label once")
+
+
+def format_ranking(ranked: Sequence[RankedLabel], full: str = "█") -> str:
+    """A table of rank, label, score and a bar that is longest for the best and shortest for the worst label."""
+    shown = [_printable(each.label) for each in ranked]
+    width = max(_columns(label) for label in ["label", *shown])
+    best, worst = ranked[0].score, ranked[-1].score
+    lines = [f"rank  label{' ' * (width - 5)}      score"]
+    for rank, (label, each) in enumerate(zip(shown, ranked, strict=True), start=1):
+        share = (each.score - worst) / (best - worst) if best > worst else 1.0
+        bar = full * (1 + round(share * (BAR - 1)))
+        lines.append(f"{rank:>4}  {label}{' ' * (width - _columns(label))}  {each.score:>9.4f}  {bar}")
+    return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    """A text that does nothing to a terminal but stand in its line."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    return sum(
+        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "FW")
+        for character in text
+    )

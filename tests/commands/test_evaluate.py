@@ -1,0 +1,58 @@
+"""`lr2ppo evaluate`: mistakes are answered at once, and a table's overrides may stand behind its runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lr2ppo.cli import main
+from lr2ppo.distributed import launch
+from lr2ppo.stages import evaluate
+from tests.conftest import REPOSITORY
+from tests.helpers.quick import answered_at_once
+
+CONFIG = str(REPOSITORY / "configs" / "mini" / "evaluate.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["name=ppo/gone"], "ppo/gone: found no such run under"),
+        (["--table", "ppo/one", "ppo/one,ppo/gone"], "ppo/gone: found no such run under"),
+        ([], "name: is missing"),
+        (["--table", "split=val"], "--table: found no run, wanted evaluated runs"),
+        (["name=ppo/one", "splt=val"], "unknown key 'splt'; did you mean split?"),
+    ],
+)
+def test_a_mistake_is_answered_at_once(tmp_path: Path, arguments: list[str], message: str) -> None:
+    make_run(tmp_path, "ppo", "one")
+    _, errors = answered_at_once(2, "evaluate", "--config", CONFIG, f"logs={tmp_path}", *arguments)
+    assert message in errors
+
+
+def make_run(logs: Path, stage: str, name: str) -> None:
+    """The folder of a run, as far as one is found by it."""
+    folder = logs / stage / name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"stage: {stage}\n", encoding="utf-8")
+
+
+def test_overrides_behind_the_runs_of_a_table_are_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stage in ("pointwise", "ppo"):
+        make_run(tmp_path, stage, "one")
+    shown: list[tuple[Sequence[str], Any]] = []
+    monkeypatch.setattr(evaluate, "show_table", lambda *arguments: shown.append(arguments))
+    main(["evaluate", "--config", CONFIG, "--table", "pointwise/one", "ppo/one", "split=val", f"logs={tmp_path}"])
+    ((runs, config),) = shown
+    assert (runs, config.split) == (["pointwise/one", "ppo/one"], "val")
+
+
+def test_several_processes_are_given_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path, "ppo", "one")
+    words = ["evaluate", "--config", CONFIG, "name=ppo/one", f"logs={tmp_path}"]
+    started: list[Sequence[str]] = []
+    monkeypatch.setattr(launch, "start", lambda command, restarts: started.append(command))
+    monkeypatch.setenv("NPROC", "2")
+    main(words)
+    assert started == [["-m", "lr2ppo", *words]]

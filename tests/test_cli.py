@@ -1,0 +1,102 @@
+"""The one command: its table, its help, and what it says of mistakes."""
+
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+
+import pytest
+
+from lr2ppo.cli import COMMANDS, main
+from tests.conftest import REPOSITORY
+from tests.helpers.quick import answered_at_once
+
+# What a command cannot do without.
+REQUIRED = {
+    "train": "ppo",
+    "benchmark": "ppo",
+    "rank": "x",
+    "report": "x",
+    "demo": "x",
+    "check": "x",
+    "mini": "x",
+    "compare-published": "x",
+    "export": "x y",
+    "published": "x y",
+    "convert": "x --out=y",
+    "pretrain": "--data=x --out=y",
+    "extract": "--data=x --text=y --image=z",
+}
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one message with which a command line is refused."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    (message,) = capsys.readouterr().err.strip().splitlines()
+    return message.removeprefix("error: ")
+
+
+def test_the_installed_command_is_this_one() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, name = project["scripts"]["lr2ppo"].split(":")
+    assert getattr(import_module(module), name) is main
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_help_has_a_line_for_each_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(arguments)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines if line[:1] and line[0] in COMMANDS and len(line) > 2] == list(COMMANDS)
+    assert ["example:", "lr2ppo"] in [line[:2] for line in lines]
+
+
+def test_python_runs_the_package_as_the_command() -> None:
+    run = [sys.executable, "-m", "lr2ppo", "--version"]
+    version = subprocess.run(run, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert version.strip() == import_module("lr2ppo.version").__version__
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example_and_needs_no_large_library_for_it(name: str) -> None:
+    printed, _ = answered_at_once(0, name, "--help")
+    assert f"usage: lr2ppo {name} " in printed
+    assert f"\nexample: lr2ppo {name} " in printed
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_answers_a_misspelt_option_at_once(name: str) -> None:
+    _, errors = answered_at_once(2, name, *REQUIRED.get(name, "").split(), "--hepl")
+    assert (
+        errors == f"\nerror: found '--hepl', which is none of what lr2ppo {name} --help shows; did you mean --help?\n"
+    )
+
+
+@pytest.mark.parametrize(("word", "meant"), [("rnak", "rank"), ("Evaluate", "evaluate"), ("exctract", "extract")])
+def test_a_misspelt_command_is_answered_with_the_nearest(
+    word: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = f"found '{word}', wanted a command that lr2ppo --help shows; did you mean {meant}?"
+    assert refused(capsys, word) == wanted
+
+
+def test_a_command_that_is_like_no_other_is_refused_without_a_guess(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "zzz") == "found 'zzz', wanted a command that lr2ppo --help shows"
+
+
+def test_a_value_of_the_wrong_type_and_a_missing_argument_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "demo", "ppo/x", "--port", "x") == (
+        "argument --port: invalid int value: 'x'; lr2ppo demo --help shows what it takes"
+    )
+    assert refused(capsys, "rank") == (
+        "the following arguments are required: RUN; lr2ppo rank --help shows what it takes"
+    )
+
+
+def test_options_may_stand_among_the_other_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(REPOSITORY / "configs" / "mini" / "ppo.yaml")
+    main(["train", "ppo", "name=x", "--config", config, "seed=3", "--print-config", "train.epochs=5"])
+    printed = capsys.readouterr().out
+    assert "seed: 3" in printed
+    assert "epochs: 5" in printed
