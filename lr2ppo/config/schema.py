@@ -1,10 +1,11 @@
 """What a run can be told: one validated tree a stage, from a YAML file and `key.sub=value` overrides."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from lr2ppo.files import UNWRITABLE
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -24,7 +25,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _check_text(cls, value: Any) -> Any:
-        if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        if isinstance(value, str) and UNWRITABLE.search(value):
             raise ValueError("holds a character that no file's name can")
         return value
 

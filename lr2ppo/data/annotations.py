@@ -1,7 +1,6 @@
 """Annotation files in LRMovieNet's layout: a JSON list of clips with labels, grades and, in one file, pairs."""
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lr2ppo.errors import UserError, raise_faults
+from lr2ppo.files import UNWRITABLE
 
 SOURCE_TRAIN = "first_stage_data.json"
 TARGET_PAIRS = "first_second_data_pair/first_second_data_pair_10pct.json"
@@ -22,8 +22,6 @@ TEST = "test_data.json"
 CAPTIONS = "pretrain_data.json"
 
 HIGHEST_GRADE = 2
-# JSON can hold halves of characters and null characters, which no file and no file's name can.
-UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 Need = Literal["labels", "grades", "pairs", "images"]
 

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lr2ppo.data.annotations import UNWRITABLE
 from lr2ppo.data.dataset import ClipBatch, ClipItem, choose_frames, collate
 from lr2ppo.data.frames import Frames, read_frames
 from lr2ppo.distributed.processes import choose_device
 from lr2ppo.encoders.extractor import ClipEncoder, EncoderPaths, open_encoders
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.scoring import Scores, preferences, score_batch
+from lr2ppo.files import UNWRITABLE
 from lr2ppo.inference.trained import Trained, open_trained
 from lr2ppo.models import PartialOrderModel
 from lr2ppo.models.weights import describe_model, load_kind, load_model
