@@ -123,6 +123,11 @@ def graded(clip: Clip) -> NDArray[np.int64]:
     return clip.grades
 
 
+def better_worse_pairs(grades: NDArray[np.int64]) -> NDArray[np.int64]:
+    """All pairs of positions whose grades differ, the higher grade first: [pairs, 2], in the order of the positions."""
+    return np.argwhere(grades[:, None] > grades[None, :])
+
+
 def _name(entry: Any) -> str:
     """What an entry is called in a report."""
     if not isinstance(entry, dict):

@@ -204,7 +204,7 @@ def _clip(name: str, rng: np.random.Generator, store: FeatureWriter) -> Clip:
 
 def _with_pairs(clip: Clip) -> Clip:
     grades = annotations.graded(clip)
-    return Clip(clip.id, clip.labels, grades, pairs=np.argwhere(grades[:, None] > grades[None, :]))
+    return Clip(clip.id, clip.labels, grades, pairs=annotations.better_worse_pairs(grades))
 
 
 def _read(pid: int, what: str) -> bytes:
