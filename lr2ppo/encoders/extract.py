@@ -20,7 +20,7 @@ from lr2ppo.data.annotations import Clip, read_clips
 from lr2ppo.data.features.layout import group_name
 from lr2ppo.data.features.store import find_shards, shards_setting
 from lr2ppo.data.features.writer import Facts, FeatureWriter, StoredType, read_clip_names
-from lr2ppo.data.frames import missing_frames, read_image, unusable_frames
+from lr2ppo.data.frames import read_image, require_frames
 from lr2ppo.distributed.processes import Processes, choose_device, join_processes
 from lr2ppo.encoders.extractor import describe_encoding
 from lr2ppo.encoders.image import ImageEncoder
@@ -51,17 +51,6 @@ def find_clips(data: Path) -> list[Clip]:
                 faults.append(f"clip {clip.id} of {name}: another file has it with other labels, text or frames")
     raise_faults(data, faults, "give different clips different ids")
     return list(clips.values())
-
-
-def check_frames(clips: Sequence[Clip], frames_root: Path) -> None:
-    """Raises `UserError` naming the clips whose frames are not there, and each frame that cannot be used."""
-    faults = []
-    for clip in clips:
-        missing = missing_frames([clip], frames_root)
-        if not clip.images or missing:
-            faults.append(f"clip {clip.id}: {f'no file {missing[0]}' if missing else 'names no frames'}")
-    faults += map(str, unusable_frames(clips, frames_root))
-    raise_faults(frames_root, faults, "check --frames-root, or mend these frames")
 
 
 def shard_path(out: Path, rank: int, processes: int) -> Path:
@@ -163,7 +152,7 @@ def main() -> None:
         text = TextEncoder.load(arguments.text, arguments.tokenizer)
         text.require_tokenizer()
         clips = find_clips(arguments.data)
-        check_frames(clips, frames_root)
+        require_frames(clips, frames_root)
         device = choose_device(arguments.device, int(os.environ.get("LOCAL_RANK", "0")))
         text = text.to(device)
         image = ImageEncoder.load(arguments.image, arguments.frame_tokens).to(device)
