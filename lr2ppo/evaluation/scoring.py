@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from lr2ppo.data.annotations import HIGHEST_GRADE, Clip, graded
+from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest
 from lr2ppo.data.samplers import evaluation_loader, whole_clips
 from lr2ppo.distributed.processes import Processes
@@ -170,7 +170,7 @@ def validation_ndcg(model: RelevanceRanker, dataset: ClipDataset, processes: Pro
     grades, flat = np.concatenate([graded(clip) for clip in dataset.clips]), np.concatenate(scores)
     return Evaluation(
         {name: float(metrics[name].mean()) for name in CUTOFFS},
-        {f"validation_scores/grade {grade}": flat[grades == grade] for grade in range(HIGHEST_GRADE + 1)},
+        {f"validation_scores/grade {grade}": flat[grades == grade] for grade in np.unique(grades)},
         list(zip(dataset.clips[:CASES], scores[:CASES], strict=True)),
     )
 

@@ -17,7 +17,7 @@ from lr2ppo.evaluation.published import published_best
 from lr2ppo.evaluation.results import reference_rows
 from lr2ppo.files import write_whole
 from lr2ppo.report import figures
-from lr2ppo.report.cases import describe_clips, frames_root
+from lr2ppo.report.cases import describe_clips, describe_grades, frames_root
 from lr2ppo.report.load import ReportedRun, SplitResults, gather, preset_differences
 from lr2ppo.runs.lookup import best_validation
 from lr2ppo.version import __version__
@@ -188,7 +188,13 @@ def cases_part(compared: Compared, frames: Path | None) -> dict[str, Any]:
     first = None if pair is None else compared.evaluations[pair[0]]
     data = describe_clips(first, compared.evaluations[compared.after], frames or frames_root(last), SEED)
     names = {"before": "by grade" if pair is None else compared.runs[pair[0]].name, "after": last.name}
-    return {"data": data | {"names": names}, **names, "compared": pair is not None, "left_out": data["left_out"]}
+    return {
+        "data": data | {"names": names},
+        **names,
+        "compared": pair is not None,
+        "left_out": data["left_out"],
+        "grades": describe_grades(compared.evaluations[compared.after].clips),
+    }
 
 
 def facts_part(run: ReportedRun) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from lr2ppo.data import Clip
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.calibration import calibrate, describe_judgement
+from lr2ppo.evaluation.pictures import grade_colour
 from lr2ppo.report.cases import choose_groups, thumbnails
 from lr2ppo.report.load import find_runs, gather, preset_differences
 from lr2ppo.report.page import write_report
@@ -112,6 +113,22 @@ def test_published_figures_and_curves_stand_beside_a_run_of_their_preset(logs: P
     assert "published in 636 min" in text
     assert ">published<" in text
     assert ">published<" not in (logs / "ppo" / "a" / "report.html").read_text(encoding="utf-8")
+
+
+def test_grades_of_another_scale_have_colours_and_a_legend(logs: Path, page: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(logs / "pointwise" / "a", tmp_path / "pointwise" / "a")
+    cases = json.loads((run / "cases.json").read_text(encoding="utf-8"))
+    for case in cases["test"]:
+        case["grades"] = [5 * grade for grade in case["grades"]]
+    (run / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
+    other = write_report([run], "test", tmp_path / "page.html").read_text(encoding="utf-8")
+    wanted = {page.read_text(encoding="utf-8"): ("0, not relevant", "1, somewhat", "2, relevant")}
+    wanted[other] = ("0, not relevant", "5", "10, most relevant")
+    for text, legend in wanted.items():
+        shown = re.findall(r'<span class="grade g(\d+)">([^<]*)</span>', text)
+        assert [meaning for _, meaning in shown] == list(reversed(legend))
+        for grade, _ in shown:
+            assert f".g{grade} {{ --grade: light-dark({grade_colour(int(grade))}," in text
 
 
 def test_what_a_run_changed_of_its_preset_is_told(logs: Path) -> None:
