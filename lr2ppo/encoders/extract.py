@@ -15,33 +15,26 @@ from typing import get_args
 
 from tqdm import tqdm
 
-from lr2ppo.data import annotations
 from lr2ppo.data.annotations import Clip, read_clips
 from lr2ppo.data.features.layout import group_name
 from lr2ppo.data.features.store import find_shards, shards_setting
 from lr2ppo.data.features.writer import Facts, FeatureWriter, StoredType, read_clip_names
 from lr2ppo.data.frames import read_image, require_frames
+from lr2ppo.data.validate import NEEDS
 from lr2ppo.distributed.processes import Processes, choose_device, join_processes
 from lr2ppo.encoders.extractor import describe_encoding
 from lr2ppo.encoders.image import ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
 from lr2ppo.errors import UserError, raise_faults, reports_user_errors
 
-ANNOTATION_FILES = (
-    annotations.SOURCE_TRAIN,
-    annotations.TARGET_PAIRS,
-    annotations.TARGET_TRAIN,
-    annotations.VALIDATION,
-    annotations.TEST,
-)
 SECONDS_TO_TELL = 60
 
 
 def find_clips(data: Path) -> list[Clip]:
     """All clips of the folder's annotation files, each id once; raises `UserError` where two files disagree."""
-    found = [name for name in ANNOTATION_FILES if (data / name).is_file()]
+    found = [name for name in NEEDS if (data / name).is_file()]
     if not found:
-        raise UserError(f"{data}: found none of the annotation files {', '.join(ANNOTATION_FILES)}")
+        raise UserError(f"{data}: found none of the annotation files {', '.join(NEEDS)}")
     clips: dict[str, Clip] = {}
     faults = []
     for name in found:
