@@ -11,7 +11,7 @@ from threading import Event
 from lr2ppo.demo.inputs import find_examples
 from lr2ppo.demo.page import build_page, import_gradio, serve
 from lr2ppo.errors import UserError, reports_user_errors
-from lr2ppo.inference.command import add_ranker_arguments, load_ranker
+from lr2ppo.inference.command import add_ranker_arguments, open_ranker
 from lr2ppo.inference.trained import open_trained
 
 
@@ -50,7 +50,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     trained = open_trained(arguments.run, arguments.logs)
     check_address(arguments.host, arguments.port)
     import_gradio()
-    ranker = load_ranker(arguments)
+    ranker = open_ranker(arguments)
     examples = find_examples(trained.run)
     address = serve(build_page(ranker, examples), arguments.host, arguments.port, examples)
     print(f"the demo of {ranker.name} is at {address} (Ctrl-C ends it)", flush=True)

@@ -60,7 +60,7 @@ def format_labels(labels: Sequence[str]) -> str:
     return text.getvalue().removesuffix("\n")
 
 
-def choose_frames(uploads: Sequence[str]) -> Path | list[Path]:
+def uploaded_frames(uploads: Sequence[str]) -> Path | list[Path]:
     """One video, or images in the order given; raises `UserError` where there are none, or both."""
     if not uploads:
         raise UserError("There are no frames yet: drop some images, or one video, into the field above the labels.")

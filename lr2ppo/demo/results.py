@@ -40,7 +40,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Row:
+class RankRow:
     """One label in an order: its rank from 1, its bar's length in per cent, and how many places it rose."""
 
     key: int
@@ -71,7 +71,7 @@ def rank_clip(ranker: LabelRanker, frames: Frames, labels: Sequence[str], descri
     return Result(ranker.name, after, before, preferences)
 
 
-def render(result: Result) -> str:
+def render_result(result: Result) -> str:
     """The result as HTML to put into the page; both orders side by side where there are two."""
     after, before, preferences = result.after, result.before, result.preferences
     keys = {ranked.label: key for key, ranked in enumerate(after)}
@@ -94,14 +94,16 @@ def render_header(run: str, compared: bool) -> str:
     return f"<h1>Label relevance ranking</h1><p><code>{html.escape(run)}</code> {html.escape(shown)}</p>"
 
 
-def order_rows(order: Sequence[RankedLabel], keys: dict[str, int], places: dict[str, int] | None = None) -> list[Row]:
+def order_rows(
+    order: Sequence[RankedLabel], keys: dict[str, int], places: dict[str, int] | None = None
+) -> list[RankRow]:
     """An order's rows, with how far each label rose from its place in another order, where one is given."""
     scores = np.array([ranked.score for ranked in order], dtype=np.float64)
     span = np.ptp(scores)
     decimals = 2 if span >= 1 else 3 if span >= 0.1 else 4
     bars = bar_lengths(scores).tolist()
     return [
-        Row(
+        RankRow(
             key=keys[ranked.label],
             label=ranked.label,
             rank=at + 1,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lr2ppo.errors import reports_user_errors
-from lr2ppo.evaluation.comparison import CELL, TITLES
+from lr2ppo.evaluation.comparison import CELL, METRIC_TITLES
 from lr2ppo.runs.lookup import FINISHED, best_validation, find_run
 
 CURVES = Path(__file__).parent / "published_curves"
@@ -60,7 +60,7 @@ def compare_stage(stage: Stage, run: Path) -> str:
     """A stage's part of the table: published, ours and the difference on validation, ours on test, and the times."""
     published, ours = published_best(stage), best_validation(run)
     lines = [
-        f"{stage.title:<{NAME_WIDTH}}" + "".join(f"{TITLES[name]:>{CELL}}" for name in stage.metrics),
+        f"{stage.title:<{NAME_WIDTH}}" + "".join(f"{METRIC_TITLES[name]:>{CELL}}" for name in stage.metrics),
         _row("published, validation", published),
         _row("ours, validation", {name: ours[name] for name in stage.metrics}),
         _row("difference", {name: ours[name] - published[name] for name in stage.metrics}, sign="+"),

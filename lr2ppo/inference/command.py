@@ -42,7 +42,7 @@ def _columns(text: str) -> int:
 
 
 def add_ranker_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `load_ranker` reads."""
+    """What `open_ranker` reads."""
     parser.add_argument("run", metavar="RUN", help="NAME, STAGE/NAME or a path of a run, or an exported folder")
     for encoder, what in (("text", "text encoder"), ("tokenizer", "tokenizer"), ("image", "image encoder")):
         parser.add_argument(
@@ -52,7 +52,7 @@ def add_ranker_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
 
 
-def load_ranker(arguments: argparse.Namespace) -> LabelRanker:
+def open_ranker(arguments: argparse.Namespace) -> LabelRanker:
     """The ranker that a command line names, with its warning said."""
     ranker = LabelRanker.load(
         arguments.run,
@@ -115,7 +115,7 @@ def _split(labels: str) -> list[str]:
 def main() -> None:
     arguments = _parse_arguments()
     _check_arguments(arguments)
-    ranker = load_ranker(arguments)
+    ranker = open_ranker(arguments)
     if arguments.annotations is not None:
         frames_root = arguments.frames_root or arguments.annotations.parent
         written, there = rank_file(ranker, arguments.annotations, frames_root, arguments.out)

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lr2ppo.evaluation.comparison import TITLES
-from lr2ppo.evaluation.results import read_splits
+from lr2ppo.evaluation.comparison import METRIC_TITLES
+from lr2ppo.evaluation.results import read_by_split
 from lr2ppo.files import write_whole
 from lr2ppo.inference.onnx import OnnxReport
 from lr2ppo.inference.trained import Trained
@@ -50,7 +50,7 @@ def _what(trained: Trained) -> str:
 
 
 def _metrics(trained: Trained) -> str:
-    results = {} if trained.run is None else read_splits(trained.run / RESULTS)
+    results = {} if trained.run is None else read_by_split(trained.run / RESULTS)
     if not results:
         return f"## Metrics\n\nNot evaluated before export: `sh ppo_eval.sh {trained.use.name}`."
     return "## Metrics\n\n" + "\n\n".join(
@@ -62,7 +62,7 @@ def _table(split: str, results: dict[str, Any]) -> Iterator[str]:
     yield f"{results['clips']} clips of `{results['annotations']}`, the {SPLITS[split]}:\n"
     yield "| metric | mean | 95 % interval | chance |"
     yield "|---|---|---|---|"
-    for name, title in TITLES.items():
+    for name, title in METRIC_TITLES.items():
         found = results[name]
         yield (
             f"| {title} | {found['mean']:.3f} | {found['low']:.3f} to {found['high']:.3f} "

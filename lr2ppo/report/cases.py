@@ -22,7 +22,7 @@ MOST_THUMBNAIL_BYTES = 4 * 2**20
 MOST_CLIPS = 1000
 
 
-def describe_clips(before: SplitResults | None, after: SplitResults, root: Path, seed: int) -> dict[str, Any]:
+def page_clips(before: SplitResults | None, after: SplitResults, root: Path, seed: int) -> dict[str, Any]:
     """The clips and the groups that are shown at first; without `before` the order by grades takes its place.
 
     `groups` name positions in `clips`: most gained (or best), most lost (or worst), and some at random.

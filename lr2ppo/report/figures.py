@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from lr2ppo.evaluation.comparison import TITLES, Row
+from lr2ppo.evaluation.comparison import METRIC_TITLES, Row
 from lr2ppo.evaluation.metrics import Estimate
 from lr2ppo.evaluation.published import STAGES as PUBLISHED_STAGES
 from lr2ppo.evaluation.published import published_curve
@@ -85,7 +85,7 @@ def draw_results(named: Sequence[tuple[str, Estimates]], stages: Sequence[str], 
         axes.hlines(np.ones(len(places)), places - 0.38, places + 0.38, colors=MUTED, linewidth=0.9)
         axes.annotate("perfect order", (places[0] - 0.38, 0.985), color=MUTED, fontsize=8, va="top")
         axes.annotate("chance", (places[0] - 0.38, expected[0] + 0.01), color=MUTED, fontsize=8, va="bottom")
-        axes.set_xticks(places, [TITLES[name] for name in SHOWN_METRICS])
+        axes.set_xticks(places, [METRIC_TITLES[name] for name in SHOWN_METRICS])
         axes.set_ylim(0, 1.04)
         axes.legend(loc="lower right")
 

@@ -10,7 +10,7 @@ from lr2ppo.config.load import config_leaves, load_config
 from lr2ppo.data.annotations import Clip
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.comparison import ClipMetrics
-from lr2ppo.evaluation.results import CASES, cases_clips, read_splits, run_name
+from lr2ppo.evaluation.results import CASES, cases_clips, read_by_split, run_name
 from lr2ppo.evaluation.scoring import Scores, ranking_metrics
 from lr2ppo.runs.lookup import COMMANDS, FINISHED, METRICS, RESULTS, find_run, is_converted, read_rows, read_run
 
@@ -69,7 +69,7 @@ def find_runs(references: Sequence[str], logs: Path) -> list[Path]:
     return sorted(unique.values(), key=lambda folder: STAGES.index(_stage(folder)))
 
 
-def gather(folder: Path, split: str) -> ReportedRun:
+def gather_run(folder: Path, split: str) -> ReportedRun:
     """All of a run; raises `UserError` where a file of it is damaged."""
     finished = folder / FINISHED
     try:
@@ -132,7 +132,7 @@ def _earlier_runs(folder: Path, logs: Path) -> list[Path]:
 
 
 def _read_evaluation(folder: Path, split: str) -> SplitResults | None:
-    results, cases = (read_splits(folder / name).get(split) for name in (RESULTS, CASES))
+    results, cases = (read_by_split(folder / name).get(split) for name in (RESULTS, CASES))
     if results is None or cases is None:
         return None
     clips, scores = cases_clips(cases)

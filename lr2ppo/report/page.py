@@ -10,15 +10,22 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lr2ppo.evaluation.comparison import TITLES, Row, compare, describe_gain, shown_metrics, summarise
+from lr2ppo.evaluation.comparison import (
+    METRIC_TITLES,
+    Row,
+    describe_gain,
+    estimate_means,
+    paired_differences,
+    shown_metrics,
+)
 from lr2ppo.evaluation.metrics import Estimate
 from lr2ppo.evaluation.published import STAGES as PUBLISHED
 from lr2ppo.evaluation.published import published_best
 from lr2ppo.evaluation.results import reference_rows
 from lr2ppo.files import write_whole
 from lr2ppo.report import figures
-from lr2ppo.report.cases import describe_clips, describe_grades, frames_root
-from lr2ppo.report.load import ReportedRun, SplitResults, gather, preset_differences
+from lr2ppo.report.cases import describe_grades, frames_root, page_clips
+from lr2ppo.report.load import ReportedRun, SplitResults, gather_run, preset_differences
 from lr2ppo.runs.lookup import best_validation
 from lr2ppo.version import __version__
 
@@ -60,13 +67,13 @@ def write_report(folders: Sequence[Path], split: str, out: Path, frames: Path | 
 
     Raises `UserError` where a run's folder is damaged or the page cannot be written.
     """
-    runs = [gather(folder, split) for folder in folders]
-    text = render(runs, split, frames)
+    runs = [gather_run(folder, split) for folder in folders]
+    text = render_report(runs, split, frames)
     write_whole(out, lambda partial: partial.write_text(text, encoding="utf-8"))
     return out
 
 
-def render(runs: Sequence[ReportedRun], split: str, frames: Path | None = None) -> str:
+def render_report(runs: Sequence[ReportedRun], split: str, frames: Path | None = None) -> str:
     """The page's text."""
     environment = Environment(
         loader=PackageLoader("lr2ppo.report", "template"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -106,16 +113,14 @@ def results_part(compared: Compared) -> dict[str, Any]:
     """The first part: a sentence, the table with intervals, paired differences and two pictures."""
     rows, stages = compared.rows, [run.stage for run in compared.runs]
     metrics, pair = shown_metrics(rows), compared.pair
-    summaries = [(row.name, summarise(row.metrics, SAMPLES, SEED)) for row in rows]
+    summaries = [(row.name, estimate_means(row.metrics, SAMPLES, SEED)) for row in rows]
+    differences = [(row.name, paired_differences(rows[0].metrics, row.metrics, SAMPLES, SEED)) for row in rows[1:]]
     return {
         "clips": len(rows[0].metrics["ndcg"]),
-        "titles": [TITLES[name] for name in metrics],
+        "titles": [METRIC_TITLES[name] for name in metrics],
         "chance": [float(np.nanmean(compared.chance.metrics[name])) for name in metrics],
         "rows": [(name, _pick(summary, metrics)) for name, summary in summaries],
-        "differences": [
-            (f"{row.name} less {rows[0].name}", _pick(compare(rows[0].metrics, row.metrics, SAMPLES, SEED), metrics))
-            for row in rows[1:]
-        ],
+        "differences": [(f"{name} less {rows[0].name}", _pick(gain, metrics)) for name, gain in differences],
         "headline": None if pair is None else describe_gain(rows[pair[0]], rows[pair[1]], SAMPLES, SEED),
         "alone": (summaries[compared.after][0], summaries[compared.after][1]["ndcg"]),
         "picture": figures.draw_results(summaries, stages, compared.chance),
@@ -145,7 +150,7 @@ def published_part(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
             {
                 "name": run.name,
                 "title": stage.title,
-                "titles": [TITLES[name] for name in stage.metrics],
+                "titles": [METRIC_TITLES[name] for name in stage.metrics],
                 "published": [best[name] for name in stage.metrics],
                 "ours": [ours[name] for name in stage.metrics],
                 "differences": [ours[name] - best[name] for name in stage.metrics],
@@ -186,7 +191,7 @@ def cases_part(compared: Compared, frames: Path | None) -> dict[str, Any]:
     """Clips whose order changed most, and all others for the search."""
     pair, last = compared.pair, compared.runs[compared.after]
     first = None if pair is None else compared.evaluations[pair[0]]
-    data = describe_clips(first, compared.evaluations[compared.after], frames or frames_root(last), SEED)
+    data = page_clips(first, compared.evaluations[compared.after], frames or frames_root(last), SEED)
     names = {"before": "by grade" if pair is None else compared.runs[pair[0]].name, "after": last.name}
     return {
         "data": data | {"names": names},

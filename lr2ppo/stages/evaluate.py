@@ -16,7 +16,7 @@ from lr2ppo.data.dataset import ClipDataset, open_store
 from lr2ppo.distributed.processes import autocast, join_processes
 from lr2ppo.errors import UserError, reports_user_errors
 from lr2ppo.evaluation.calibration import describe_judgement
-from lr2ppo.evaluation.comparison import Row, describe_gain, format_table, summarise
+from lr2ppo.evaluation.comparison import Row, describe_gain, estimate_means, format_table
 from lr2ppo.evaluation.results import (
     CASES,
     cases_clips,
@@ -65,7 +65,7 @@ def evaluate(config: EvaluateConfig, preset: Path) -> None:
         if not processes.is_main:
             return
         metrics = ranking_metrics(dataset.clips, scores)
-        estimates = summarise(metrics, config.bootstrap_samples, config.seed)
+        estimates = estimate_means(metrics, config.bootstrap_samples, config.seed)
         results: dict[str, Any] = {name: asdict(estimate) for name, estimate in estimates.items()}
         references = reference_rows(dataset.clips)
         results["chance"] = {name: float(np.nanmean(values)) for name, values in references[0].metrics.items()}

@@ -22,7 +22,7 @@ from lr2ppo.config.schema import ModelConfig
 from lr2ppo.data.features.encoders import FEATURES_FILE
 from lr2ppo.data.frames import read_frames
 from lr2ppo.errors import UserError
-from lr2ppo.evaluation.scoring import preferences
+from lr2ppo.evaluation.scoring import preference_table
 from lr2ppo.inference import command as rank_command
 from lr2ppo.inference.file import rank_file
 from lr2ppo.models import PartialOrderModel
@@ -260,9 +260,9 @@ def test_preferences_of_any_labels_are_probabilities_that_agree(
     shape = ModelConfig(head="pooled", attention="scaled", width=8, heads=2, dropout=0.0)
     model, vectors = PartialOrderModel(shape).eval(), torch.randn(clips, labels, 8)
     with torch.no_grad():
-        table = preferences(model, vectors, temperature)
+        table = preference_table(model, vectors, temperature)
         shuffled = torch.randperm(labels)
-        again = preferences(model, vectors[:, shuffled], temperature)
+        again = preference_table(model, vectors[:, shuffled], temperature)
     assert ((table >= 0) & (table <= 1)).all()
     torch.testing.assert_close(table + table.mT, torch.ones_like(table))
     torch.testing.assert_close(again, table[:, shuffled][:, :, shuffled], atol=1e-3 / min(1, temperature), rtol=0)

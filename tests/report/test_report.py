@@ -24,7 +24,7 @@ from lr2ppo.errors import UserError
 from lr2ppo.evaluation.calibration import calibrate, describe_judgement
 from lr2ppo.evaluation.pictures import grade_colour
 from lr2ppo.report.cases import choose_groups, thumbnails
-from lr2ppo.report.load import find_runs, gather, preset_differences
+from lr2ppo.report.load import find_runs, gather_run, preset_differences
 from lr2ppo.report.page import write_report
 from lr2ppo.stages.evaluate import evaluate
 from tests.helpers.browser import console_errors, open_browser
@@ -132,7 +132,7 @@ def test_grades_of_another_scale_have_colours_and_a_legend(logs: Path, page: Pat
 
 
 def test_what_a_run_changed_of_its_preset_is_told(logs: Path) -> None:
-    changed = preset_differences(gather(logs / "ppo" / "a", "test"))
+    changed = preset_differences(gather_run(logs / "ppo" / "a", "test"))
     assert changed["train.epochs"] == 5
     assert "loss.margin" not in changed
     assert "name" not in changed
