@@ -66,6 +66,27 @@ class ModelConfig(Section):
             raise ValueError(f"model.width {self.width} is not a multiple of model.heads {self.heads}")
         return self
 
+    @property
+    def clip_frames(self) -> int:
+        """How many frames of a clip the frame tokens are of."""
+        return max(1, self.frames // self.tokens_per_frame)
+
+    def misfits(
+        self, *, text_width: int, image_width: int, tokens_per_frame: int, frames: int | None = None
+    ) -> list[str]:
+        """What of some features is not what the model takes, each as `what found, wanted other`.
+
+        `frames` is how many of a clip are read, where that is known: it matters to the flatten head.
+        """
+        wanted = {
+            "text width": (text_width, self.text_width or self.width),
+            "image width": (image_width, self.image_width or self.width),
+            "tokens a frame": (tokens_per_frame, self.tokens_per_frame),
+        }
+        if self.head == "flatten" and frames is not None:
+            wanted["frame tokens a clip"] = (frames * tokens_per_frame, self.frames)
+        return [f"{what} {found}, wanted {taken}" for what, (found, taken) in wanted.items() if found != taken]
+
 
 class OptimizerConfig(Section):
     """AdamW with linear warm-up, then linear decay to 0; gradients of a larger norm are scaled down to it."""
