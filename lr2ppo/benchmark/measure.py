@@ -18,14 +18,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lr2ppo.benchmark.steps import Shape, make_step, optimizer_bytes
 from lr2ppo.config.load import load_config
-from lr2ppo.config.schema import STAGES
 from lr2ppo.distributed import launch as torchrun
 from lr2ppo.distributed.processes import Processes, join_processes, resolve_precision
 from lr2ppo.errors import UserError, reports_user_errors
 from lr2ppo.ops.linear import Linear, plain_products
+from lr2ppo.runs.stages import STAGES
 from lr2ppo.training.run_folder import peak_memory_gib
 
-TRAINING_STAGES = [stage for stage in STAGES if stage != "evaluate"]
 SQUARE = 4096
 COPIED_BYTES = 2**30
 
@@ -135,7 +134,7 @@ def main() -> None:
         description=__doc__,
         epilog="example: python -m lr2ppo.benchmark reward && python -m lr2ppo.benchmark reward --plain",
     )
-    parser.add_argument("stage", choices=TRAINING_STAGES)
+    parser.add_argument("stage", choices=list(STAGES))
     parser.add_argument("--preset", default="lrmovienet", help="folder under configs/ (default lrmovienet)")
     parser.add_argument("--plain", action="store_true", help="the published way, each slot of each pair by itself")
     parser.add_argument("--labels", type=int, default=20, help="labels of a clip (default 20)")

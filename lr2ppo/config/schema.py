@@ -232,7 +232,7 @@ class EvaluateConfig(Section):
 
 TrainingConfig = PointwiseConfig | RewardConfig | PPOConfig
 StageConfig = TrainingConfig | EvaluateConfig
-STAGES: dict[str, type[PointwiseConfig] | type[RewardConfig] | type[PPOConfig] | type[EvaluateConfig]] = {
+CONFIGS: dict[str, type[PointwiseConfig] | type[RewardConfig] | type[PPOConfig] | type[EvaluateConfig]] = {
     "pointwise": PointwiseConfig,
     "reward": RewardConfig,
     "ppo": PPOConfig,

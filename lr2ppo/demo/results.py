@@ -11,13 +11,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from lr2ppo.inference.ranker import LabelRanker, RankedLabel
+from lr2ppo.runs.stages import STAGES
 
 TEMPLATE = Path(__file__).with_name("template")
 PAGES = Environment(
     loader=FileSystemLoader(TEMPLATE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
-# A stage has its colour wherever its order is shown; what is exported or converted is taken for stage 3's.
-LOOKS = {"pointwise": "before", "reward": "judge"}
+# By a stage's series, as its colour goes; a model without a stage in its name has the last one.
+LOOKS = ("before", "judge", "after")
 # Of more labels the matrix would neither be read nor be quick to compute: it shows those that come first.
 MATRIX_LABELS = 24
 # How strong a cell's colour is where a preference is certain; text on it turns light from where it would read badly.
@@ -77,9 +78,11 @@ def render_result(result: Result) -> str:
     keys = {ranked.label: key for key, ranked in enumerate(after)}
     places = None if before is None else {ranked.label: at for at, ranked in enumerate(before)}
     labels = [ranked.label for ranked in after]
+    stage = STAGES.get(result.run.partition("/")[0])
     return PAGES.get_template("result.html").render(
         run=result.run,
-        look=LOOKS.get(result.run.partition("/")[0], "after"),
+        look=LOOKS[-1] if stage is None else LOOKS[stage.series],
+        titles=[stage.title for stage in STAGES.values() if stage.model == "RelevanceRanker"],
         after=order_rows(after, keys, places),
         before=None if before is None else order_rows(before, keys),
         labels=labels if preferences is None else labels[: len(preferences)],

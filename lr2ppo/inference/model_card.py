@@ -10,7 +10,7 @@ from lr2ppo.files import write_whole
 from lr2ppo.inference.onnx import OnnxReport
 from lr2ppo.inference.trained import Trained
 from lr2ppo.models.weights import describe_model
-from lr2ppo.runs.lookup import RESULTS, read_run
+from lr2ppo.runs.lookup import CONVERTED_FROM, RESULTS, read_finished, read_run, source_runs
 
 SPLITS = {"test": "test split", "val": "validation split, which chose the weights"}
 
@@ -71,14 +71,20 @@ def _table(split: str, results: dict[str, Any]) -> Iterator[str]:
 
 
 def _data(trained: Trained) -> str:
-    if trained.run is None or not (trained.run / "config.yaml").is_file():
-        return "## Data\n\nNot told: the weights were converted, or exported, without their data."
+    if trained.run is None:
+        return "## Data\n\nNot known: the model was exported without its data."
     config = read_run(trained.run)
     data = config["data"]
-    earlier = "".join(f"\n- {key}: `{config[key]}`" for key in ("ranker", "reward") if key in config)
+    converted_from = (read_finished(trained.run) or {}).get(CONVERTED_FROM)
+    if converted_from is not None:
+        return (
+            f"## Data\n\nThe weights were converted from `{converted_from}`, and the data that they learned from are "
+            f"not known. They are evaluated on `{data['root']}`, preset `{config['preset']}`."
+        )
+    sources = "".join(f"\n- {key}: `{config[key]}`" for key in source_runs(trained.run))
     return (
         f"## Data\n\n- Folder: `{data['root']}`, preset `{config['preset']}`, seed {config['seed']}\n"
-        f"- Training: `{data['train']}`; validation: `{data['validation']}`; test: `{data['test']}`{earlier}"
+        f"- Training: `{data['train']}`; validation: `{data['validation']}`; test: `{data['test']}`{sources}"
     )
 
 

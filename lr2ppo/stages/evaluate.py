@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lr2ppo.config.load import load_config
 from lr2ppo.config.schema import DataConfig, EvaluateConfig
 from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import ClipDataset, open_store
@@ -31,22 +30,18 @@ from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_model
 from lr2ppo.report import write_report
 from lr2ppo.report.load import find_runs
-from lr2ppo.runs.lookup import COMMANDS, RESULTS, find_run, is_converted, read_data, read_temperature
+from lr2ppo.runs.lookup import RESULTS, find_run, read_data, read_temperature
+from lr2ppo.runs.stages import STAGES
 from lr2ppo.training.command import read_stage_config, stage_parser
 from lr2ppo.training.inputs import check_fit, left_out_note, open_inputs
 
-TRAINING_STAGES = tuple(COMMANDS)
 
-
-def evaluate(config: EvaluateConfig, preset: Path) -> None:
-    """Score every clip of the split once; write `results.json` and `cases.json` into the run's folder.
-
-    `preset` is the folder of the YAML file, which tells the data of a run that is but a converted checkpoint.
-    """
+def evaluate(config: EvaluateConfig) -> None:
+    """Score every clip of the split once; write `results.json` and `cases.json` into the run's folder."""
     if config.name is None:
         raise UserError("name: is missing; run sh ppo_eval.sh RUN, or give name=RUN")
-    folder = find_run(config.name, TRAINING_STAGES, config.logs)
-    data = run_data(folder, config.root, preset)
+    folder = find_run(config.name, STAGES, config.logs)
+    data = run_data(folder, config.root)
     model = load_model(folder / "best")
     store = open_store(data)
     check_fit(model.encoder.config, store, data.frames, str(folder))
@@ -80,12 +75,9 @@ def evaluate(config: EvaluateConfig, preset: Path) -> None:
     print(f"\nwritten: {folder / RESULTS}, {folder / CASES}, {report}")
 
 
-def run_data(folder: Path, root: Path | None, preset: Path) -> DataConfig:
-    """The data a run was made for, or the preset's for a converted checkpoint; under another root if one is given."""
-    if is_converted(folder):
-        data: DataConfig = load_config(preset / "pointwise.yaml", "pointwise").data
-    else:
-        data = read_data(folder)
+def run_data(folder: Path, root: Path | None) -> DataConfig:
+    """The data that a run was made for; under another root where one is given."""
+    data = read_data(folder)
     return data if root is None else data.model_copy(update={"root": root})
 
 
@@ -102,7 +94,7 @@ def show_table(runs: Sequence[str], config: EvaluateConfig) -> None:
     rows = []
     clips: list[Clip] = []
     for number, group in enumerate(runs):
-        folders = [find_run(name, TRAINING_STAGES, config.logs) for name in group.split(",")]
+        folders = [find_run(name, STAGES, config.logs) for name in group.split(",")]
         found, scores = pool_cases(folders, config.split)
         if number == 0:
             clips = found
@@ -149,7 +141,7 @@ def main() -> None:
     if arguments.table:
         show_table([item for item in table if "=" not in item], config)
     else:
-        evaluate(config, arguments.config.parent)
+        evaluate(config)
 
 
 if __name__ == "__main__":

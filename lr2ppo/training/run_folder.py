@@ -24,7 +24,8 @@ from lr2ppo.errors import UserError, raise_faults
 from lr2ppo.evaluation.scoring import Evaluation
 from lr2ppo.files import write_json, write_whole
 from lr2ppo.runs.lock import lock_run
-from lr2ppo.runs.lookup import COMMANDS, FINISHED, METRICS, SELECTED, best_validation, read_run
+from lr2ppo.runs.lookup import FINISHED, METRICS, best_validation, read_run
+from lr2ppo.runs.stages import STAGES
 from lr2ppo.training.checkpoint import Checkpoint, State, newest_checkpoint, remove_checkpoints
 from lr2ppo.training.progress import Progress, time_left
 from lr2ppo.training.provenance import describe_machine, describe_program
@@ -64,7 +65,7 @@ class Run:
         Raises `UserError` where the run was begun with another config, or learned from features of other encoders.
         """
         checkpoint = start.checkpoint
-        self.folder, self.select = run_folder(config), SELECTED[config.stage]
+        self.folder, self.select = run_folder(config), STAGES[config.stage].selects
         leaves = dict(config_leaves(config.model_dump(mode="json")))
         self._settings = {key: value for key, value in leaves.items() if not key.startswith(NO_SETTINGS)}
         self.is_main = processes.is_main
@@ -256,7 +257,7 @@ def _remove(folder: Path) -> None:
 def run_folder(config: TrainingConfig) -> Path:
     """`logs/<stage>/<name>`; raises `UserError` where the name is missing or cannot be a folder's."""
     if config.name is None:
-        raise UserError(f"name: is missing; run sh {COMMANDS[config.stage]} NAME, or give name=NAME")
+        raise UserError(f"name: is missing; run sh {STAGES[config.stage].script} NAME, or give name=NAME")
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", config.name):
         raise UserError(f"name: found {config.name!r}, wanted letters, digits and . _ + - alone, such as demo-2")
     return config.logs / config.stage / config.name

@@ -38,13 +38,12 @@ from lr2ppo.encoders import ImageEncoder, TextEncoder, pretrain
 from lr2ppo.encoders.extractor import describe_encoding
 from lr2ppo.errors import UserError
 from lr2ppo.inference.ranker import LabelRanker, RankedLabel
-from lr2ppo.models import PartialOrderModel, RelevanceRanker
-from lr2ppo.models.weights import save_model
+from lr2ppo.models.weights import KINDS, save_model
+from lr2ppo.runs.stages import STAGES
 from tests.conftest import REPOSITORY
 from tests.helpers.browser import console_errors, open_browser, texts_of
 
 RUN = "ppo/tiny"
-EARLIER = {"ranker": "pointwise", "reward": "reward"}
 NASTY = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "${alert(1)}", "{{ after }}", "a & b", "it's"]
 texts = st.text(min_size=1, max_size=12).map(lambda text: " ".join(text.split())).filter(bool)
 label_lists = st.lists(texts, min_size=1, max_size=8, unique=True)
@@ -269,11 +268,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = ModelConfig(
         head="pooled", attention="scaled", width=16, heads=2, dropout=0.0, frames=2, text_width=32, image_width=32
     )
-    for stage, kind in (("pointwise", RelevanceRanker), ("reward", PartialOrderModel), ("ppo", RelevanceRanker)):
+    for stage in STAGES:
         run = root / "logs" / stage / "tiny"
-        save_model(run / "best", kind(shape))
-        earlier = [f"{of}=logs/{other}/tiny" for of, other in EARLIER.items() if stage == "ppo"]
-        config = load_config(REPOSITORY / "configs" / "mini" / f"{stage}.yaml", stage, ["data.root=data", *earlier])
+        save_model(run / "best", KINDS[STAGES[stage].model](shape))
+        sources = [f"{key}=logs/{other}/tiny" for key, other in STAGES[stage].sources.items()]
+        config = load_config(REPOSITORY / "configs" / "mini" / f"{stage}.yaml", stage, ["data.root=data", *sources])
         (run / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         write_features_file(run, encoding, [])
     return root

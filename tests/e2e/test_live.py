@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.evaluation.scoring import Evaluation
+from lr2ppo.runs.stages import STAGES
 from lr2ppo.training.progress import MOST_COLUMNS, bar_format
 from lr2ppo.training.run_folder import PICTURED_PARTS
 from lr2ppo.training.tensorboard import Board
@@ -35,7 +36,6 @@ from tests.stages.test_stages import Overrides, rows, run_pointwise, run_ppo, ru
 # Both are untyped.
 EventAccumulator: Any = import_module("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
 HParamsPluginData: Any = import_module("tensorboard.plugins.hparams.plugin_data_pb2").HParamsPluginData
-STAGES = ("pointwise", "reward", "ppo")
 
 
 class Terminal:

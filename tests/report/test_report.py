@@ -26,6 +26,7 @@ from lr2ppo.evaluation.pictures import grade_colour
 from lr2ppo.report.cases import choose_groups, thumbnails
 from lr2ppo.report.load import find_runs, gather_run, preset_differences
 from lr2ppo.report.page import write_report
+from lr2ppo.runs.stages import STAGES
 from lr2ppo.stages.evaluate import evaluate
 from tests.helpers.browser import console_errors, open_browser
 from tests.stages.test_stages import PRESET, run_pointwise, run_ppo, run_reward
@@ -53,9 +54,9 @@ def logs(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_pointwise(alone, overrides)
     run_reward(alone, overrides)
     run_ppo(alone, [*overrides, "train.epochs=6"])
-    for stage in ("pointwise", "reward", "ppo"):
+    for stage in STAGES:
         settings = [f"name={stage}/a", f"logs={root / 'logs'}", "device=cpu"]
-        evaluate(load_config(PRESET / "evaluate.yaml", "evaluate", settings), PRESET)
+        evaluate(load_config(PRESET / "evaluate.yaml", "evaluate", settings))
     return root / "logs"
 
 
