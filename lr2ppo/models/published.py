@@ -1,6 +1,6 @@
 """Checkpoints of the published implementation: read as models of ours, and written back.
 
-`python -m lr2ppo.models.published IN OUT_DIR` makes a run's `best/` folder of one; `--to-published` goes back.
+`python -m lr2ppo.models.published IN OUT_DIR` makes a run of one; `--to-published` goes back.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from torch import Tensor
 from lr2ppo.config.schema import ModelConfig
 from lr2ppo.errors import UserError, reports_user_errors
 from lr2ppo.models.rankers import PartialOrderModel, RelevanceRanker
-from lr2ppo.models.weights import M, Model, build_model, load_model, model_shapes, save_model
+from lr2ppo.models.weights import M, Model, build_model, load_model, model_shapes
 from lr2ppo.tensors import check_tensors, read_tensors, write_tensors
 
 T = TypeVar("T")
@@ -156,23 +156,30 @@ def rename_modules(named: Mapping[str, T], modules: Mapping[str, str]) -> dict[s
 @reports_user_errors
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Turn a published checkpoint into a run's best/ folder; with --to-published, a run into one.",
-        epilog="example: python -m lr2ppo.models.published pointwise.bin logs/pointwise/published/best && "
+        description="Turn a published checkpoint into a run; with --to-published, a run into one.",
+        epilog="example: python -m lr2ppo.models.published pointwise.bin logs/pointwise/published && "
         "sh ppo_eval.sh pointwise/published",
     )
     parser.add_argument("source", type=Path, metavar="IN", help="published checkpoint; or a run or its best/ folder")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; with --to-published a file to write")
+    parser.add_argument("out", type=Path, metavar="OUT", help="run to write; with --to-published a file to write")
     parser.add_argument("--to-published", action="store_true", help="write a run's model as a published checkpoint")
     parser.add_argument("--text-tokens", type=int, help=f"tokens of the flatten head (default {TEXT_TOKENS})")
     parser.add_argument("--frames", type=int, help=f"frames of the flatten head (default {FRAMES})")
+    parser.add_argument(
+        "--preset", default="lrmovienet", help="folder under configs/ whose data the run has (default lrmovienet)"
+    )
+    parser.add_argument("--config", type=Path, help="the stage's YAML file, in place of the preset's")
     arguments = parser.parse_args()
     if arguments.to_published:
         write_published(arguments.source, arguments.out)
         return
+    # Runs are written by a room above this one, where this command is to go.
+    from lr2ppo.training.converted import write_converted_run
+
     model = load_published(arguments.source, arguments.text_tokens, arguments.frames)
-    save_model(arguments.out, model)
+    folder = write_converted_run(model, arguments.source, arguments.out, arguments.preset, arguments.config)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{arguments.out}: a {type(model).__name__} of {weights:,} weights")
+    print(f"{folder}: a {type(model).__name__} of {weights:,} weights; evaluate it with: sh ppo_eval.sh {folder}")
 
 
 def write_published(source: Path, out: Path) -> None:
