@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from lr2ppo.errors import UserError
+
+# JSON and the command line can hold halves of characters and null characters, which no file and no file name can.
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:

@@ -89,5 +89,5 @@ def _clip(name: str, rng: np.random.Generator, store: FeatureWriter, sign: int) 
 
 def _with_pairs(clip: Clip) -> Clip:
     assert clip.grades is not None
-    pairs = np.argwhere(clip.grades[:, None] > clip.grades[None, :])
+    pairs = annotations.better_worse_pairs(clip.grades)
     return Clip(clip.id, clip.labels, clip.grades, pairs=pairs[::2])

@@ -62,7 +62,7 @@ def read_config(arguments: argparse.Namespace, stage: str) -> Any:
 
 
 def add_ranker_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `load_ranker` reads."""
+    """What `open_ranker` reads."""
     parser.add_argument("run", metavar="RUN", help="NAME, STAGE/NAME or a path of a run, or an exported folder")
     for encoder, what in (("text", "text encoder"), ("tokenizer", "tokenizer"), ("image", "image encoder")):
         parser.add_argument(
@@ -72,7 +72,7 @@ def add_ranker_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
 
 
-def load_ranker(arguments: argparse.Namespace) -> "LabelRanker":
+def open_ranker(arguments: argparse.Namespace) -> "LabelRanker":
     """The ranker that a command line names; prints its warning."""
     from lr2ppo.inference.ranker import LabelRanker
 
@@ -91,8 +91,9 @@ def load_ranker(arguments: argparse.Namespace) -> "LabelRanker":
 
 def require_runs(references: Sequence[str], logs: Path, exported: bool = False) -> None:
     """Raises `UserError` where a run is not there; `exported` folders count where they may be given in its place."""
-    from lr2ppo.runs.lookup import COMMANDS, find_run
+    from lr2ppo.runs.lookup import find_run
+    from lr2ppo.runs.stages import STAGES
 
     for reference in references:
         if not (exported and (Path(reference) / "config.json").is_file()):
-            find_run(reference, tuple(COMMANDS), logs)
+            find_run(reference, STAGES, logs)

@@ -15,9 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from lr2ppo.runs.lookup import COMMANDS, find_run
+    from lr2ppo.runs.lookup import find_run
+    from lr2ppo.runs.stages import STAGES
 
-    runs = {stage: find_run(f"{stage}/{arguments.name}", (stage,), arguments.logs) for stage in COMMANDS}
+    runs = {stage: find_run(f"{stage}/{arguments.name}", (stage,), arguments.logs) for stage in STAGES}
     from lr2ppo.evaluation.published import compare_runs
 
     table = compare_runs(runs)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from tempfile import TemporaryDirectory
 from threading import Event
 
-from lr2ppo.commands.arguments import add_ranker_arguments, load_ranker, require_runs
+from lr2ppo.commands.arguments import add_ranker_arguments, open_ranker, require_runs
 from lr2ppo.errors import UserError
 
 EXAMPLE = "lr2ppo demo ppo/quickstart"
@@ -49,7 +49,7 @@ def show(arguments: argparse.Namespace) -> None:
 
     trained = open_trained(arguments.run, arguments.logs)
     import_gradio()
-    ranker = load_ranker(arguments)
+    ranker = open_ranker(arguments)
     examples = find_examples(trained.run)
     address = serve(build_page(ranker, examples), arguments.host, arguments.port, examples)
     print(f"the demo of {ranker.name} is at {address} (Ctrl-C ends it)", flush=True)

@@ -4,7 +4,6 @@ An evaluation writes results.json, cases.json and report.html into the run's fol
 """
 
 import argparse
-from pathlib import Path
 
 from lr2ppo.commands.arguments import add_config_arguments, read_config, require_runs
 from lr2ppo.config.schema import EvaluateConfig
@@ -40,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     with ended_by_interrupt():
         from lr2ppo.distributed.launch import run_in_processes
-    run_in_processes(lambda: evaluate(config, arguments.config.parent), arguments.command)
+    run_in_processes(lambda: evaluate(config), arguments.command)
 
 
 def show(runs: list[str], config: EvaluateConfig) -> None:
@@ -54,11 +53,11 @@ def show(runs: list[str], config: EvaluateConfig) -> None:
     stage.show_table(runs, config)
 
 
-def evaluate(config: EvaluateConfig, preset: Path) -> None:
+def evaluate(config: EvaluateConfig) -> None:
     """Evaluate a run in this process, one of the evaluation's."""
     import torch
 
     from lr2ppo.stages import evaluate as stage
 
     torch.manual_seed(config.seed)
-    stage.evaluate(config, preset)
+    stage.evaluate(config)

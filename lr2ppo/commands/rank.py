@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from lr2ppo.commands.arguments import add_ranker_arguments, load_ranker, require_runs
+from lr2ppo.commands.arguments import add_ranker_arguments, open_ranker, require_runs
 from lr2ppo.errors import UserError
 
 EXAMPLE = """lr2ppo rank ppo/quickstart --frames holiday.mp4 --labels "beach,car,night" \\
@@ -50,7 +50,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     check(arguments)
-    ranker = load_ranker(arguments)
+    ranker = open_ranker(arguments)
     if arguments.annotations is not None:
         from lr2ppo.inference.file import rank_file
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lr2ppo.config.schema import STAGES, Section
+from lr2ppo.config.schema import CONFIGS, Section
 from lr2ppo.errors import UserError
 
 # YAML may repeat a value in a value until no screen could hold it.
@@ -27,7 +27,7 @@ def load_config(path: Path, stage: str, overrides: Sequence[str] = ()) -> Any:
     if found_stage != stage:
         raise UserError(f"{path}: stage: found {found_stage!r}, wanted {stage!r}; give this stage's own YAML file")
     tree.setdefault("preset", path.resolve().parent.name)
-    schema = STAGES[stage]
+    schema = CONFIGS[stage]
     # Names first: they decide which other keys of their section there are.
     for override in sorted(overrides, key=lambda override: not override.partition("=")[0].endswith(".name")):
         _apply_override(tree, override, schema)

@@ -1,10 +1,11 @@
 """What a run can be told: one validated tree a stage, from a YAML file and `key.sub=value` overrides."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+from lr2ppo.files import UNWRITABLE
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -24,7 +25,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _check_text(cls, value: Any) -> Any:
-        if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        if isinstance(value, str) and UNWRITABLE.search(value):
             raise ValueError("holds a character that no file's name can")
         return value
 
@@ -71,6 +72,27 @@ class ModelConfig(Section):
         if self.width % self.heads:
             raise ValueError(f"model.width {self.width} is not a multiple of model.heads {self.heads}")
         return self
+
+    @property
+    def clip_frames(self) -> int:
+        """How many frames of a clip the frame tokens are of."""
+        return max(1, self.frames // self.tokens_per_frame)
+
+    def misfits(
+        self, *, text_width: int, image_width: int, tokens_per_frame: int, frames: int | None = None
+    ) -> list[str]:
+        """What of some features is not what the model takes, each as `what found, wanted other`.
+
+        `frames` is how many of a clip are read, where that is known: it matters to the flatten head.
+        """
+        wanted = {
+            "text width": (text_width, self.text_width or self.width),
+            "image width": (image_width, self.image_width or self.width),
+            "tokens a frame": (tokens_per_frame, self.tokens_per_frame),
+        }
+        if self.head == "flatten" and frames is not None:
+            wanted["frame tokens a clip"] = (frames * tokens_per_frame, self.frames)
+        return [f"{what} {found}, wanted {taken}" for what, (found, taken) in wanted.items() if found != taken]
 
 
 class OptimizerConfig(Section):
@@ -248,7 +270,7 @@ class EvaluateConfig(Section):
 
 TrainingConfig = PointwiseConfig | RewardConfig | PPOConfig
 StageConfig = TrainingConfig | EvaluateConfig
-STAGES: dict[str, type[PointwiseConfig] | type[RewardConfig] | type[PPOConfig] | type[EvaluateConfig]] = {
+CONFIGS: dict[str, type[PointwiseConfig] | type[RewardConfig] | type[PPOConfig] | type[EvaluateConfig]] = {
     "pointwise": PointwiseConfig,
     "reward": RewardConfig,
     "ppo": PPOConfig,

@@ -1,7 +1,6 @@
 """Annotation files in LRMovieNet's layout: a JSON list of clips with labels, grades and, in one file, pairs."""
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lr2ppo.errors import UserError, raise_faults
+from lr2ppo.files import UNWRITABLE
 
 SOURCE_TRAIN = "first_stage_data.json"
 TARGET_PAIRS = "first_second_data_pair/first_second_data_pair_10pct.json"
@@ -24,8 +24,6 @@ CAPTIONS = "pretrain_data.json"
 # LRMovieNet grades 0 to 2, most sets of documents 0 to 4; the gain 2^grade - 1 leaves larger ones no sense.
 HIGHEST_GRADE = 10
 GRADES_WANTED = f"a whole number from 0 to {HIGHEST_GRADE}"
-# JSON can hold halves of characters and null characters, which no file and no file's name can.
-UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 Need = Literal["labels", "grades", "pairs", "images"]
 
@@ -125,6 +123,11 @@ def graded(clip: Clip) -> NDArray[np.int64]:
     if clip.grades is None:
         raise ValueError(f"clip {clip.id} has no grades")
     return clip.grades
+
+
+def better_worse_pairs(grades: NDArray[np.int64]) -> NDArray[np.int64]:
+    """All pairs of positions whose grades differ, the higher grade first: [pairs, 2], in the order of the positions."""
+    return np.argwhere(grades[:, None] > grades[None, :])
 
 
 def _name(entry: Any) -> str:

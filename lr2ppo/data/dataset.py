@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from lr2ppo.config.schema import DataConfig, ModelConfig
 from lr2ppo.data.annotations import Clip, ClipFault, Need, read_sound_clips
 from lr2ppo.data.features.store import FeatureStore, find_feature_files
+from lr2ppo.data.frames import evenly_spaced
 from lr2ppo.data.validate import LEAVE_OUT, structure_faults
 from lr2ppo.errors import raise_faults
 
@@ -175,7 +176,7 @@ def choose_frames(
     """Which of a clip's frames are taken: evenly spaced in time order, or in random order; `exact` repeats some."""
     wanted = most if exact else min(most, available)
     if order == "even":
-        return np.linspace(0, available - 1, wanted).round().astype(np.int64)
+        return evenly_spaced(available, wanted)
     return np.resize(np.random.default_rng(seed).permutation(available), wanted)
 
 

@@ -1,4 +1,8 @@
-"""Frames on disk: where they may lie, and what is refused of them before the first of them is decoded."""
+"""Frames of a clip: which of them are taken, which files may be read, and how they are read from wherever they are.
+
+A folder, a video, image files, PIL images and arrays all give the same: RGB images, of which no others are decoded than
+those that are taken. A file is refused by its header, before any of its pixels is decoded.
+"""
 
 import os
 import re
@@ -15,12 +19,34 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from lr2ppo.data.annotations import Clip, ClipFault
-from lr2ppo.errors import UserError
+from lr2ppo.errors import UserError, raise_faults
+
+Frame = str | PathLike[str] | Image.Image | NDArray[np.uint8]
+# A folder of images, a video or an image; or a clip's frames in time order.
+Frames = str | PathLike[str] | Image.Image | NDArray[np.uint8] | Sequence[Frame]
+# Which of so many frames are taken.
+Choose = Callable[[int], NDArray[np.int64]]
 
 # PIL knows more, of which some start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+# What ffmpeg may take a file for: no lists of other files and no addresses, which a file could lead it to.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,mxf"
 # Encoders scale the shorter side, to 224 pixels and the like: the longer one follows.
 MOST_ELONGATED = 100
+
+
+def evenly_spaced(available: int, wanted: int) -> NDArray[np.int64]:
+    """Positions of `wanted` frames of those available, from the first to the last; of fewer, some come again."""
+    return np.linspace(0, available - 1, wanted).round().astype(np.int64)
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises ValueError for a picture that is empty, is huge or is but a thread."""
+    if max(1, width, height) > MOST_ELONGATED * min(width, height):
+        raise ValueError(f"is of {width} x {height} pixels, wanted sides of at most 1 to {MOST_ELONGATED}")
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"is of {width} x {height} pixels, wanted at most {Image.MAX_IMAGE_PIXELS} in all")
 
 
 def open_image(path: Path) -> Image.Image:
@@ -31,7 +57,7 @@ def open_image(path: Path) -> Image.Image:
     except UnidentifiedImageError:
         raise ValueError(f"is no image of the formats {', '.join(FORMATS)}") from None
     except Exception as error:
-        # PIL tells a damaged header in a dozen ways, and a huge image as a danger that it then decodes.
+        # PIL reports a damaged header in a dozen ways, and a huge image as a danger that it then decodes.
         raise ValueError(f"cannot be used: {error}") from None
     try:
         check_size(*image.size)
@@ -39,14 +65,6 @@ def open_image(path: Path) -> Image.Image:
         image.close()
         raise
     return image
-
-
-def check_size(width: int, height: int) -> None:
-    """Raises ValueError for a picture that is empty, is huge or is but a thread."""
-    if max(1, width, height) > MOST_ELONGATED * min(width, height):
-        raise ValueError(f"is of {width} x {height} pixels, wanted sides of at most 1 to {MOST_ELONGATED}")
-    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(f"is of {width} x {height} pixels, wanted at most {Image.MAX_IMAGE_PIXELS} in all")
 
 
 def read_image(path: Path) -> Image.Image:
@@ -58,7 +76,7 @@ def read_image(path: Path) -> Image.Image:
         ):
             return image.convert("RGB")
     except Exception as error:
-        # What is wrong behind the header PIL tells in a dozen ways too.
+        # So it does with what is wrong behind the header.
         raise UserError(f"{path}: is not a readable image: {error}; replace it and run again") from None
 
 
@@ -78,6 +96,17 @@ def unusable_frames(clips: Iterable[Clip], frames_root: Path) -> list[ClipFault]
     return faults
 
 
+def require_frames(clips: Sequence[Clip], frames_root: Path) -> None:
+    """Raises `UserError` naming the clips whose frames are not there, and each frame that cannot be used."""
+    faults = []
+    for clip in clips:
+        missing = missing_frames([clip], frames_root)
+        if not clip.images or missing:
+            faults.append(f"clip {clip.id}: {f'no file {missing[0]}' if missing else 'names no frames'}")
+    faults += map(str, unusable_frames(clips, frames_root))
+    raise_faults(frames_root, faults, "check --frames-root, or replace these frames")
+
+
 def _frame_fault(root: Path, image: str) -> str | None:
     place = Path(os.path.realpath(root / image))
     if not place.is_relative_to(root):
@@ -88,14 +117,6 @@ def _frame_fault(root: Path, image: str) -> str | None:
     except ValueError as fault:
         return str(fault)
     return None
-
-
-Frame = str | PathLike[str] | Image.Image | NDArray[np.uint8]
-# A folder of images, a video or an image; or a clip's frames in time order.
-Frames = str | PathLike[str] | Image.Image | NDArray[np.uint8] | Sequence[Frame]
-# Which of so many frames are taken.
-Choose = Callable[[int], NDArray[np.int64]]
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
 def read_frames(frames: Frames, choose: Choose) -> list[Image.Image]:
@@ -160,11 +181,7 @@ def _parts(name: str) -> list[str]:
     return re.split(r"(\d+)", name)
 
 
-# What ffmpeg may take a file for: no lists of other files and no addresses, which a file could lead it to.
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,mxf"
-
-
-def read_video(path: Path, choose: Callable[[int], NDArray[np.int64]]) -> list[Image.Image]:
+def read_video(path: Path, choose: Choose) -> list[Image.Image]:
     """The frames of a video that `choose` takes of so many, as RGB images.
 
     Raises `UserError` where the file is no video, is damaged, or where PyAV is not installed.
@@ -172,7 +189,7 @@ def read_video(path: Path, choose: Callable[[int], NDArray[np.int64]]) -> list[I
     with _open_video(path) as container:
         times = sorted(packet.pts for packet in container.demux(video=0) if packet.size and packet.pts is not None)
     if not times:
-        raise UserError(f"{path}: found no frames whose time is told; convert it, to mp4 for example")
+        raise UserError(f"{path}: found no frames with a time; convert it, to mp4 for example")
     positions = choose(len(times)).tolist()
     wanted = sorted({times[position] for position in positions})
     frames = _seek_each(path, wanted) or _play_through(path, wanted)

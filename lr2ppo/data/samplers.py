@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from lr2ppo.data.annotations import Clip, graded
+from lr2ppo.data.annotations import Clip, better_worse_pairs, graded
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, Positions, collate
 from lr2ppo.distributed.signals import follow_training_process
 
@@ -130,8 +130,7 @@ def graded_pairs(clips: Sequence[Clip], pairs_per_clip: int, seed: int) -> list[
     rng = np.random.default_rng(seed)
     requests = []
     for clip, item in enumerate(clips):
-        grades = graded(item)
-        pairs = np.argwhere(grades[:, None] > grades[None, :])
+        pairs = better_worse_pairs(graded(item))
         if len(pairs):
             chosen = rng.permutation(pairs)[:pairs_per_clip]
             requests.append(_annotated_request(clip, chosen, rng))

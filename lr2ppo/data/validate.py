@@ -1,4 +1,8 @@
-"""Checks of clips and their features that every stage makes before it trains."""
+"""Checks of data: of single clips and their features, as every stage makes them, and of a whole data folder.
+
+A check of clips returns their faults, of which the caller decides what happens. The check of a folder prints what the
+folder holds and returns what keeps training from starting; it is a command too.
+"""
 
 import json
 from collections import Counter
@@ -17,7 +21,23 @@ from lr2ppo.data.frames import missing_frames, unusable_frames
 from lr2ppo.errors import UserError, raise_faults
 from lr2ppo.files import write_json
 
+NEEDS: dict[str, Need] = {
+    annotations.SOURCE_TRAIN: "grades",
+    annotations.TARGET_PAIRS: "pairs",
+    annotations.TARGET_TRAIN: "labels",
+    annotations.VALIDATION: "grades",
+    annotations.TEST: "grades",
+}
+# These two hold the same clips on purpose: the annotated pairs are of the target clips.
+SAME_CLIPS = {annotations.TARGET_PAIRS, annotations.TARGET_TRAIN}
+# So may these, where clips of one domain serve all three stages.
+TRAINING = {annotations.SOURCE_TRAIN, *SAME_CLIPS}
 LEAVE_OUT = "or leave such clips out with data.strict=false"
+
+
+def overlap(first: Iterable[Clip], second: Iterable[Clip]) -> list[str]:
+    """Ids of the clips that are in both, sorted."""
+    return sorted({clip.id for clip in first} & {clip.id for clip in second})
 
 
 def structure_faults(clips: Iterable[Clip], store: FeatureStore, most_tokens: int | None = None) -> list[ClipFault]:
@@ -100,45 +120,6 @@ class SoundClips:
             return
 
 
-def overlap(first: Iterable[Clip], second: Iterable[Clip]) -> list[str]:
-    """Ids of the clips that are in both, sorted."""
-    return sorted({clip.id for clip in first} & {clip.id for clip in second})
-
-
-NEEDS: dict[str, Need] = {
-    annotations.SOURCE_TRAIN: "grades",
-    annotations.TARGET_PAIRS: "pairs",
-    annotations.TARGET_TRAIN: "labels",
-    annotations.VALIDATION: "grades",
-    annotations.TEST: "grades",
-}
-# These two hold the same clips on purpose: the annotated pairs are of the target clips.
-SAME_CLIPS = {annotations.TARGET_PAIRS, annotations.TARGET_TRAIN}
-# So may these, where clips of one domain serve all three stages.
-TRAINING = {annotations.SOURCE_TRAIN, *SAME_CLIPS}
-
-
-def describe_clips(clips: Sequence[Clip]) -> str:
-    """How many clips, labels, grades and pairs there are."""
-    labels = [len(clip.labels) for clip in clips]
-    parts = [f"{len(clips):,} clips", f"{sum(labels):,} labels, {min(labels)} to {max(labels)} a clip"]
-    grades = Counter(grade for clip in clips if clip.grades is not None for grade in clip.grades.tolist())
-    if grades:
-        parts.append("grades " + ", ".join(f"{grade}: {grades[grade]:,}" for grade in sorted(grades)))
-    if pairs := sum(len(clip.pairs) for clip in clips):
-        parts.append(f"{pairs:,} pairs")
-    return "; ".join(parts)
-
-
-def describe_store(store: FeatureStore, clips: Iterable[Clip]) -> str:
-    """The store's widths, and its clips' text tokens and frames."""
-    shapes = [store.shape(clip.id) for clip in clips]
-    text = f"text of up to {max(shape.tokens for shape in shapes)} tokens x {store.text_width}"
-    frames = f"{min(shape.frames for shape in shapes)} to {max(shape.frames for shape in shapes)} frames a clip"
-    per_frame = f"{store.tokens_per_frame} token{'s' * (store.tokens_per_frame > 1)} a frame x {store.image_width}"
-    return f"{text}; {frames}, {per_frame}"
-
-
 def read_splits(root: Path, faults: list[str]) -> dict[str, list[Clip]]:
     """The sound clips of each annotation file that has any; what is wrong with the others is added to `faults`."""
     splits = {}
@@ -186,9 +167,17 @@ def check_features(splits: Mapping[str, Sequence[Clip]], store: FeatureStore) ->
     return [f"{name}: {fault}" for name, faults in found.items() for fault in faults] + [str(fault) for fault in bad]
 
 
-def every_clip(splits: Mapping[str, Sequence[Clip]]) -> list[Clip]:
-    """The clips of all files, each id once."""
-    return list({clip.id: clip for clips in splits.values() for clip in clips}.values())
+def check_frames(splits: Mapping[str, Sequence[Clip]], frames_root: Path) -> list[str]:
+    """Print how many frames are missing, which training does without; returns the faults of those that are there."""
+    clips = every_clip(splits)
+    missing = missing_frames(clips, frames_root)
+    if missing:
+        print(
+            f"warning: {len(missing):,} of {sum(len(clip.images) for clip in clips):,} frames are not under "
+            f"{frames_root}, such as {missing[0]}; training goes by the features alone"
+        )
+    progress = tqdm(clips, desc="reading the frames' headers", unit="clip", disable=None)
+    return [str(fault) for fault in unusable_frames(progress, frames_root)]
 
 
 def warn_of_pairs(name: str, clips: Iterable[Clip]) -> None:
@@ -199,17 +188,30 @@ def warn_of_pairs(name: str, clips: Iterable[Clip]) -> None:
             return
 
 
-def check_frames(splits: Mapping[str, Sequence[Clip]], frames_root: Path) -> list[str]:
-    """What keeps frames that are there from being encoded. Training goes by features alone: others may be missing."""
-    clips = every_clip(splits)
-    missing = missing_frames(clips, frames_root)
-    if missing:
-        print(
-            f"warning: {len(missing):,} of {sum(len(clip.images) for clip in clips):,} frames are not under "
-            f"{frames_root}, such as {missing[0]}; training goes by the features alone"
-        )
-    progress = tqdm(clips, desc="reading the frames' headers", unit="clip", disable=None)
-    return [str(fault) for fault in unusable_frames(progress, frames_root)]
+def every_clip(splits: Mapping[str, Sequence[Clip]]) -> list[Clip]:
+    """The clips of all files, each id once."""
+    return list({clip.id: clip for clips in splits.values() for clip in clips}.values())
+
+
+def describe_clips(clips: Sequence[Clip]) -> str:
+    """How many clips, labels, grades and pairs there are."""
+    labels = [len(clip.labels) for clip in clips]
+    parts = [f"{len(clips):,} clips", f"{sum(labels):,} labels, {min(labels)} to {max(labels)} a clip"]
+    grades = Counter(grade for clip in clips if clip.grades is not None for grade in clip.grades.tolist())
+    if grades:
+        parts.append("grades " + ", ".join(f"{grade}: {grades[grade]:,}" for grade in sorted(grades)))
+    if pairs := sum(len(clip.pairs) for clip in clips):
+        parts.append(f"{pairs:,} pairs")
+    return "; ".join(parts)
+
+
+def describe_store(store: FeatureStore, clips: Iterable[Clip]) -> str:
+    """The store's widths, and its clips' text tokens and frames."""
+    shapes = [store.shape(clip.id) for clip in clips]
+    text = f"text of up to {max(shape.tokens for shape in shapes)} tokens x {store.text_width}"
+    frames = f"{min(shape.frames for shape in shapes)} to {max(shape.frames for shape in shapes)} frames a clip"
+    per_frame = f"{store.tokens_per_frame} token{'s' * (store.tokens_per_frame > 1)} a frame x {store.image_width}"
+    return f"{text}; {frames}, {per_frame}"
 
 
 def require_sound(root: Path, features: Sequence[str], frames_root: Path) -> None:

@@ -11,7 +11,7 @@ from textwrap import shorten
 from lr2ppo.data.annotations import read_clips
 from lr2ppo.data.frames import IMAGE_SUFFIXES, missing_frames, unusable_frames
 from lr2ppo.errors import UserError
-from lr2ppo.runs.lookup import is_converted, read_data
+from lr2ppo.runs.lookup import read_data
 
 # A longer list is most likely a text pasted into the wrong place.
 MOST_LABELS = 500
@@ -60,7 +60,7 @@ def format_labels(labels: Sequence[str]) -> str:
     return text.getvalue().removesuffix("\n")
 
 
-def choose_frames(uploads: Sequence[str]) -> Path | list[Path]:
+def uploaded_frames(uploads: Sequence[str]) -> Path | list[Path]:
     """One video, or images in the order given; raises `UserError` where there are none, or both."""
     if not uploads:
         raise UserError("There are no frames yet: drop some images, or one video, into the field above the labels.")
@@ -77,7 +77,7 @@ def choose_frames(uploads: Sequence[str]) -> Path | list[Path]:
 
 def find_examples(run: Path | None, count: int = 4) -> list[Example]:
     """The first test clips of a run's data whose frames are all at hand; none where the data itself is not."""
-    if run is None or is_converted(run):
+    if run is None:
         return []
     data = read_data(run)
     try:

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lr2ppo.demo.inputs import Example, choose_frames, format_labels, parse_labels
-from lr2ppo.demo.results import TEMPLATE, rank_clip, render, render_header
+from lr2ppo.demo.inputs import Example, format_labels, parse_labels, uploaded_frames
+from lr2ppo.demo.results import TEMPLATE, rank_clip, render_header, render_result
 from lr2ppo.errors import UserError
 from lr2ppo.inference.ranker import LabelRanker
 
@@ -141,14 +141,14 @@ def _show(
     """What the button does: the fields' clip, ranked, as HTML, or a message on the page."""
     uploads = [path for path, _ in media or ()]
     try:
-        frames = choose_frames(uploads)
+        frames = uploaded_frames(uploads)
         labels, repeated = parse_labels(text)
         result = rank_clip(ranker, frames, labels, description.strip())
     except UserError as error:
         raise gr.Error(message_html(str(error), uploads), print_exception=False) from None
     if repeated:
         gr.Warning(message_html(f"Given more than once, ranked once: {', '.join(repeated)}."))
-    return render(result)
+    return render_result(result)
 
 
 def message_html(message: str, uploads: Sequence[str] = ()) -> str:

@@ -10,14 +10,16 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from lr2ppo.inference.ranker import LabelRanker, RankedLabel
+from lr2ppo.inference.labels import RankedLabel
+from lr2ppo.inference.ranker import LabelRanker
+from lr2ppo.runs.stages import STAGES
 
 TEMPLATE = Path(__file__).with_name("template")
 PAGES = Environment(
     loader=FileSystemLoader(TEMPLATE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
-# A stage has its colour wherever its order is shown; what is exported or converted is taken for stage 3's.
-LOOKS = {"pointwise": "before", "reward": "judge"}
+# By a stage's series, as its colour goes; a model without a stage in its name has the last one.
+LOOKS = ("before", "judge", "after")
 # Of more labels the matrix would neither be read nor be quick to compute: it shows those that come first.
 MATRIX_LABELS = 24
 # How strong a cell's colour is where a preference is certain; text on it turns light from where it would read badly.
@@ -40,7 +42,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Row:
+class RankRow:
     """One label in an order: its rank from 1, its bar's length in per cent, and how many places it rose."""
 
     key: int
@@ -71,15 +73,17 @@ def rank_clip(ranker: LabelRanker, frames: Frames, labels: Sequence[str], descri
     return Result(ranker.name, after, before, preferences)
 
 
-def render(result: Result) -> str:
+def render_result(result: Result) -> str:
     """The result as HTML to put into the page; both orders side by side where there are two."""
     after, before, preferences = result.after, result.before, result.preferences
     keys = {ranked.label: key for key, ranked in enumerate(after)}
     places = None if before is None else {ranked.label: at for at, ranked in enumerate(before)}
     labels = [ranked.label for ranked in after]
+    stage = STAGES.get(result.run.partition("/")[0])
     return PAGES.get_template("result.html").render(
         run=result.run,
-        look=LOOKS.get(result.run.partition("/")[0], "after"),
+        look=LOOKS[-1] if stage is None else LOOKS[stage.series],
+        titles=[stage.title for stage in STAGES.values() if stage.model == "RelevanceRanker"],
         after=order_rows(after, keys, places),
         before=None if before is None else order_rows(before, keys),
         labels=labels if preferences is None else labels[: len(preferences)],
@@ -94,14 +98,16 @@ def render_header(run: str, compared: bool) -> str:
     return f"<h1>Label relevance ranking</h1><p><code>{html.escape(run)}</code> {html.escape(shown)}</p>"
 
 
-def order_rows(order: Sequence[RankedLabel], keys: dict[str, int], places: dict[str, int] | None = None) -> list[Row]:
+def order_rows(
+    order: Sequence[RankedLabel], keys: dict[str, int], places: dict[str, int] | None = None
+) -> list[RankRow]:
     """An order's rows, with how far each label rose from its place in another order, where one is given."""
     scores = np.array([ranked.score for ranked in order], dtype=np.float64)
     span = np.ptp(scores)
     decimals = 2 if span >= 1 else 3 if span >= 0.1 else 4
     bars = bar_lengths(scores).tolist()
     return [
-        Row(
+        RankRow(
             key=keys[ranked.label],
             label=ranked.label,
             rank=at + 1,

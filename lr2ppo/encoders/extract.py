@@ -14,33 +14,26 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lr2ppo.data import annotations
 from lr2ppo.data.annotations import Clip, read_clips
 from lr2ppo.data.features.layout import group_name
 from lr2ppo.data.features.store import find_shards, shards_setting
 from lr2ppo.data.features.writer import Facts, FeatureWriter, StoredType, read_clip_names
-from lr2ppo.data.frames import missing_frames, read_image, unusable_frames
+from lr2ppo.data.frames import read_image, require_frames
+from lr2ppo.data.validate import NEEDS
 from lr2ppo.distributed.processes import Processes, choose_device, join_processes
 from lr2ppo.encoders.extractor import describe_encoding
 from lr2ppo.encoders.image import FrameTokens, ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
 from lr2ppo.errors import UserError, raise_faults
 
-ANNOTATION_FILES = (
-    annotations.SOURCE_TRAIN,
-    annotations.TARGET_PAIRS,
-    annotations.TARGET_TRAIN,
-    annotations.VALIDATION,
-    annotations.TEST,
-)
 SECONDS_TO_TELL = 60
 
 
 def find_clips(data: Path) -> list[Clip]:
     """All clips of the folder's annotation files, each id once; raises `UserError` where two files disagree."""
-    found = [name for name in ANNOTATION_FILES if (data / name).is_file()]
+    found = [name for name in NEEDS if (data / name).is_file()]
     if not found:
-        raise UserError(f"{data}: found none of the annotation files {', '.join(ANNOTATION_FILES)}")
+        raise UserError(f"{data}: found none of the annotation files {', '.join(NEEDS)}")
     clips: dict[str, Clip] = {}
     faults = []
     for name in found:
@@ -50,16 +43,6 @@ def find_clips(data: Path) -> list[Clip]:
                 faults.append(f"clip {clip.id} of {name}: another file has it with other labels, text or frames")
     raise_faults(data, faults, "give different clips different ids")
     return list(clips.values())
-
-
-def check_frames(clips: Sequence[Clip], frames_root: Path) -> None:
-    """Raises `UserError` naming the clips whose frames are not there, and each frame that cannot be used."""
-    faults = []
-    for clip in clips:
-        if missing := missing_frames([clip], frames_root):
-            faults.append(f"clip {clip.id}: no file {missing[0]}")
-    faults += map(str, unusable_frames(clips, frames_root))
-    raise_faults(frames_root, faults, "check --frames-root, or mend these frames")
 
 
 def shard_path(out: Path, rank: int, processes: int) -> Path:
@@ -149,7 +132,7 @@ def extract_folder(
         reader = TextEncoder.load(text, tokenizer)
         reader.require_tokenizer()
         clips = find_clips(data)
-        check_frames(clips, frames_root)
+        require_frames(clips, frames_root)
         chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         reader = reader.to(chosen)
         viewer = ImageEncoder.load(image, frame_tokens).to(chosen)

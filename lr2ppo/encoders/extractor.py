@@ -113,7 +113,11 @@ def open_encoders(
         )
     if model.head == "flatten":
         text.max_tokens = min(text.max_tokens, model.text_tokens)
-    _check_widths(run, text, image, model)
+    misfits = model.misfits(text_width=text.width, image_width=image.width, tokens_per_frame=image.tokens_per_frame)
+    if misfits:
+        raise UserError(
+            f"{run}: features do not fit its model: found {'; '.join(misfits)} ({text_path}, {image_path}); {GIVE}"
+        )
     return ClipEncoder(text.to(device), image.to(device), found)
 
 
@@ -125,16 +129,3 @@ def _known_path(run: str, encoder: Literal["text", "image"], wanted: Encoding | 
     if not Path(path).exists():
         raise UserError(f"{run}: its {encoder} encoder {name} was {path} at extraction, which is not there now; {GIVE}")
     return Path(path)
-
-
-def _check_widths(run: str, text: TextEncoder, image: ImageEncoder, model: ModelConfig) -> None:
-    wanted = {
-        "text width": (text.width, model.text_width or model.width),
-        "image width": (image.width, model.image_width or model.width),
-        "tokens a frame": (image.tokens_per_frame, model.tokens_per_frame),
-    }
-    differing = [
-        f"{what} {found}, wanted {of_model}" for what, (found, of_model) in wanted.items() if found != of_model
-    ]
-    if differing:
-        raise UserError(f"{run}: these encoders do not fit its model: found {'; '.join(differing)}; {GIVE}")

@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from lr2ppo.evaluation.metrics import CUTOFFS, Estimate, bootstrap_mean
 
-METRICS = (*CUTOFFS, "pair_accuracy")
-TITLES = {"ndcg": "NDCG(all)", "pair_accuracy": "pair acc."} | {f"ndcg@{k}": f"NDCG@{k}" for k in (1, 3, 5, 10, 20)}
+METRIC_NAMES = (*CUTOFFS, "pair_accuracy")
+METRIC_TITLES = {"ndcg": "NDCG(all)", "pair_accuracy": "pair acc."} | {
+    f"ndcg@{k}": f"NDCG@{k}" for k in (1, 3, 5, 10, 20)
+}
 CELL = 14
 
 ClipMetrics = dict[str, NDArray[np.float64]]
@@ -24,14 +26,14 @@ class Row:
     metrics: ClipMetrics
 
 
-def compare(first: ClipMetrics, second: ClipMetrics, samples: int, seed: int) -> dict[str, Estimate]:
+def paired_differences(first: ClipMetrics, second: ClipMetrics, samples: int, seed: int) -> dict[str, Estimate]:
     """The paired difference second - first of every metric, with its bootstrap interval over clips."""
-    return {name: bootstrap_mean(second[name] - first[name], samples, seed) for name in METRICS}
+    return {name: bootstrap_mean(second[name] - first[name], samples, seed) for name in METRIC_NAMES}
 
 
-def summarise(metrics: ClipMetrics, samples: int, seed: int) -> dict[str, Estimate]:
+def estimate_means(metrics: ClipMetrics, samples: int, seed: int) -> dict[str, Estimate]:
     """The mean of every metric, with its bootstrap interval over clips."""
-    return {name: bootstrap_mean(metrics[name], samples, seed) for name in METRICS}
+    return {name: bootstrap_mean(metrics[name], samples, seed) for name in METRIC_NAMES}
 
 
 def format_table(rows: Sequence[Row], samples: int, seed: int, reference: Sequence[Row] = ()) -> str:
@@ -41,11 +43,11 @@ def format_table(rows: Sequence[Row], samples: int, seed: int, reference: Sequen
     """
     shown = shown_metrics(rows)
     width = max(len(row.name) for row in [*rows, *reference]) + 4
-    lines = [" " * width + "".join(f"{TITLES[name]:>{CELL}}" for name in shown)]
+    lines = [" " * width + "".join(f"{METRIC_TITLES[name]:>{CELL}}" for name in shown)]
     for row in reference[:1]:
         lines.append(_means(row, shown, width))
     for row in rows:
-        estimates = summarise(row.metrics, samples, seed)
+        estimates = estimate_means(row.metrics, samples, seed)
         lines.append(f"{row.name:<{width}}" + "".join(f"{estimates[name].mean:>{CELL}.3f}" for name in shown))
         lines.append(" " * width + "".join(f"{_interval(estimates[name], ''):>{CELL}}" for name in shown))
     for row in reference[1:]:
@@ -53,7 +55,7 @@ def format_table(rows: Sequence[Row], samples: int, seed: int, reference: Sequen
     if len(rows) > 1:
         lines += ["", "paired differences"]
     for before, after in pairwise(rows):
-        estimates = compare(before.metrics, after.metrics, samples, seed)
+        estimates = paired_differences(before.metrics, after.metrics, samples, seed)
         lines.append(f"{after.name:<{width}}" + "".join(f"{estimates[name].mean:>+{CELL}.3f}" for name in shown))
         minus = f" - {before.name}"
         lines.append(f"{minus:<{width}}" + "".join(f"{_interval(estimates[name], '+'):>{CELL}}" for name in shown))
@@ -62,7 +64,7 @@ def format_table(rows: Sequence[Row], samples: int, seed: int, reference: Sequen
 
 def describe_gain(before: Row, after: Row, samples: int, seed: int) -> str:
     """One sentence: by how much a row's NDCG over whole lists is above another's."""
-    gain = compare(before.metrics, after.metrics, samples, seed)["ndcg"]
+    gain = paired_differences(before.metrics, after.metrics, samples, seed)["ndcg"]
     return (
         f"{after.name} is {abs(gain.mean):.3f} NDCG(all) {'above' if gain.mean >= 0 else 'below'} {before.name} "
         f"(95 % interval {gain.low:+.3f} to {gain.high:+.3f})."
@@ -81,4 +83,4 @@ def _interval(estimate: Estimate, sign: str) -> str:
 def shown_metrics(rows: Sequence[Row]) -> list[str]:
     """What a table of rows shows: NDCG@20 only where a list reaches beyond rank 20, else it is that of the whole."""
     is_longer = any(not np.array_equal(row.metrics["ndcg@20"], row.metrics["ndcg"]) for row in rows)
-    return [name for name in METRICS if name != "ndcg@20" or is_longer]
+    return [name for name in METRIC_NAMES if name != "ndcg@20" or is_longer]

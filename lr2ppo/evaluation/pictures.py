@@ -1,4 +1,4 @@
-"""A small picture of a validation case: its frames, and its labels in the order that a model gives them."""
+"""A clip with its labels in the order that a model gives them, as a small picture: its frames, then a row a label."""
 
 import warnings
 from contextlib import suppress
@@ -11,9 +11,12 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from lr2ppo.data.annotations import Clip, graded
-from lr2ppo.data.frames import missing_frames, open_image, unusable_frames
+from lr2ppo.data.frames import evenly_spaced, missing_frames, open_image, unusable_frames
 
 Pixels = NDArray[np.uint8]
+# By grade: not relevant, somewhat, relevant; then through blue to violet, for scales that go on.
+GRADE_COLOURS = "#8a8f98 #c98a2d #1b7f5c #17797f #1a739c #2668b3 #3f5cc0 #5a50c2 #7443ba #8a38a9 #9b2f8f".split()
+INK, FAINT = "#222222", "#767b83"
 DPI, WIDTH, MARGIN, ROW = 100, 560, 10, 16
 # A thumbnail's height, and how wide it may be: four fill the width.
 FRAMES_SHOWN, THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT = 4, 129, 88
@@ -23,7 +26,27 @@ LABEL, BAR, SCORE = MARGIN, 330, WIDTH - MARGIN
 # A space of a digit's width.
 DIGIT_SPACE = "\N{FIGURE SPACE}"
 BAR_WIDTH, BAR_HEIGHT = 150, 9
-INK, FAINT = "#222222", "#767b83"
+
+
+def grade_colour(grade: int) -> str:
+    """A grade's colour, the same wherever it is shown; grades above the last one with a colour share that."""
+    return GRADE_COLOURS[min(grade, len(GRADE_COLOURS) - 1)]
+
+
+def read_thumbnails(clip: Clip, frames_root: Path) -> list[Pixels]:
+    """Some of a clip's frames, evenly spaced and small; those that are not there or no pictures are passed over."""
+    thumbnails = []
+    for position in evenly_spaced(len(clip.images), min(FRAMES_SHOWN, len(clip.images))):
+        name = clip.images[position]
+        single = Clip(clip.id, clip.labels, images=(name,))
+        if missing_frames([single], frames_root) or unusable_frames([single], frames_root):
+            continue
+        # PIL reports what is wrong behind a header in a dozen ways.
+        with suppress(Exception), open_image(frames_root / name) as image:
+            # Of a JPEG, this decodes no more than is wanted.
+            image.thumbnail((THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT))
+            thumbnails.append(np.asarray(image.convert("RGB")))
+    return thumbnails
 
 
 def case_picture(clip: Clip, scores: NDArray[np.float64], thumbnails: list[Pixels]) -> Pixels:
@@ -54,7 +77,7 @@ def case_picture(clip: Clip, scores: NDArray[np.float64], thumbnails: list[Pixel
     shares = np.nan_to_num(np.interp(scores, (lowest, highest), (0.0, 1.0)))
     for rank, label in enumerate(shown):
         grade, score, y = int(graded(clip)[label]), float(scores[label]), top + ROW * (rank + 0.5)
-        colour = GRADE_COLOURS[grade]
+        colour = grade_colour(grade)
         write(LABEL, y, f"{rank + 1:{DIGIT_SPACE}>2}    {grade}    {_cut(clip.labels[label], LONGEST_LABEL)}", colour)
         corner, length = (BAR / WIDTH, 1 - (y + BAR_HEIGHT / 2) / height), 1 + BAR_WIDTH * shares[label]
         figure.add_artist(Rectangle(corner, length / WIDTH, BAR_HEIGHT / height, color=colour, linewidth=0))
@@ -67,27 +90,7 @@ def case_picture(clip: Clip, scores: NDArray[np.float64], thumbnails: list[Pixel
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def read_thumbnails(clip: Clip, frames_root: Path) -> list[Pixels]:
-    """Some of a clip's frames, evenly spaced and small; those that are not there or no pictures are passed over."""
-    images = clip.images[:: max(1, len(clip.images) // FRAMES_SHOWN)][:FRAMES_SHOWN]
-    thumbnails = []
-    for name in images:
-        single = Clip(clip.id, clip.labels, images=(name,))
-        if missing_frames([single], frames_root) or unusable_frames([single], frames_root):
-            continue
-        # What is wrong behind a header PIL tells in a dozen ways.
-        with suppress(Exception), open_image(frames_root / name) as image:
-            # Of a JPEG, this decodes no more than is wanted.
-            image.thumbnail((THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT))
-            thumbnails.append(np.asarray(image.convert("RGB")))
-    return thumbnails
-
-
 def _cut(text: str, longest: int) -> str:
     """A text on one line, of at most so many characters."""
     text = " ".join(text.split())
     return text if len(text) <= longest else f"{text[: longest - 2]}.."
-
-
-# By grade, from of no relevance to most relevant.
-GRADE_COLOURS = {0: "#8a8f98", 1: "#c98a2d", 2: "#1b7f5c"}

@@ -1,14 +1,15 @@
 """Runs of the three stages beside the published figures, stage by stage."""
 
 import csv
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lr2ppo.evaluation.comparison import CELL, TITLES
-from lr2ppo.runs.lookup import FINISHED, best_validation
+from lr2ppo.errors import UserError
+from lr2ppo.evaluation.comparison import CELL, METRIC_TITLES
+from lr2ppo.evaluation.results import read_by_split
+from lr2ppo.runs.lookup import RESULTS, best_validation, read_finished
+from lr2ppo.runs.stages import STAGES, Stage
 
 CURVES = Path(__file__).parent / "published_curves"
 NDCG = ("ndcg@1", "ndcg@3", "ndcg@5", "ndcg@10", "ndcg@20")
@@ -16,20 +17,19 @@ NAME_WIDTH = 28
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What is published of a stage: its curve, by which the best row was chosen, and the time it took."""
+class Published:
+    """What is published of a stage: its curve, what its best row was chosen by, and the time it took."""
 
-    title: str
     curve: str
     metrics: tuple[str, ...]
     chosen_by: str
     minutes: int
 
 
-STAGES = {
-    "pointwise": Stage("stage 1: ranker", "pointwise_val.csv", NDCG, "ndcg@20", 27),
-    "reward": Stage("stage 2: reward model", "reward_val.csv", ("pair_accuracy",), "pair_accuracy", 138),
-    "ppo": Stage("stage 3: LR2PPO", "ppo_val.csv", NDCG, "ndcg@20", 636),
+PUBLISHED = {
+    "pointwise": Published("pointwise_val.csv", NDCG, "ndcg@20", 27),
+    "reward": Published("reward_val.csv", ("pair_accuracy",), "pair_accuracy", 138),
+    "ppo": Published("ppo_val.csv", NDCG, "ndcg@20", 636),
 }
 PUBLISHED_NAMES = {"pair_accuracy": "val_pair_accuracy"}
 LOGGED_NAMES = {name: f"validation/{name}" for name in NDCG} | {
@@ -39,17 +39,17 @@ LOGGED_NAMES = {name: f"validation/{name}" for name in NDCG} | {
 }
 
 
-def published_best(stage: Stage) -> dict[str, float]:
+def published_best(published: Published) -> dict[str, float]:
     """The metrics of the published curve's best row."""
-    with (CURVES / stage.curve).open(encoding="utf-8", newline="") as file:
+    with (CURVES / published.curve).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    curve = [{name: float(row[PUBLISHED_NAMES.get(name, name)]) for name in stage.metrics} for row in rows]
-    return max(curve, key=lambda row: row[stage.chosen_by])
+    curve = [{name: float(row[PUBLISHED_NAMES.get(name, name)]) for name in published.metrics} for row in rows]
+    return max(curve, key=lambda row: row[published.chosen_by])
 
 
-def published_curve(stage: Stage) -> dict[str, list[float]]:
+def published_curve(published: Published) -> dict[str, list[float]]:
     """The published curve by the names under which a run logs the same, evenly over the length of its run."""
-    with (CURVES / stage.curve).open(encoding="utf-8", newline="") as file:
+    with (CURVES / published.curve).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return {LOGGED_NAMES.get(name, f"train/{name}"): [float(row[name]) for row in rows] for name in rows[0]}
 
@@ -61,26 +61,27 @@ def compare_runs(runs: Mapping[str, Path]) -> str:
 
 def compare_stage(stage: Stage, run: Path) -> str:
     """A stage's part of the table: published, ours and the difference on validation, ours on test, and the times."""
-    published, ours = published_best(stage), best_validation(run)
+    published, ours = PUBLISHED[stage.name], best_validation(run)
+    if not ours:
+        raise UserError(
+            f"{run}: found weights that were converted, without validation metrics; wanted a run that was trained here"
+        )
+    theirs = published_best(published)
     lines = [
-        f"{stage.title:<{NAME_WIDTH}}" + "".join(f"{TITLES[name]:>{CELL}}" for name in stage.metrics),
-        _row("published, validation", published),
-        _row("ours, validation", {name: ours[name] for name in stage.metrics}),
-        _row("difference", {name: ours[name] - published[name] for name in stage.metrics}, sign="+"),
+        f"{stage.title:<{NAME_WIDTH}}" + "".join(f"{METRIC_TITLES[name]:>{CELL}}" for name in published.metrics),
+        _row("published, validation", theirs),
+        _row("ours, validation", {name: ours[name] for name in published.metrics}),
+        _row("difference", {name: ours[name] - theirs[name] for name in published.metrics}, sign="+"),
     ]
-    test = _read_json(run / "results.json").get("test") if (run / "results.json").is_file() else None
+    test = read_by_split(run / RESULTS).get("test")
     if test is not None:
-        lines.append(_row("ours, test", {name: test[name]["mean"] for name in stage.metrics}))
-        intervals = [f"[{test[name]['low']:.3f} {test[name]['high']:.3f}]" for name in stage.metrics]
+        lines.append(_row("ours, test", {name: test[name]["mean"] for name in published.metrics}))
+        intervals = [f"[{test[name]['low']:.3f} {test[name]['high']:.3f}]" for name in published.metrics]
         lines.append(" " * NAME_WIDTH + "".join(f"{interval:>{CELL}}" for interval in intervals))
-    seconds = _read_json(run / FINISHED)["seconds"]
-    lines.append(f"  time: published {stage.minutes} min on 4 GPUs, ours {seconds / 60:.1f} min")
+    seconds = (read_finished(run) or {})["seconds"]
+    lines.append(f"  time: published {published.minutes} min on 4 GPUs, ours {seconds / 60:.1f} min")
     return "\n".join(lines)
 
 
 def _row(name: str, values: Mapping[str, float], sign: str = "-") -> str:
     return f"  {name:<{NAME_WIDTH - 2}}" + "".join(f"{value:>{sign}{CELL}.4f}" for value in values.values())
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

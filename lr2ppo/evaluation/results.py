@@ -9,7 +9,7 @@ import numpy as np
 
 from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.errors import UserError
-from lr2ppo.evaluation.comparison import METRICS, ClipMetrics, Row
+from lr2ppo.evaluation.comparison import METRIC_NAMES, ClipMetrics, Row
 from lr2ppo.evaluation.metrics import CUTOFFS, chance_ndcg
 from lr2ppo.evaluation.scoring import Scores, pad_lists
 from lr2ppo.files import write_json
@@ -19,12 +19,12 @@ CASES = "cases.json"
 
 def write_split(path: Path, split: str, value: Any) -> None:
     """Set one split's part of a file and keep the others."""
-    write_json(path, read_splits(path) | {split: value})
+    write_json(path, read_by_split(path) | {split: value})
 
 
 def read_cases(folder: Path, split: str) -> list[dict[str, Any]]:
     """A run's cases of a split, as of `describe_cases`; raises `UserError` where it has not been evaluated on it."""
-    parts = read_splits(folder / CASES)
+    parts = read_by_split(folder / CASES)
     if split not in parts:
         raise UserError(
             f"{folder}: has not been evaluated on {split}; run: sh ppo_eval.sh {run_name(folder)} split={split}"
@@ -70,7 +70,7 @@ def reference_rows(clips: Sequence[Clip]) -> tuple[Row, Row]:
     _, targets, mask = pad_lists([np.zeros(len(row)) for row in grades], grades)
     chance: ClipMetrics = {name: chance_ndcg(targets, mask, k).numpy() for name, k in CUTOFFS.items()}
     chance["pair_accuracy"] = np.full(len(clips), 0.5)
-    perfect = {name: np.ones(len(clips)) for name in METRICS}
+    perfect = {name: np.ones(len(clips)) for name in METRIC_NAMES}
     return Row("chance", chance), Row("perfect order", perfect)
 
 
@@ -79,7 +79,7 @@ def run_name(folder: Path) -> str:
     return f"{folder.parent.name}/{folder.name}"
 
 
-def read_splits(path: Path) -> dict[str, Any]:
+def read_by_split(path: Path) -> dict[str, Any]:
     """All parts of a file, by split; none where it is not there. Raises `UserError` where it is damaged."""
     if not path.exists():
         return {}

@@ -22,7 +22,7 @@ Scores = NDArray[np.float64]
 # Orders judged at once; bounds the memory of judging every pair of a long list.
 JUDGED_AT_ONCE = 4096
 # Clips of an evaluation of which there may be pictures.
-CASES = 3
+PICTURED_CASES = 3
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def pair_margins(model: PartialOrderModel, vectors: Tensor) -> tuple[Tensor, Ten
     return torch.stack(both_ways), pairs
 
 
-def preferences(model: PartialOrderModel, vectors: Tensor, temperature: float) -> Tensor:
+def preference_table(model: PartialOrderModel, vectors: Tensor, temperature: float) -> Tensor:
     """How surely people put each label before each other: vectors [B, L, D] -> [B, L, L] of float64, row before column.
 
     It is the logistic function of the margin, averaged over both ways to show the pair, over the temperature; 0.5 on
@@ -170,7 +170,7 @@ def validation_ndcg(model: RelevanceRanker, dataset: ClipDataset, processes: Pro
     return Evaluation(
         {name: float(metrics[name].mean()) for name in CUTOFFS},
         {f"validation_scores/grade {grade}": flat[grades == grade] for grade in np.unique(grades).tolist()},
-        list(zip(dataset.clips[:CASES], scores[:CASES], strict=True)),
+        list(zip(dataset.clips[:PICTURED_CASES], scores[:PICTURED_CASES], strict=True)),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lr2ppo.data.annotations import Clip, read_clips
-from lr2ppo.encoders.extract import check_frames
+from lr2ppo.data.frames import require_frames
 from lr2ppo.errors import UserError
 from lr2ppo.files import write_json
 from lr2ppo.inference.ranker import LabelRanker, Query
@@ -26,7 +26,7 @@ def rank_file(ranker: LabelRanker, annotations: Path, frames_root: Path, out: Pa
     made_by = out.with_name(f"{out.name}.run.json")
     known = _go_on(out, made_by, clips, ranker.identity())
     missing = [clip for clip in clips if clip.id not in known]
-    check_frames(missing, frames_root)
+    require_frames(missing, frames_root)
     write_json(made_by, ranker.identity())
     with out.open("ab") as file:
         for clip in tqdm(missing, desc="ranking", unit="clip", initial=len(known), total=len(clips), disable=None):

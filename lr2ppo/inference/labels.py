@@ -4,8 +4,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lr2ppo.data.annotations import UNWRITABLE
 from lr2ppo.errors import UserError
+from lr2ppo.files import UNWRITABLE
 
 BAR = 24
 

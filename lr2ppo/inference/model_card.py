@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lr2ppo.evaluation.comparison import TITLES
-from lr2ppo.evaluation.results import read_splits
+from lr2ppo.evaluation.comparison import METRIC_TITLES
+from lr2ppo.evaluation.results import read_by_split
 from lr2ppo.files import write_whole
 from lr2ppo.inference.onnx import OnnxReport
 from lr2ppo.inference.trained import Trained
 from lr2ppo.models.weights import describe_model
-from lr2ppo.runs.lookup import RESULTS, read_run
+from lr2ppo.runs.lookup import CONVERTED_FROM, RESULTS, read_finished, read_run, source_runs
 
 SPLITS = {"test": "test split", "val": "validation split, which chose the weights"}
 
@@ -50,7 +50,7 @@ def _what(trained: Trained) -> str:
 
 
 def _metrics(trained: Trained) -> str:
-    results = {} if trained.run is None else read_splits(trained.run / RESULTS)
+    results = {} if trained.run is None else read_by_split(trained.run / RESULTS)
     if not results:
         return f"## Metrics\n\nNot evaluated before export: `sh ppo_eval.sh {trained.use.name}`."
     return "## Metrics\n\n" + "\n\n".join(
@@ -62,7 +62,7 @@ def _table(split: str, results: dict[str, Any]) -> Iterator[str]:
     yield f"{results['clips']} clips of `{results['annotations']}`, the {SPLITS[split]}:\n"
     yield "| metric | mean | 95 % interval | chance |"
     yield "|---|---|---|---|"
-    for name, title in TITLES.items():
+    for name, title in METRIC_TITLES.items():
         found = results[name]
         yield (
             f"| {title} | {found['mean']:.3f} | {found['low']:.3f} to {found['high']:.3f} "
@@ -71,14 +71,20 @@ def _table(split: str, results: dict[str, Any]) -> Iterator[str]:
 
 
 def _data(trained: Trained) -> str:
-    if trained.run is None or not (trained.run / "config.yaml").is_file():
-        return "## Data\n\nNot told: the weights were converted, or exported, without their data."
+    if trained.run is None:
+        return "## Data\n\nNot known: the model was exported without its data."
     config = read_run(trained.run)
     data = config["data"]
-    earlier = "".join(f"\n- {key}: `{config[key]}`" for key in ("ranker", "reward") if key in config)
+    converted_from = (read_finished(trained.run) or {}).get(CONVERTED_FROM)
+    if converted_from is not None:
+        return (
+            f"## Data\n\nThe weights were converted from `{converted_from}`, and the data that they learned from are "
+            f"not known. They are evaluated on `{data['root']}`, preset `{config['preset']}`."
+        )
+    sources = "".join(f"\n- {key}: `{config[key]}`" for key in source_runs(trained.run))
     return (
         f"## Data\n\n- Folder: `{data['root']}`, preset `{config['preset']}`, seed {config['seed']}\n"
-        f"- Training: `{data['train']}`; validation: `{data['validation']}`; test: `{data['test']}`{earlier}"
+        f"- Training: `{data['train']}`; validation: `{data['validation']}`; test: `{data['test']}`{sources}"
     )
 
 

@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lr2ppo.data.annotations import UNWRITABLE
 from lr2ppo.data.dataset import ClipBatch, ClipItem, choose_frames, collate
 from lr2ppo.data.frames import Choose, Frames, read_frames
 from lr2ppo.distributed.processes import choose_device
 from lr2ppo.encoders.extractor import ClipEncoder, EncoderPaths, open_encoders
 from lr2ppo.errors import UserError
-from lr2ppo.evaluation.scoring import Scores, preferences, score_batch
+from lr2ppo.evaluation.scoring import Scores, preference_table, score_batch
+from lr2ppo.files import UNWRITABLE
 from lr2ppo.inference.labels import RankedLabel, check_labels
 from lr2ppo.inference.trained import Trained, open_trained
 from lr2ppo.models import PartialOrderModel
@@ -157,7 +157,7 @@ class LabelRanker:
         check_labels(labels)
         batch = self.encode([Query(frames, labels, description)])
         vectors = judge.encoder(**batch.inputs())
-        table: NDArray[np.float64] = preferences(judge, vectors, self._use.temperature or 1.0)[0].cpu().numpy()
+        table: NDArray[np.float64] = preference_table(judge, vectors, self._use.temperature or 1.0)[0].cpu().numpy()
         return table
 
     @cached_property

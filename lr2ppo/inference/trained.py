@@ -1,22 +1,21 @@
-"""What a run, or an exported folder, tells of its trained model: all that ranking needs besides the weights."""
+"""What a run, or an exported folder, holds of its trained model: all that ranking needs besides the weights."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ValidationError
 
 from lr2ppo.config.schema import Count, Positive, Section
 from lr2ppo.data.features.encoders import Encoding, differing_facts, read_features_file
 from lr2ppo.errors import UserError
-from lr2ppo.models import PartialOrderModel
+from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import describe_model
-from lr2ppo.runs.lookup import COMMANDS, find_run, is_converted, read_data, read_run, read_temperature
+from lr2ppo.runs.lookup import find_run, read_data, read_run, read_temperature, source_runs
+from lr2ppo.runs.stages import STAGES
 
-# Of models that are told without their data.
-FRAME_ORDER: Literal["even", "random"] = "even"
+# Folders in an exported one: its reward model, and the run that it was improved from.
 REWARD, BEFORE = "reward", "before"
 
 
@@ -50,7 +49,7 @@ def open_trained(reference: str | Path, logs: Path) -> Trained:
     place = Path(reference)
     if (place / "config.json").is_file():
         return _open_exported(place)
-    return _open_run(find_run(str(reference), tuple(COMMANDS), logs))
+    return _open_run(find_run(str(reference), STAGES, logs))
 
 
 def _open_exported(folder: Path) -> Trained:
@@ -76,21 +75,12 @@ def _open_exported(folder: Path) -> Trained:
 
 
 def _open_run(folder: Path) -> Trained:
-    name = "/".join(folder.resolve().parts[-2:])
-    if is_converted(folder):
-        _, shape = describe_model(folder / "best")
-        frames, order = max(1, shape.frames // shape.tokens_per_frame), FRAME_ORDER
-        config: Mapping[str, Any] = {"stage": folder.resolve().parent.name}
-    else:
-        config = read_run(folder)
-        data = read_data(folder)
-        frames, order = data.frames, data.frame_order
-    encoding = read_features_file(folder)
-    reward, why = _find_reward(folder, config)
+    data, encoding = read_data(folder), read_features_file(folder)
+    reward, why = _find_reward(folder)
     use = Use(
-        name=name,
-        frames=frames,
-        frame_order=order,
+        name="/".join(folder.resolve().parts[-2:]),
+        frames=data.frames,
+        frame_order=data.frame_order,
         encoders=encoding,
         temperature=None if reward is None else read_temperature(reward),
     )
@@ -99,34 +89,28 @@ def _open_run(folder: Path) -> Trained:
         weights=folder / "best",
         reward=None if reward is None else reward / "best",
         no_reward=why,
-        before=_find_before(folder, config, encoding),
+        before=_find_before(folder, encoding),
         run=folder,
     )
 
 
-def _find_reward(folder: Path, config: Mapping[str, Any]) -> tuple[Path | None, str]:
+def _find_reward(folder: Path) -> tuple[Path | None, str]:
     """The run whose model judges pairs, or why there is none."""
     if describe_model(folder / "best")[0] is PartialOrderModel:
         return folder, ""
-    if "reward" not in config:
+    config, sources = read_run(folder), source_runs(folder)
+    if "reward" not in sources:
         return None, f"{folder}: is a {config['stage']} run without a reward model; name a ppo or a reward run"
-    found = _find_began_from(folder, config["reward"])
+    found = sources["reward"]
     return found, "" if found else f"{folder}: its reward model {config['reward']} is not there any more"
 
 
-def _find_before(folder: Path, config: Mapping[str, Any], encoding: Encoding | None) -> Trained | None:
-    """The stage 1 run that a stage 3 run began from; None where it is gone or was trained on other features."""
-    found = _find_began_from(folder, config["ranker"]) if config["stage"] == "ppo" and "ranker" in config else None
+def _find_before(folder: Path, encoding: Encoding | None) -> Trained | None:
+    """The ranker that a ranker's run started from; None where it is gone or was trained on other features."""
+    is_ranker = describe_model(folder / "best")[0] is RelevanceRanker
+    found = source_runs(folder).get("ranker") if is_ranker else None
     if found is None:
         return None
     before = _open_run(found)
     others = before.use.encoders is not None and differing_facts(before.use.encoders, encoding)
     return None if others else before
-
-
-def _find_began_from(folder: Path, told: str) -> Path | None:
-    """An earlier run that a run's config names: under the same logs first, for the path may be of another folder."""
-    path = Path(told)
-    beside = folder.resolve().parents[1].joinpath(*path.parts[-2:])
-    places = [path, beside] if path.is_absolute() else [beside, path]
-    return next((place for place in places if (place / "best" / "config.json").is_file()), None)

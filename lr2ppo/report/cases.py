@@ -10,17 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lr2ppo.data.annotations import Clip
-from lr2ppo.evaluation.pictures import read_thumbnails
+from lr2ppo.data.annotations import Clip, graded
+from lr2ppo.evaluation.pictures import grade_colour, read_thumbnails
 from lr2ppo.report.load import ReportedRun, SplitResults
 
 GROUP = 4
+# Of the published scale; on any other, its ends alone.
+MEANINGS = {0: "not relevant", 1: "somewhat", 2: "relevant"}
 # Beyond these the page would open slowly: clips that no group shows go without their frames, then are left out.
 MOST_THUMBNAIL_BYTES = 4 * 2**20
 MOST_CLIPS = 1000
 
 
-def describe_clips(before: SplitResults | None, after: SplitResults, root: Path, seed: int) -> dict[str, Any]:
+def page_clips(before: SplitResults | None, after: SplitResults, root: Path, seed: int) -> dict[str, Any]:
     """The clips and the groups that are shown at first; without `before` the order by grades takes its place.
 
     `groups` name positions in `clips`: most gained (or best), most lost (or worst), and some at random.
@@ -65,6 +67,13 @@ def thumbnails(clip: Clip, root: Path) -> list[str]:
         Image.fromarray(pixels).save(stream, "JPEG", quality=82)
         found.append(f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}")
     return found
+
+
+def describe_grades(clips: Sequence[Clip]) -> list[dict[str, Any]]:
+    """The grades that the clips' labels have, lowest first: each with its colour and, where it has one, its meaning."""
+    grades = np.unique(np.concatenate([graded(clip) for clip in clips])).tolist()
+    meanings = MEANINGS if grades[-1] <= max(MEANINGS) else {0: MEANINGS[0], grades[-1]: "most relevant"}
+    return [{"grade": grade, "colour": grade_colour(grade), "meaning": meanings.get(grade)} for grade in grades]
 
 
 def frames_root(run: ReportedRun) -> Path:

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from lr2ppo.evaluation.comparison import TITLES, Row
+from lr2ppo.evaluation.comparison import METRIC_TITLES, Row
 from lr2ppo.evaluation.metrics import Estimate
-from lr2ppo.evaluation.published import STAGES as PUBLISHED_STAGES
-from lr2ppo.evaluation.published import published_curve
+from lr2ppo.evaluation.published import PUBLISHED, published_curve
 from lr2ppo.report.load import ReportedRun
+from lr2ppo.runs.stages import STAGES, Stage
 
 Estimates = Mapping[str, Estimate]
 # Stand-ins that no other colour equals, by the variable of the page's style that takes their place.
@@ -25,7 +25,6 @@ SERIES = ("#050501", "#050502", "#050503", "#050504", "#050505", "#050506")
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", PAPER: "paper"} | {
     colour: f"series-{number}" for number, colour in enumerate(SERIES)
 }
-STAGE_SERIES = {"pointwise": 0, "reward": 1, "ppo": 2}
 SHOWN_METRICS = ("ndcg@1", "ndcg@3", "ndcg@5", "ndcg@10", "ndcg")
 STYLES = ("-", "--", ":")
 SMALL, WIDE = (3.3, 2.3), (5.6, 3.2)
@@ -85,7 +84,7 @@ def draw_results(named: Sequence[tuple[str, Estimates]], stages: Sequence[str], 
         axes.hlines(np.ones(len(places)), places - 0.38, places + 0.38, colors=MUTED, linewidth=0.9)
         axes.annotate("perfect order", (places[0] - 0.38, 0.985), color=MUTED, fontsize=8, va="top")
         axes.annotate("chance", (places[0] - 0.38, expected[0] + 0.01), color=MUTED, fontsize=8, va="bottom")
-        axes.set_xticks(places, [TITLES[name] for name in SHOWN_METRICS])
+        axes.set_xticks(places, [METRIC_TITLES[name] for name in SHOWN_METRICS])
         axes.set_ylim(0, 1.04)
         axes.legend(loc="lower right")
 
@@ -98,7 +97,7 @@ def draw_gains(gains: NDArray[np.float64], names: tuple[str, str]) -> str:
     def plot(axes: Axes) -> None:
         reach = max(0.05, float(np.abs(gains).max()))
         edges = np.linspace(-reach, reach, 30).tolist()
-        counts = axes.hist(gains, edges, color=SERIES[2], alpha=0.85)[0]
+        counts = axes.hist(gains, edges, color=stage_colour("ppo"), alpha=0.85)[0]
         axes.axvline(0, color=INK, linewidth=1)
         axes.axvline(float(gains.mean()), color=INK, linewidth=1, linestyle="--")
         axes.set_ylim(0, float(np.max(counts)) * 1.15)
@@ -177,23 +176,23 @@ PANELS: Mapping[str, Sequence[Panel]] = {
 }
 
 
-def draw_training(stage: str, runs: Sequence[ReportedRun]) -> list[tuple[str, str]]:
+def draw_training(stage: Stage, runs: Sequence[ReportedRun]) -> list[tuple[str, str]]:
     """A picture and its caption for each of the stage's `PANELS`, all runs in it; published curves beside ours."""
     return [
         (draw(partial(_plot_curves, stage, runs, panel.curves), panel.title), panel.caption)
-        for panel in PANELS[stage]
+        for panel in PANELS[stage.name]
         if any(name in run.curves for run in runs for name in panel.curves)
     ]
 
 
-def _plot_curves(stage: str, runs: Sequence[ReportedRun], names: Mapping[str, str], axes: Axes) -> None:
+def _plot_curves(stage: Stage, runs: Sequence[ReportedRun], names: Mapping[str, str], axes: Axes) -> None:
     """A panel's curves; of several runs one curve each, so that they can be told apart."""
     is_published = any(run.preset.startswith("lrmovienet") for run in runs)
-    published = published_curve(PUBLISHED_STAGES[stage]) if is_published else {}
-    colours = [SERIES[STAGE_SERIES[stage]]]
+    published = published_curve(PUBLISHED[stage.name]) if is_published else {}
+    colours = [stage_colour(stage.name)]
     if len(runs) > 1:
         chosen = next((name for name in names if name in published), next(iter(names)))
-        names, colours = {chosen: names[chosen]}, series_colours([stage] * len(runs))
+        names, colours = {chosen: names[chosen]}, series_colours([stage.name] * len(runs))
     named: str | None = "published"
     for (name, label), style in zip(names.items(), STYLES, strict=False):
         longest = 0.0
@@ -209,7 +208,7 @@ def _plot_curves(stage: str, runs: Sequence[ReportedRun], names: Mapping[str, st
             places = np.linspace(0, longest, len(published[name]) + 1)[1:]
             axes.plot(places, published[name], style, color=MUTED, linewidth=0.8, label=named)
             named = None
-    axes.set_xlabel("update" if stage == "ppo" else "step")
+    axes.set_xlabel(stage.step)
     if len(axes.lines) > 1:
         axes.legend(loc="best")
 
@@ -224,7 +223,7 @@ def draw_reward_against_ndcg(run: ReportedRun) -> str:
         across, up = [rewards[step] for step in steps], [ndcg[step] for step in steps]
         axes.plot(across, up, color=GRID, linewidth=1)
         sizes = np.linspace(8, 45, len(steps))
-        axes.scatter(across, up, s=sizes, color=SERIES[2], linewidths=0, zorder=3)
+        axes.scatter(across, up, s=sizes, color=stage_colour(run.stage), linewidths=0, zorder=3)
         for place, text in ((0, "first"), (-1, "last")):
             axes.annotate(
                 f"{text} ({steps[place]:g})", (across[place], up[place]), xytext=(5, 5), textcoords="offset points",
@@ -244,7 +243,7 @@ def draw_accuracy_by_gap(by_gap: Sequence[Mapping[str, float]]) -> str:
         places = np.arange(len(by_gap))
         means = np.array([gap["mean"] for gap in by_gap])
         errors = [means - [gap["low"] for gap in by_gap], np.array([gap["high"] for gap in by_gap]) - means]
-        axes.bar(places, means, 0.5, color=SERIES[1], yerr=errors, capsize=3, ecolor=INK)
+        axes.bar(places, means, 0.5, color=stage_colour("reward"), yerr=errors, capsize=3, ecolor=INK)
         axes.axhline(0.5, color=MUTED, linestyle="dotted")
         axes.set_xticks(places, [f"gap {gap['gap']:.0f}\n{gap['pairs']:,.0f} pairs" for gap in by_gap])
         axes.set_xlim(-0.6, len(by_gap) - 0.4)
@@ -260,9 +259,10 @@ def draw_calibration(bins: Sequence[Mapping[str, float]]) -> str:
     def plot(axes: Axes) -> None:
         predicted, observed = [each["predicted"] for each in bins], [each["observed"] for each in bins]
         share = np.array([each["pairs"] for each in bins]) / sum(each["pairs"] for each in bins)
+        colour = stage_colour("reward")
         axes.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1, linestyle="dotted")
-        axes.plot(predicted, observed, color=SERIES[1], linewidth=1.2)
-        axes.scatter(predicted, observed, s=15 + 350 * share, color=SERIES[1], linewidths=0, alpha=0.85, zorder=3)
+        axes.plot(predicted, observed, color=colour, linewidth=1.2)
+        axes.scatter(predicted, observed, s=15 + 350 * share, color=colour, linewidths=0, alpha=0.85, zorder=3)
         axes.set_xlim(0.48, 1.02)
         axes.set_ylim(min(0.45, *observed) - 0.03, 1.03)
         axes.set_xlabel("how sure")
@@ -271,11 +271,16 @@ def draw_calibration(bins: Sequence[Mapping[str, float]]) -> str:
     return draw(plot, "Calibration")
 
 
+def stage_colour(stage: str) -> str:
+    """A stage's own colour, the same in every figure."""
+    return SERIES[STAGES[stage].series]
+
+
 def series_colours(stages: Sequence[str]) -> list[str]:
     """A colour for each of some rows: its stage's own, then those that are left where a stage comes again."""
-    spare = [colour for colour in SERIES if colour not in {SERIES[STAGE_SERIES[stage]] for stage in stages}]
+    spare = [colour for colour in SERIES if colour not in map(stage_colour, stages)]
     colours: list[str] = []
     for stage in stages:
-        own = SERIES[STAGE_SERIES[stage]]
+        own = stage_colour(stage)
         colours.append(own if own not in colours else spare[len(colours) % len(spare)])
     return colours

@@ -1,6 +1,5 @@
-"""What the report tells of a run, read from its folder; what is not there yet is left out."""
+"""What the report shows of a run, read from its folder; what is not there yet is left out."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,15 @@ from lr2ppo.config.load import config_leaves, load_config
 from lr2ppo.data.annotations import Clip
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.comparison import ClipMetrics
-from lr2ppo.evaluation.results import CASES, cases_clips, read_splits, run_name
+from lr2ppo.evaluation.results import CASES, cases_clips, read_by_split, run_name
 from lr2ppo.evaluation.scoring import Scores, ranking_metrics
-from lr2ppo.runs.lookup import COMMANDS, FINISHED, METRICS, RESULTS, find_run, is_converted, read_rows, read_run
+from lr2ppo.runs.lookup import METRICS, RESULTS, find_run, read_finished, read_rows, read_run, source_runs
+from lr2ppo.runs.stages import STAGES
 
-STAGES = tuple(COMMANDS)
-EARLIER = {"ranker": "pointwise", "reward": "reward"}
 # Filled in by a run itself, or never alike.
 OWN_KEYS = (
-    *("name", "preset", "ranker", "reward"),
+    *("name", "preset"),
+    *{key for stage in STAGES.values() for key in stage.sources},
     *("model.frames", "model.tokens_per_frame", "model.text_width", "model.image_width"),
 )
 
@@ -38,7 +37,7 @@ class SplitResults:
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run: `config` by dotted keys, `curves` by name; None for what it has not come to."""
+    """A run: `config` by dotted keys, `curves` by name; `finished` and `evaluation` are None where it is not yet."""
 
     folder: Path
     stage: str
@@ -61,28 +60,28 @@ class ReportedRun:
 
 
 def find_runs(references: Sequence[str], logs: Path) -> list[Path]:
-    """The folders of some runs in the order of the stages; with one run alone come those that it began from."""
+    """The folders of some runs in the order of the stages; with one run alone come those that it started from."""
     folders = [find_run(reference, STAGES, logs) for reference in references]
     if len(folders) == 1:
-        folders += _earlier_runs(folders[0], logs)
+        # Without those that are not there any more.
+        folders += [source for source in source_runs(folders[0]).values() if source is not None]
     unique = {folder.resolve(): folder for folder in folders}
-    return sorted(unique.values(), key=lambda folder: STAGES.index(_stage(folder)))
+    return sorted(unique.values(), key=lambda folder: list(STAGES).index(read_run(folder)["stage"]))
 
 
-def gather(folder: Path, split: str) -> ReportedRun:
+def gather_run(folder: Path, split: str) -> ReportedRun:
     """All of a run; raises `UserError` where a file of it is damaged."""
-    finished = folder / FINISHED
+    config = read_run(folder)
     try:
-        told = json.loads(finished.read_text(encoding="utf-8")) if finished.is_file() else None
         curves = read_curves(folder)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder}: its {FINISHED} or {METRICS} is damaged: {error}") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder}: its {METRICS} is damaged: {error!r}; train the run again with --fresh") from None
     return ReportedRun(
         folder=folder,
-        stage=_stage(folder),
-        config={} if is_converted(folder) else dict(config_leaves(read_run(folder))),
+        stage=config["stage"],
+        config=dict(config_leaves(config)),
         curves=curves,
-        finished=told,
+        finished=read_finished(folder),
         evaluation=_read_evaluation(folder, split),
     )
 
@@ -113,26 +112,8 @@ def preset_differences(run: ReportedRun) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _stage(folder: Path) -> str:
-    return folder.parent.name if is_converted(folder) else str(read_run(folder)["stage"])
-
-
-def _earlier_runs(folder: Path, logs: Path) -> list[Path]:
-    config = {} if is_converted(folder) else read_run(folder)
-    found = []
-    for key, stage in EARLIER.items():
-        reference = config.get(key)
-        if isinstance(reference, str) and reference not in ("newest", "none"):
-            try:
-                found.append(find_run(reference, (stage,), logs))
-            except UserError:
-                # Moved or removed since: the report does without.
-                continue
-    return found
-
-
 def _read_evaluation(folder: Path, split: str) -> SplitResults | None:
-    results, cases = (read_splits(folder / name).get(split) for name in (RESULTS, CASES))
+    results, cases = (read_by_split(folder / name).get(split) for name in (RESULTS, CASES))
     if results is None or cases is None:
         return None
     clips, scores = cases_clips(cases)

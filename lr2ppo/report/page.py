@@ -10,23 +10,25 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lr2ppo.evaluation.comparison import TITLES, Row, compare, describe_gain, shown_metrics, summarise
+from lr2ppo.evaluation.comparison import (
+    METRIC_TITLES,
+    Row,
+    describe_gain,
+    estimate_means,
+    paired_differences,
+    shown_metrics,
+)
 from lr2ppo.evaluation.metrics import Estimate
-from lr2ppo.evaluation.published import STAGES as PUBLISHED
-from lr2ppo.evaluation.published import published_best
+from lr2ppo.evaluation.published import PUBLISHED, published_best
 from lr2ppo.evaluation.results import reference_rows
 from lr2ppo.files import write_whole
 from lr2ppo.report import figures
-from lr2ppo.report.cases import describe_clips, frames_root
-from lr2ppo.report.load import ReportedRun, SplitResults, gather, preset_differences
-from lr2ppo.runs.lookup import best_validation
+from lr2ppo.report.cases import describe_grades, frames_root, page_clips
+from lr2ppo.report.load import ReportedRun, SplitResults, gather_run, preset_differences
+from lr2ppo.runs.lookup import CONVERTED_FROM, best_validation
+from lr2ppo.runs.stages import STAGES
 from lr2ppo.version import __version__
 
-STAGE_TITLES = {
-    "pointwise": "Stage 1: the ranker",
-    "reward": "Stage 2: the reward model",
-    "ppo": "Stage 3: LR2PPO",
-}
 SAMPLES, SEED = 2000, 7
 
 
@@ -41,18 +43,15 @@ class Compared:
 
     @property
     def pair(self) -> tuple[int, int] | None:
-        """The first stage 1 run and the run whose orders are shown beside it; None where there are no such two."""
-        before = next((place for place, run in enumerate(self.runs) if run.stage == "pointwise"), None)
+        """The first run of stage 1 and the run whose orders are shown beside it; None where there are no such two."""
+        before = next((place for place, run in enumerate(self.runs) if not STAGES[run.stage].sources), None)
         return None if before is None or before == self.after else (before, self.after)
 
     @property
     def after(self) -> int:
-        """The run whose orders are shown: the last of stage 3, else the last of stage 1, else the last."""
-        stages = [run.stage for run in self.runs]
-        for stage in ("ppo", "pointwise", "reward"):
-            if stage in stages:
-                return len(stages) - 1 - stages[::-1].index(stage)
-        raise ValueError("no run was evaluated")
+        """The run whose orders are shown: the last ranker, for runs are in the order of their stages, else the last."""
+        rankers = [place for place, run in enumerate(self.runs) if STAGES[run.stage].model == "RelevanceRanker"]
+        return rankers[-1] if rankers else len(self.runs) - 1
 
 
 def write_report(folders: Sequence[Path], split: str, out: Path, frames: Path | None = None) -> Path:
@@ -60,31 +59,30 @@ def write_report(folders: Sequence[Path], split: str, out: Path, frames: Path | 
 
     Raises `UserError` where a run's folder is damaged or the page cannot be written.
     """
-    runs = [gather(folder, split) for folder in folders]
-    text = render(runs, split, frames)
+    runs = [gather_run(folder, split) for folder in folders]
+    text = render_report(runs, split, frames)
     write_whole(out, lambda partial: partial.write_text(text, encoding="utf-8"))
     return out
 
 
-def render(runs: Sequence[ReportedRun], split: str, frames: Path | None = None) -> str:
+def render_report(runs: Sequence[ReportedRun], split: str, frames: Path | None = None) -> str:
     """The page's text."""
     environment = Environment(
         loader=PackageLoader("lr2ppo.report", "template"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"value": _value, "interval": _interval}
     compared = compare_runs(runs)
-    stages = [(stage, list(own)) for stage, own in groupby(runs, key=lambda run: run.stage)]
+    stages = [(STAGES[stage], list(own)) for stage, own in groupby(runs, key=lambda run: run.stage)]
     return environment.get_template("page.html").render(
         title=f"lr2ppo: {runs[-1].name}",
         written=time.strftime("%Y-%m-%d %H:%M"),
         version=__version__,
         split=split,
         runs=runs,
-        stage_titles=STAGE_TITLES,
         results=None if compared is None else results_part(compared),
         not_compared=[run.name for run in runs if compared is None or run not in compared.runs],
         published=published_part(runs),
-        training=[(stage, figures.draw_training(stage, own), _chosen(own)) for stage, own in stages],
+        training=[(stage.title, figures.draw_training(stage, own), _chosen(own)) for stage, own in stages],
         reward=reward_part(runs),
         cases=None if compared is None else cases_part(compared, frames),
         facts=[facts_part(run) for run in runs],
@@ -106,16 +104,14 @@ def results_part(compared: Compared) -> dict[str, Any]:
     """The first part: a sentence, the table with intervals, paired differences and two pictures."""
     rows, stages = compared.rows, [run.stage for run in compared.runs]
     metrics, pair = shown_metrics(rows), compared.pair
-    summaries = [(row.name, summarise(row.metrics, SAMPLES, SEED)) for row in rows]
+    summaries = [(row.name, estimate_means(row.metrics, SAMPLES, SEED)) for row in rows]
+    differences = [(row.name, paired_differences(rows[0].metrics, row.metrics, SAMPLES, SEED)) for row in rows[1:]]
     return {
         "clips": len(rows[0].metrics["ndcg"]),
-        "titles": [TITLES[name] for name in metrics],
+        "titles": [METRIC_TITLES[name] for name in metrics],
         "chance": [float(np.nanmean(compared.chance.metrics[name])) for name in metrics],
         "rows": [(name, _pick(summary, metrics)) for name, summary in summaries],
-        "differences": [
-            (f"{row.name} less {rows[0].name}", _pick(compare(rows[0].metrics, row.metrics, SAMPLES, SEED), metrics))
-            for row in rows[1:]
-        ],
+        "differences": [(f"{name} less {rows[0].name}", _pick(gain, metrics)) for name, gain in differences],
         "headline": None if pair is None else describe_gain(rows[pair[0]], rows[pair[1]], SAMPLES, SEED),
         "alone": (summaries[compared.after][0], summaries[compared.after][1]["ndcg"]),
         "picture": figures.draw_results(summaries, stages, compared.chance),
@@ -139,17 +135,19 @@ def published_part(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     for run in runs:
         if not run.preset.startswith("lrmovienet") or run.finished is None:
             continue
-        stage, ours = PUBLISHED[run.stage], best_validation(run.folder)
-        best = published_best(stage)
+        published, ours = PUBLISHED[run.stage], best_validation(run.folder)
+        if not ours:
+            continue
+        best = published_best(published)
         parts.append(
             {
                 "name": run.name,
-                "title": stage.title,
-                "titles": [TITLES[name] for name in stage.metrics],
-                "published": [best[name] for name in stage.metrics],
-                "ours": [ours[name] for name in stage.metrics],
-                "differences": [ours[name] - best[name] for name in stage.metrics],
-                "minutes": stage.minutes,
+                "title": STAGES[run.stage].title,
+                "titles": [METRIC_TITLES[name] for name in published.metrics],
+                "published": [best[name] for name in published.metrics],
+                "ours": [ours[name] for name in published.metrics],
+                "differences": [ours[name] - best[name] for name in published.metrics],
+                "minutes": published.minutes,
                 "seconds": run.finished["seconds"],
             }
         )
@@ -161,7 +159,7 @@ def reward_part(runs: Sequence[ReportedRun]) -> dict[str, Any]:
     paths = [
         (run.name, figures.draw_reward_against_ndcg(run))
         for run in runs
-        if run.stage == "ppo" and {"train/reward", "validation/ndcg"} <= run.curves.keys()
+        if {"train/reward", "validation/ndcg"} <= run.curves.keys()
     ]
     judged = [
         (run.name, run.evaluation.results["judgement"])
@@ -186,9 +184,15 @@ def cases_part(compared: Compared, frames: Path | None) -> dict[str, Any]:
     """Clips whose order changed most, and all others for the search."""
     pair, last = compared.pair, compared.runs[compared.after]
     first = None if pair is None else compared.evaluations[pair[0]]
-    data = describe_clips(first, compared.evaluations[compared.after], frames or frames_root(last), SEED)
+    data = page_clips(first, compared.evaluations[compared.after], frames or frames_root(last), SEED)
     names = {"before": "by grade" if pair is None else compared.runs[pair[0]].name, "after": last.name}
-    return {"data": data | {"names": names}, **names, "compared": pair is not None, "left_out": data["left_out"]}
+    return {
+        "data": data | {"names": names},
+        **names,
+        "compared": pair is not None,
+        "left_out": data["left_out"],
+        "grades": describe_grades(compared.evaluations[compared.after].clips),
+    }
 
 
 def facts_part(run: ReportedRun) -> dict[str, Any]:
@@ -197,12 +201,14 @@ def facts_part(run: ReportedRun) -> dict[str, Any]:
     differences = preset_differences(run)
     machine = finished.get("machine", {})
     evaluation = run.evaluation
+    is_trained = bool(finished) and CONVERTED_FROM not in finished
     facts = {
-        "State": "finished" if run.finished is not None else "in progress" if run.config else "converted weights",
-        "Steps": finished.get("steps"),
-        "Best validation": f"{finished['best_metric']:.4f} at {finished['best_step']}" if finished else None,
-        "Time": _duration(finished["seconds"]) if finished else None,
-        "Peak memory": f"{finished['peak_memory_gib']} GiB" if finished else None,
+        "State": "finished" if is_trained else "converted" if finished else "in progress",
+        "Converted from": finished.get(CONVERTED_FROM),
+        "Steps": finished["steps"] if is_trained else None,
+        "Best validation": f"{finished['best_metric']:.4f} at {finished['best_step']}" if is_trained else None,
+        "Time": _duration(finished["seconds"]) if is_trained else None,
+        "Peak memory": f"{finished['peak_memory_gib']} GiB" if is_trained else None,
         "Machine": _machine(machine) if machine else None,
         "Commit": finished.get("commit"),
         "Versions": ", ".join(f"{name} {finished[name]}" for name in VERSIONS if name in finished) or None,
@@ -225,9 +231,9 @@ VERSIONS = ("lr2ppo", "python", "torch", "transformers", "timm", "numpy")
 def _chosen(runs: Sequence[ReportedRun]) -> str:
     """Where the weights were kept from, of each run."""
     return "; ".join(
-        f"{run.name} kept its weights of {'update' if run.stage == 'ppo' else 'step'} {run.best_step}"
+        f"{run.name} kept its weights of {STAGES[run.stage].step} {run.best_step}"
         for run in runs
-        if run.best_step is not None
+        if run.best_step is not None and run.curves
     )
 
 

@@ -1,6 +1,5 @@
 """List the runs there are: how far each is, its best validation metric, and whether it is at work."""
 
-import json
 import os
 import sys
 import time
@@ -8,26 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
 from lr2ppo.errors import UserError
 from lr2ppo.runs.lock import is_locked
 from lr2ppo.runs.lookup import (
-    COMMANDS,
+    CONFIG,
+    CONVERTED_FROM,
     FINISHED,
     METRICS,
     PROGRESS,
     RESULTS,
-    SELECTED,
-    is_converted,
+    WEIGHTS,
+    is_run,
+    read_finished,
+    read_mapping,
     read_rows,
     read_run,
 )
+from lr2ppo.runs.stages import STAGES
 
-CONFIG = "config.yaml"
-# Their times tell when a run last did anything.
-LIVELY = (CONFIG, METRICS, "train.log", PROGRESS, FINISHED)
-HEADINGS = ("stage", "name", "progress", "", "best", "begun", "active", "state")
+# Their times show when a run last did anything.
+LIVELY = (CONFIG, METRICS, "train.log", PROGRESS, FINISHED, WEIGHTS)
+HEADINGS = ("stage", "name", "progress", "", "best", "started", "active", "state")
 LONGEST_FAULT = 80
 UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 # Of the terminal: another screen and back, home, and clear to the end of the line or of the screen.
@@ -42,9 +43,9 @@ ENTER, LEAVE, HOME, CLEAR_LINE, CLEAR_REST = (
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What a run's folder tells; times are seconds since 1970, and None is what it does not tell.
+    """A run as its folder shows it; times are seconds since 1970, and None is what the folder does not show.
 
-    `state` is running, stopped, finished, evaluated, converted (weights alone) or damaged, which `fault` explains.
+    `state` is running, stopped, finished, evaluated, converted (not trained here) or damaged, which `fault` explains.
     `goes_on_from` is the step of a stopped run's newest checkpoint, which may be behind where it was.
     """
 
@@ -57,7 +58,7 @@ class RunStatus:
     metric: str | None = None
     best: float | None = None
     best_step: int | None = None
-    begun: float | None = None
+    started: float | None = None
     active: float | None = None
     seconds_left: float | None = None
     goes_on_from: int | None = None
@@ -68,27 +69,26 @@ class RunStatus:
 def list_runs(logs: Path) -> list[RunStatus]:
     """All runs under `logs`, by stage, of which the newest first."""
     found = []
-    for stage in COMMANDS:
+    for stage in STAGES:
         folders = {path for path in (logs / stage).glob("[!.]*") if path.is_dir()}
-        # A run that has only begun to check what it reads has no folder yet.
+        # A run that still checks what it reads has no folder yet.
         locks = (logs / stage).glob(".*.lock")
         folders |= {folder for folder in (path.with_name(path.name[1:-5]) for path in locks) if is_locked(folder)}
         runs = [run for run in map(read_status, folders) if run is not None]
-        found += sorted(sorted(runs, key=lambda run: run.name), key=lambda run: run.begun or time.time(), reverse=True)
+        found += sorted(
+            sorted(runs, key=lambda run: run.name), key=lambda run: run.started or time.time(), reverse=True
+        )
     return found
 
 
 def read_status(folder: Path) -> RunStatus | None:
-    """What a run's folder tells; None where it is empty, or was removed meanwhile."""
+    """A run as its folder shows it; None where the folder is empty, or was removed meanwhile."""
     status = RunStatus(stage=folder.parent.name, name=folder.name, state="running")
     try:
         times = [path.stat().st_mtime for path in (folder / name for name in LIVELY) if path.exists()]
         if times:
-            status = replace(status, begun=min(times), active=max(times))
-        if is_converted(folder):
-            weights = (folder / "best" / "config.json").stat().st_mtime
-            return replace(status, state="converted", begun=weights, active=weights, evaluated=_splits(folder))
-        if is_locked(folder) and not (folder / CONFIG).exists():
+            status = replace(status, started=min(times), active=max(times))
+        if is_locked(folder) and not is_run(folder):
             return status
         if not any(not path.name.startswith(".") for path in folder.iterdir()):
             return None
@@ -100,15 +100,17 @@ def read_status(folder: Path) -> RunStatus | None:
 
 def _read(folder: Path, status: RunStatus) -> RunStatus:
     """A run with its progress and its best; raises where a file of it is missing or cannot be read."""
-    config, progress, finished = read_run(folder), _read_json(folder / PROGRESS), _read_json(folder / FINISHED)
+    config, progress, finished = read_run(folder), read_mapping(folder / PROGRESS), read_finished(folder)
     rows = read_rows(folder)
-    metric = SELECTED[status.stage]
+    metric = STAGES[status.stage].selects
     best = max(rows, key=lambda row: row[f"validation/{metric}"], default=None)
     if best is not None:
         status = replace(status, metric=metric, best=best[f"validation/{metric}"], best_step=best["step"])
     status = replace(status, preset=config.get("preset"))
-    if finished:
-        evaluated = _splits(folder)
+    evaluated = tuple(read_mapping(folder / RESULTS))
+    if finished is not None and CONVERTED_FROM in finished:
+        return replace(status, state="converted", evaluated=evaluated)
+    if finished is not None:
         state = "evaluated" if evaluated else "finished"
         return replace(status, state=state, step=finished["steps"], steps=finished["steps"], evaluated=evaluated)
     step = progress["step"] if progress else rows[-1]["step"] if rows else 0
@@ -121,28 +123,11 @@ def _read(folder: Path, status: RunStatus) -> RunStatus:
     return replace(status, state="stopped", step=max(step, goes_on_from), goes_on_from=goes_on_from)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's mapping, empty where there is no such file; raises ValueError where it is anything else."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        raise ValueError(f"{path.name} is not JSON") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path.name} holds no mapping")
-    return found
-
-
-def _splits(folder: Path) -> tuple[str, ...]:
-    return tuple(_read_json(folder / RESULTS))
-
-
 def format_runs(runs: Sequence[RunStatus], now: float) -> list[str]:
     """An aligned table, a line a run, under a line of headings."""
     table = [HEADINGS, *(_cells(run, now) for run in runs)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    right = {HEADINGS.index(name) for name in ("progress", "", "begun", "active")}
+    right = {HEADINGS.index(name) for name in ("progress", "", "started", "active")}
     return [
         "  ".join(
             f"{cell:>{width}}" if place in right else f"{cell:<{width}}"
@@ -156,7 +141,15 @@ def _cells(run: RunStatus, now: float) -> tuple[str, ...]:
     steps = "-" if run.step is None else f"{run.step}/{run.steps or '?'}"
     percent = f"{100 * run.step // run.steps} %" if run.step is not None and run.steps else ""
     best = "-" if run.best is None else f"{run.metric} {run.best:.4f} at {run.best_step}"
-    return (run.stage, run.name, steps, percent, best, *(_age(at, now) for at in (run.begun, run.active)), _state(run))
+    return (
+        run.stage,
+        run.name,
+        steps,
+        percent,
+        best,
+        *(_age(at, now) for at in (run.started, run.active)),
+        _state(run),
+    )
 
 
 def _state(run: RunStatus) -> str:

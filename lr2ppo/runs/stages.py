@@ -72,3 +72,14 @@ _ALL = (
 )
 # By name, in the order in which they are trained.
 STAGES: Mapping[str, Stage] = {stage.name: stage for stage in _ALL}
+
+
+def stage_for_model(kind: str, named: str) -> Stage:
+    """The stage called `named` where its runs keep such a model, else the first whose runs do.
+
+    Raises LookupError where no stage keeps such a model.
+    """
+    keeping = {stage.name: stage for stage in _ALL if stage.model == kind}
+    if not keeping:
+        raise LookupError(f"no stage keeps a {kind}")
+    return keeping.get(named, next(iter(keeping.values())))

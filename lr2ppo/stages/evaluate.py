@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from lr2ppo.config.load import load_config
 from lr2ppo.config.schema import DataConfig, EvaluateConfig
 from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import ClipDataset, open_store
 from lr2ppo.distributed.processes import autocast, join_processes
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.calibration import describe_judgement
-from lr2ppo.evaluation.comparison import Row, describe_gain, format_table, summarise
+from lr2ppo.evaluation.comparison import Row, describe_gain, estimate_means, format_table
 from lr2ppo.evaluation.results import (
     CASES,
     cases_clips,
@@ -31,21 +30,17 @@ from lr2ppo.models.weights import load_model
 from lr2ppo.ops.linear import quicken
 from lr2ppo.report import write_report
 from lr2ppo.report.load import find_runs
-from lr2ppo.runs.lookup import COMMANDS, RESULTS, find_run, is_converted, read_data, read_temperature
+from lr2ppo.runs.lookup import RESULTS, find_run, read_data, read_temperature
+from lr2ppo.runs.stages import STAGES
 from lr2ppo.training.inputs import check_fit, left_out_note, open_inputs
 
-TRAINING_STAGES = tuple(COMMANDS)
 
-
-def evaluate(config: EvaluateConfig, preset: Path) -> None:
-    """Score every clip of the split once; write `results.json` and `cases.json` into the run's folder.
-
-    `preset` is the folder of the YAML file, which tells the data of a run that is but a converted checkpoint.
-    """
+def evaluate(config: EvaluateConfig) -> None:
+    """Score every clip of the split once; write `results.json` and `cases.json` into the run's folder."""
     if config.name is None:
         raise UserError("name: is missing; run sh ppo_eval.sh RUN, or give name=RUN")
-    folder = find_run(config.name, TRAINING_STAGES, config.logs)
-    data = run_data(folder, config.root, preset)
+    folder = find_run(config.name, STAGES, config.logs)
+    data = run_data(folder, config.root)
     model = load_model(folder / "best")
     store = open_store(data)
     check_fit(model.encoder.config, store, data.frames, str(folder))
@@ -64,7 +59,7 @@ def evaluate(config: EvaluateConfig, preset: Path) -> None:
         if not processes.is_main:
             return
         metrics = ranking_metrics(dataset.clips, scores)
-        estimates = summarise(metrics, config.bootstrap_samples, config.seed)
+        estimates = estimate_means(metrics, config.bootstrap_samples, config.seed)
         results: dict[str, Any] = {name: asdict(estimate) for name, estimate in estimates.items()}
         references = reference_rows(dataset.clips)
         results["chance"] = {name: float(np.nanmean(values)) for name, values in references[0].metrics.items()}
@@ -79,12 +74,9 @@ def evaluate(config: EvaluateConfig, preset: Path) -> None:
     print(f"\nwritten: {folder / RESULTS}, {folder / CASES}, {report}")
 
 
-def run_data(folder: Path, root: Path | None, preset: Path) -> DataConfig:
-    """The data a run was made for, or the preset's for a converted checkpoint; under another root if one is given."""
-    if is_converted(folder):
-        data: DataConfig = load_config(preset / "pointwise.yaml", "pointwise").data
-    else:
-        data = read_data(folder)
+def run_data(folder: Path, root: Path | None) -> DataConfig:
+    """The data that a run was made for; under another root where one is given."""
+    data = read_data(folder)
     return data if root is None else data.model_copy(update={"root": root})
 
 
@@ -101,7 +93,7 @@ def show_table(runs: Sequence[str], config: EvaluateConfig) -> None:
     rows = []
     clips: list[Clip] = []
     for number, group in enumerate(runs):
-        folders = [find_run(name, TRAINING_STAGES, config.logs) for name in group.split(",")]
+        folders = [find_run(name, STAGES, config.logs) for name in group.split(",")]
         found, scores = pool_cases(folders, config.split)
         if number == 0:
             clips = found

@@ -74,18 +74,16 @@ def complete_model_config(model: ModelConfig, store: FeatureStore, frames: int) 
 
 def check_fit(model: ModelConfig, store: FeatureStore, frames: int, source: str) -> None:
     """Raises `UserError` where features of a store, `frames` of a clip, are not what a model was made for."""
-    wanted = {
-        "text width": (model.text_width or model.width, store.text_width),
-        "image width": (model.image_width or model.width, store.image_width),
-        "tokens a frame": (model.tokens_per_frame, store.tokens_per_frame),
-    }
-    if model.head == "flatten":
-        wanted["frame tokens a clip"] = (model.frames, frames * store.tokens_per_frame)
-    differing = [f"{what} {of_model} (here {here})" for what, (of_model, here) in wanted.items() if of_model != here]
-    if differing:
+    misfits = model.misfits(
+        text_width=store.text_width,
+        image_width=store.image_width,
+        tokens_per_frame=store.tokens_per_frame,
+        frames=frames,
+    )
+    if misfits:
         raise UserError(
-            f"{source}: was made for other features than {store.paths[0]} and data.frames={frames} give: "
-            f"{', '.join(differing)}; give the features and data.frames that it was trained on"
+            f"{source}: features do not fit its model: found {'; '.join(misfits)} ({store.paths[0]}, "
+            f"data.frames={frames}); give the features and data.frames that it was trained on"
         )
 
 

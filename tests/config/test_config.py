@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lr2ppo.config.load import dump_config, load_config
-from lr2ppo.config.schema import STAGES, Section
+from lr2ppo.config.schema import CONFIGS, Section
 from lr2ppo.errors import UserError
 from tests.conftest import REPOSITORY
 
@@ -44,7 +44,7 @@ def message_of(path: Path, stage: str, *overrides: str) -> str:
 @pytest.mark.parametrize("preset", ["mini", "lrmovienet", "lrmovienet_pooled"])
 def test_every_preset_has_a_file_for_each_stage(preset: str) -> None:
     paths = sorted((MINI.parent / preset).glob("*.yaml"))
-    assert {path.stem for path in paths} == set(STAGES)
+    assert {path.stem for path in paths} == set(CONFIGS)
     assert all(load_config(path, path.stem).preset == preset for path in paths)
 
 
@@ -92,7 +92,7 @@ def test_the_lrmovienet_presets_batches_hold_the_published_numbers_of_pairs() ->
 
 
 def test_the_pooled_preset_differs_by_its_model_alone() -> None:
-    for stage in STAGES:
+    for stage in CONFIGS:
         published, pooled = (
             load_config(MINI.parent / preset / f"{stage}.yaml", stage).model_dump(exclude={"preset", "model"})
             for preset in ("lrmovienet", "lrmovienet_pooled")
@@ -103,7 +103,7 @@ def test_the_pooled_preset_differs_by_its_model_alone() -> None:
 @stage_files
 def test_each_mini_file_loads_for_its_stage(path: Path) -> None:
     config = load_config(path, path.stem)
-    assert isinstance(config, STAGES[path.stem])
+    assert isinstance(config, CONFIGS[path.stem])
     assert config.stage == path.stem
 
 
@@ -294,7 +294,7 @@ def test_a_value_that_cannot_be_used_is_shown_with_its_key(override: str, told: 
 
 @stage_files
 def test_the_file_of_another_stage_is_refused_naming_both(path: Path) -> None:
-    for wanted in set(STAGES) - {path.stem}:
+    for wanted in set(CONFIGS) - {path.stem}:
         message = message_of(path, wanted)
         assert repr(path.stem) in message
         assert repr(wanted) in message

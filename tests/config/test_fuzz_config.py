@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lr2ppo.config.load import dump_config, load_config
-from lr2ppo.config.schema import STAGES, Section
+from lr2ppo.config.schema import CONFIGS, Section
 from lr2ppo.errors import UserError
 from tests.conftest import REPOSITORY
 from tests.helpers.fuzz import damaged, fuzzed, mutated
 
-TEXTS = {stage: (REPOSITORY / "configs" / "mini" / f"{stage}.yaml").read_text(encoding="utf-8") for stage in STAGES}
-stages = st.sampled_from(list(STAGES))
+TEXTS = {stage: (REPOSITORY / "configs" / "mini" / f"{stage}.yaml").read_text(encoding="utf-8") for stage in CONFIGS}
+stages = st.sampled_from(list(CONFIGS))
 # Of all keys and values, those that YAML and the schema take for something are a few.
 snippets = st.sampled_from(
     ["2001-99-99", "!!int x", "!!bool x", "!!timestamp x", "0x", "0b_", "&a [*a]", "[" * 400, "1:" * 400 + "1.5",

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lr2ppo.data.annotations import Clip, Need, read_clips, read_sound_clips, write_clips
+from lr2ppo.data.annotations import (
+    Clip,
+    Need,
+    better_worse_pairs,
+    read_clips,
+    read_sound_clips,
+    write_clips,
+)
 from lr2ppo.errors import FAULTS_SHOWN, UserError, raise_faults
 
 letters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
@@ -287,3 +294,10 @@ def test_a_missing_file_is_refused_with_the_setting_to_check(tmp_path: Path) -> 
 
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     assert "cannot be read" in message_of(tmp_path)
+
+
+@given(st.lists(st.integers(0, 10), max_size=7))
+def test_pairs_of_different_grades_are_all_there_once_the_better_label_first(grades: list[int]) -> None:
+    positions = range(len(grades))
+    wanted = [[a, b] for a in positions for b in positions if grades[a] > grades[b]]
+    assert better_worse_pairs(np.array(grades, dtype=np.int64)).tolist() == wanted

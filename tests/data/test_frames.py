@@ -6,14 +6,14 @@ import subprocess
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from lr2ppo.data import Clip
-from lr2ppo.data.frames import missing_frames, open_image, read_image, unusable_frames
-from lr2ppo.encoders.extract import check_frames
+from lr2ppo.data.frames import evenly_spaced, missing_frames, open_image, read_image, require_frames, unusable_frames
 from lr2ppo.errors import UserError
 from tests.helpers.fuzz import damaged, fuzzed, may_refuse
 
@@ -62,7 +62,7 @@ def test_what_lies_outside_is_refused_with_the_setting_that_lets_it_in(root: Pat
     (root / "image").symlink_to(tmp_path / "elsewhere")
     outside = ["../elsewhere/1.jpg", str(tmp_path / "elsewhere" / "1.jpg"), "linked.jpg", "image/1.jpg", "/etc/passwd"]
     with pytest.raises(UserError) as refused:
-        check_frames([Clip(f"clip-{i}", ("a",), images=(image,)) for i, image in enumerate(outside)], root)
+        require_frames([Clip(f"clip-{i}", ("a",), images=(image,)) for i, image in enumerate(outside)], root)
     assert "5 faults found; check --frames-root" in str(refused.value)
     for number, image in enumerate(outside):
         assert f"clip clip-{number}: {image} lies at " in str(refused.value)
@@ -142,10 +142,22 @@ def test_all_frames_at_fault_are_told_in_one_report(root: Path) -> None:
         Clip("gone", ("a",), images=("frames/0.jpg", "gone.jpg")),
     ]
     with pytest.raises(UserError) as refused:
-        check_frames(clips, root)
+        require_frames(clips, root)
     told = str(refused.value).splitlines()
     assert "3 faults found" in told[0]
     assert [line.split(": ")[0].strip() for line in told[1:]] == ["clip gone", "clip bad", "clip bad"]
+
+
+@given(available=st.integers(1, 500), wanted=st.integers(0, 40))
+def test_evenly_spaced_frames_go_from_the_first_to_the_last_in_steps_alike(available: int, wanted: int) -> None:
+    positions = evenly_spaced(available, wanted).tolist()
+    assert len(positions) == wanted
+    assert positions == sorted(positions)
+    if wanted > 1:
+        assert (positions[0], positions[-1]) == (0, available - 1)
+        assert np.ptp(np.diff(positions)) <= 1
+    if wanted >= available:
+        assert set(positions) == set(range(available)) or wanted == 1
 
 
 @pytest.mark.filterwarnings("ignore")

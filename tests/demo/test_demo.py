@@ -31,20 +31,20 @@ from lr2ppo.config.load import dump_config, load_config
 from lr2ppo.config.schema import ModelConfig
 from lr2ppo.data import Clip, annotations, write_clips
 from lr2ppo.data.features.encoders import write_features_file
-from lr2ppo.demo.inputs import MOST_LABELS, choose_frames, find_examples, format_labels, parse_labels
+from lr2ppo.demo.inputs import MOST_LABELS, find_examples, format_labels, parse_labels, uploaded_frames
 from lr2ppo.demo.page import import_gradio, message_html
-from lr2ppo.demo.results import MATRIX_LABELS, Result, agreements, bar_lengths, matrix_cells, ordinal, render
+from lr2ppo.demo.results import MATRIX_LABELS, Result, agreements, bar_lengths, matrix_cells, ordinal, render_result
 from lr2ppo.encoders import ImageEncoder, TextEncoder, pretrain
 from lr2ppo.encoders.extractor import describe_encoding
 from lr2ppo.errors import UserError
-from lr2ppo.inference.ranker import LabelRanker, RankedLabel
-from lr2ppo.models import PartialOrderModel, RelevanceRanker
-from lr2ppo.models.weights import save_model
+from lr2ppo.inference.labels import RankedLabel
+from lr2ppo.inference.ranker import LabelRanker
+from lr2ppo.models.weights import KINDS, save_model
+from lr2ppo.runs.stages import STAGES
 from tests.conftest import REPOSITORY
 from tests.helpers.browser import console_errors, open_browser, texts_of
 
 RUN = "ppo/tiny"
-EARLIER = {"ranker": "pointwise", "reward": "reward"}
 NASTY = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "${alert(1)}", "{{ after }}", "a & b", "it's"]
 texts = st.text(min_size=1, max_size=12).map(lambda text: " ".join(text.split())).filter(bool)
 label_lists = st.lists(texts, min_size=1, max_size=8, unique=True)
@@ -114,22 +114,22 @@ def test_no_labels_far_too_many_and_too_long_ones_are_refused(typed: str, messag
 
 
 def test_uploads_are_images_in_order_or_one_video() -> None:
-    assert choose_frames(["/up/b.png", "/up/a.jpg"]) == [Path("/up/b.png"), Path("/up/a.jpg")]
-    assert choose_frames(["/up/a.MP4"]) == Path("/up/a.MP4")
+    assert uploaded_frames(["/up/b.png", "/up/a.jpg"]) == [Path("/up/b.png"), Path("/up/a.jpg")]
+    assert uploaded_frames(["/up/a.MP4"]) == Path("/up/a.MP4")
     with pytest.raises(UserError, match="no frames yet"):
-        choose_frames([])
+        uploaded_frames([])
     with pytest.raises(UserError, match=r"^a\.webm is a video, beside 1 more"):
-        choose_frames(["/up/b.png", "/up/a.webm"])
+        uploaded_frames(["/up/b.png", "/up/a.webm"])
 
 
 @given(st.lists(texts | st.sampled_from(NASTY), min_size=2, max_size=6, unique=True), st.randoms())
 def test_text_stays_text_wherever_a_label_is_shown(labels: list[str], random: Random) -> None:
     before = [*labels]
     random.shuffle(before)
-    page = Page(render(Result(RUN, ranked(labels), ranked(before), np.full([len(labels)] * 2, 0.5))))
+    page = Page(render_result(Result(RUN, ranked(labels), ranked(before), np.full([len(labels)] * 2, 0.5))))
     plain = [str(number) for number in range(len(labels))]
     order = [plain[labels.index(label)] for label in before]
-    same = Page(render(Result(RUN, ranked(plain), ranked(order), np.full([len(labels)] * 2, 0.5))))
+    same = Page(render_result(Result(RUN, ranked(plain), ranked(order), np.full([len(labels)] * 2, 0.5))))
     assert page.tags == same.tags
     assert page.texts["label"] == before + labels
     assert page.texts["col"] == page.texts["row"] == labels
@@ -137,7 +137,7 @@ def test_text_stays_text_wherever_a_label_is_shown(labels: list[str], random: Ra
 
 
 def test_moves_are_counted_from_the_earlier_order() -> None:
-    html = render(Result(RUN, ranked("dabc"), ranked("abcd")))
+    html = render_result(Result(RUN, ranked("dabc"), ranked("abcd")))
     assert [text.replace("\xa0", "") for text in re.findall(r"[▲▼]&nbsp;\d+|(?<=>)=", html)] == ["▲&nbsp;3"] + [
         "▼&nbsp;1"
     ] * 3
@@ -147,7 +147,7 @@ def test_moves_are_counted_from_the_earlier_order() -> None:
 
 
 def test_one_order_alone_has_no_moves_and_no_matrix() -> None:
-    page = Page(render(Result(RUN, ranked("ab", [0.25, -1.5]))))
+    page = Page(render_result(Result(RUN, ranked("ab", [0.25, -1.5]))))
     assert page.texts["label"] == ["a", "b"]
     assert page.texts["score"] == ["0.25", "\N{MINUS SIGN}1.50"]
     assert page.texts["h3"] == [RUN]
@@ -155,7 +155,7 @@ def test_one_order_alone_has_no_moves_and_no_matrix() -> None:
 
 
 def test_scores_that_differ_little_are_shown_with_more_digits() -> None:
-    assert Page(render(Result(RUN, ranked("ab", [0.0312, 0.0309])))).texts["score"] == ["0.0312", "0.0309"]
+    assert Page(render_result(Result(RUN, ranked("ab", [0.0312, 0.0309])))).texts["score"] == ["0.0312", "0.0309"]
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9))
@@ -179,7 +179,7 @@ def test_the_matrix_tells_how_likely_the_row_comes_before_the_column() -> None:
     assert against is not None
     assert even is not None
     assert (sure.tone, sure.light, against.tone, against.light, even.alpha) == ("ahead", True, "behind", False, 0)
-    html = render(Result(RUN, ranked("abc"), None, preferences))
+    html = render_result(Result(RUN, ranked("abc"), None, preferences))
     assert 'title="a before c: 20 %"' in html
     assert 'title="c before a: 80 %"' in html
 
@@ -194,7 +194,7 @@ def test_agreement_counts_the_pairs_that_an_order_puts_as_the_reward_model_would
 
 def test_of_many_labels_the_matrix_shows_the_first() -> None:
     labels = [f"label {number}" for number in range(40)]
-    page = Page(render(Result(RUN, ranked(labels), None, np.full((MATRIX_LABELS, MATRIX_LABELS), 0.5))))
+    page = Page(render_result(Result(RUN, ranked(labels), None, np.full((MATRIX_LABELS, MATRIX_LABELS), 0.5))))
     assert page.texts["row"] == labels[:MATRIX_LABELS]
     assert len(page.texts["label"]) == 40
     assert any(f"The first {MATRIX_LABELS} of 40 labels" in text for text in page.texts["note"])
@@ -269,11 +269,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = ModelConfig(
         head="pooled", attention="scaled", width=16, heads=2, dropout=0.0, frames=2, text_width=32, image_width=32
     )
-    for stage, kind in (("pointwise", RelevanceRanker), ("reward", PartialOrderModel), ("ppo", RelevanceRanker)):
+    for stage in STAGES:
         run = root / "logs" / stage / "tiny"
-        save_model(run / "best", kind(shape))
-        earlier = [f"{of}=logs/{other}/tiny" for of, other in EARLIER.items() if stage == "ppo"]
-        config = load_config(REPOSITORY / "configs" / "mini" / f"{stage}.yaml", stage, ["data.root=data", *earlier])
+        save_model(run / "best", KINDS[STAGES[stage].model](shape))
+        sources = [f"{key}=logs/{other}/tiny" for key, other in STAGES[stage].sources.items()]
+        config = load_config(REPOSITORY / "configs" / "mini" / f"{stage}.yaml", stage, ["data.root=data", *sources])
         (run / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         write_features_file(run, encoding, [])
     return root

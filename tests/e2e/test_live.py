@@ -21,25 +21,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from tqdm import tqdm
 
-from lr2ppo.data import Clip
 from lr2ppo.distributed.processes import Processes
-from lr2ppo.evaluation.pictures import GRADE_COLOURS, THUMBNAIL_HEIGHT, case_picture, read_thumbnails
 from lr2ppo.evaluation.scoring import Evaluation
+from lr2ppo.runs.stages import STAGES
 from lr2ppo.training.log import PICTURED_PARTS
 from lr2ppo.training.progress import MOST_COLUMNS, bar_format
 from lr2ppo.training.run import TrainingRun
 from lr2ppo.training.tensorboard import TensorBoard
+from tests.evaluation.test_pictures import CLIP, SCORES
 from tests.stages.test_stages import Overrides, rows, run_pointwise, run_ppo, run_reward
 
 # Both are untyped.
 EventAccumulator: Any = import_module("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
 HParamsPluginData: Any = import_module("tensorboard.plugins.hparams.plugin_data_pb2").HParamsPluginData
-STAGES = ("pointwise", "reward", "ppo")
-CLIP = Clip("clip $1", ("boat $x", "line\nbreak", "船 and more", ""), np.array([0, 2, 1, 0]), "costs $5 _or_ $6")
-SCORES = np.array([0.1, 0.9, 0.5, -1.0])
 
 
 class Terminal:
@@ -247,34 +243,6 @@ def test_cases_are_pictured_seldom_however_often_a_run_evaluates(watched: Watche
     pictured = [event.step for event in events(watched.logs / "ppo" / "a").Images("validation_cases/1")]
     assert pictured == wanted
     assert 1 < len(pictured) < len(best)
-
-
-def test_a_picture_shows_frames_and_labels_in_the_colours_of_their_grades() -> None:
-    frame = np.full((50, 60, 3), (200, 30, 40), np.uint8)
-    plain, framed = case_picture(CLIP, SCORES, []), case_picture(CLIP, SCORES, [frame, frame])
-    assert plain.dtype == np.uint8
-    assert framed.shape[0] > plain.shape[0]
-    assert (framed == (200, 30, 40)).all(-1).sum() == 2 * 50 * 60
-    # From top to bottom as the model orders them: grades 2, 1, 0, 0.
-    places = [np.argwhere((plain == colour_of(grade)).all(-1))[:, 0].mean() for grade in (2, 1, 0)]
-    assert places == sorted(places)
-
-
-def colour_of(grade: int) -> tuple[int, ...]:
-    return tuple(bytes.fromhex(GRADE_COLOURS[grade].removeprefix("#")))
-
-
-def test_frames_that_are_missing_broken_or_elsewhere_are_passed_over(tmp_path: Path) -> None:
-    root = tmp_path / "data"
-    root.mkdir()
-    for place in (root / "good.jpg", tmp_path / "outside.jpg"):
-        Image.new("RGB", (640, 360), "red").save(place)
-    (root / "broken.jpg").write_bytes((root / "good.jpg").read_bytes()[:700])
-    (root / "text.jpg").write_text("no picture")
-    names = ("good.jpg", "gone.jpg", "broken.jpg", "text.jpg", "../outside.jpg")
-    found = [read_thumbnails(Clip("a", (), images=(name,)), root) for name in names]
-    assert [len(thumbnails) for thumbnails in found] == [1, 0, 0, 0, 0]
-    assert found[0][0].shape[0] <= THUMBNAIL_HEIGHT
 
 
 def test_logging_draws_no_random_number_and_takes_scores_that_are_no_numbers(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """LRMovieNet's own files through the stage scripts of its preset, with the flatten head at a small width."""
 
 import json
-import shutil
 import signal
 from pathlib import Path
 
@@ -10,9 +9,12 @@ import pytest
 import torch
 
 from lr2ppo.data import annotations
-from lr2ppo.evaluation.published import STAGES, published_best
+from lr2ppo.evaluation.published import PUBLISHED, published_best
 from lr2ppo.models.published import load_published, write_published
 from lr2ppo.models.weights import save_model
+from lr2ppo.runs.listing import list_runs
+from lr2ppo.runs.lookup import find_earlier
+from lr2ppo.runs.stages import STAGES
 from tests.conftest import REPOSITORY
 from tests.helpers.lrmovienet import DATA, FRAMES, MODEL, SIZES, TOKENS, write_lrmovienet
 from tests.helpers.workspace import Workspace, wait_for
@@ -47,53 +49,58 @@ def test_all_stages_run_over_files_as_they_are_published(workspace: Workspace) -
     assert results["clips"] == SIZES["test"]
 
 
+CONVERT = '"$PYTHON" -m lr2ppo.models.published'
+HEAD = f"--text-tokens {TOKENS} --frames {FRAMES}"
+
+
 @pytest.fixture(scope="module")
 def converted(workspace: Workspace) -> Workspace:
-    """Runs `theirs` beside `small`: each stage's weights written as a published checkpoint and read back."""
+    """Each stage's weights as a published checkpoint, and runs `theirs` beside `small` that are converted from it.
+
+    Runs `early` are as they were converted before conversion wrote a config: weights alone.
+    """
     for stage in STAGES:
         checkpoint = workspace.root / "published" / f"{stage}.bin"
         write_published(workspace.root / "logs" / stage / "small", checkpoint)
-        model = load_published(checkpoint, TOKENS, FRAMES)
-        save_model(workspace.root / "logs" / stage / "theirs" / "best", model)
+        save_model(workspace.root / "logs" / stage / "early" / "best", load_published(checkpoint, TOKENS, FRAMES))
+        made = workspace.ok("sh", "-c", f"{CONVERT} published/{stage}.bin logs/{stage}/theirs/best {HEAD}")
+        assert made.startswith(f"logs/{stage}/theirs: a {STAGES[stage].model} of ")
     return workspace
 
 
-def test_a_published_checkpoint_is_converted_and_back_by_the_command(converted: Workspace) -> None:
-    command = '"$PYTHON" -m lr2ppo published'
-    sizes = f"--text-tokens {TOKENS} --frames {FRAMES}"
-    printed = converted.ok("sh", "-c", f"{command} published/reward.bin logs/reward/again/best {sizes}")
-    assert printed.startswith("logs/reward/again/best: a PartialOrderModel of ")
-    converted.ok("sh", "-c", f"{command} --to-published logs/reward/again again.bin")
+def test_a_converted_run_is_written_as_a_published_checkpoint_again(converted: Workspace) -> None:
+    converted.ok("sh", "-c", f"{CONVERT} --to-published logs/reward/theirs again.bin")
     first, again = (
         torch.load(converted.root / name, weights_only=True) for name in ("published/reward.bin", "again.bin")
     )
     assert list(first) == list(again)
     assert all(first[name].equal(again[name]) for name in first)
-    assert "implies text_tokens + frames = 10" in converted.refused("sh", "-c", f"{command} again.bin x/best")
+    assert "implies text_tokens + frames = 10" in converted.refused("sh", "-c", f"{CONVERT} again.bin x/best")
     assert not (converted.root / "x").exists()
 
 
-def test_a_converted_checkpoint_is_evaluated_on_the_presets_clips(converted: Workspace) -> None:
-    # The preset takes 16 frames of a clip, which do not fit a head of 4.
-    refused = converted.refused("sh", "ppo_eval.sh", "ppo/theirs")
-    assert "was made for other features" in refused
-    assert "frame tokens a clip 4 (here 16)" in refused
-    configs = converted.root / "configs"
-    shutil.copytree(configs / "lrmovienet", configs / "small")
-    published = (configs / "small" / "pointwise.yaml").read_text(encoding="utf-8")
-    smaller = published.replace("frames: 16 ", f"frames: {FRAMES} ")
-    (configs / "small" / "pointwise.yaml").write_text(smaller, encoding="utf-8")
-    converted.ok("env", "PRESET=small", "sh", "ppo_eval.sh", "ppo/theirs")
-    ours, theirs = (
-        json.loads((converted.root / "logs" / "ppo" / name / "cases.json").read_text(encoding="utf-8"))["test"]
-        for name in ("small", "theirs")
-    )
-    assert [case["scores"] for case in theirs] == [case["scores"] for case in ours]
+def test_converted_runs_are_listed_and_evaluated_on_the_clips_of_their_preset(converted: Workspace) -> None:
+    cases = {}
+    for name in ("small", "theirs", "early"):
+        # The preset takes 16 frames of a clip, which would not fit a head of 4.
+        converted.ok("sh", "ppo_eval.sh", f"ppo/{name}")
+        folder = converted.root / "logs" / "ppo" / name
+        cases[name] = json.loads((folder / "cases.json").read_text(encoding="utf-8"))["test"]
+        assert "data/LRMovieNet" in (folder / "report.html").read_text(encoding="utf-8")
+    for name in ("theirs", "early"):
+        assert [case["scores"] for case in cases[name]] == [case["scores"] for case in cases["small"]]
+    states = {(run.stage, run.name): run.state for run in list_runs(converted.root / "logs")}
+    assert {states[stage, name] for stage in STAGES for name in ("theirs", "early")} == {"converted"}
 
 
-def test_stage_3_starts_from_converted_checkpoints(converted: Workspace) -> None:
-    printed = converted.ok("sh", "ppo.sh", "onward", "ranker=theirs", "reward=theirs", EPOCHS, ROLLOUT, *DATA)
-    assert "actor logs/pointwise/theirs, reward model logs/reward/theirs" in printed
+@pytest.mark.parametrize("name", ["theirs", "early"])
+def test_stage_3_starts_from_converted_checkpoints(converted: Workspace, name: str) -> None:
+    printed = converted.ok("sh", "ppo.sh", f"from-{name}", f"ranker={name}", f"reward={name}", EPOCHS, ROLLOUT, *DATA)
+    assert f"actor logs/pointwise/{name}, reward model logs/reward/{name}" in printed
+
+
+def test_the_newest_run_is_one_that_was_trained_here(converted: Workspace) -> None:
+    assert find_earlier("newest", "pointwise", "lrmovienet", converted.root / "logs").name == "small"
 
 
 def test_the_reproduction_goes_on_where_it_stopped_and_ends_with_its_table(workspace: Workspace) -> None:
@@ -108,7 +115,8 @@ def test_the_reproduction_goes_on_where_it_stopped_and_ends_with_its_table(works
     assert printed.count("finished already") == 2
     assert "going on from logs/ppo/small/checkpoints/step-" in printed
     table = printed[printed.index("Ours beside the published figures") :]
-    assert table.index("stage 1: ranker") < table.index("stage 2: reward model") < table.index("stage 3: LR2PPO")
+    places = [table.index(stage.title) for stage in STAGES.values()]
+    assert places == sorted(places)
     assert table.split("published, validation")[1].split()[:5] == ["0.6330", "0.6018", "0.6061", "0.6667", "0.8021"]
     assert table.count("ours, test") == 3
     again = workspace.ok("sh", "scripts/reproduce.sh", "small", *overrides)
@@ -117,7 +125,7 @@ def test_the_reproduction_goes_on_where_it_stopped_and_ends_with_its_table(works
 
 
 def test_the_published_figures_are_the_best_rows_of_their_curves() -> None:
-    found = {name: published_best(stage) for name, stage in STAGES.items()}
+    found = {name: published_best(stage) for name, stage in PUBLISHED.items()}
     assert list(found["ppo"].values()) == [0.6927, 0.6711, 0.6927, 0.7602, 0.8479]
     assert found["reward"] == {"pair_accuracy": 0.7761}
 

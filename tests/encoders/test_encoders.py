@@ -11,9 +11,10 @@ from PIL import Image
 
 from lr2ppo.cli import main
 from lr2ppo.data import annotations, read_clips
+from lr2ppo.data.frames import require_frames
 from lr2ppo.data.mini import SIZES, write_mini
 from lr2ppo.encoders import ImageEncoder, TextEncoder, pretrain
-from lr2ppo.encoders.extract import check_frames, find_clips
+from lr2ppo.encoders.extract import find_clips
 from lr2ppo.errors import UserError
 
 
@@ -148,8 +149,8 @@ def test_extraction_takes_files_and_tells_in_the_store_which(mini: Path, encoder
 def test_extraction_reads_every_clip_once_and_names_missing_frames(mini: Path, tmp_path: Path) -> None:
     clips = find_clips(mini)
     assert len(clips) == len({clip.id for clip in clips}) == 24
-    check_frames(clips, mini)
+    require_frames(clips, mini)
     with pytest.raises(UserError, match=r"(?s)24 faults found.*no file frames/source-0000/0000\.jpg"):
-        check_frames(clips, tmp_path)
+        require_frames(clips, tmp_path)
     with pytest.raises(UserError, match="found none of the annotation files"):
         find_clips(tmp_path)

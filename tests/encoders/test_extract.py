@@ -238,7 +238,7 @@ def test_frames_that_cannot_be_encoded_are_named_before_anything_is_written(
         run_alone(workspace, tmp_path / "out" / "clean_feat.h5", "--frames-root", str(tmp_path / "root"))
     assert ended.value.code == 2
     told = capsys.readouterr().err
-    assert "2 faults found; check --frames-root, or mend these frames" in told
+    assert "2 faults found; check --frames-root, or replace these frames" in told
     assert "clip test-0000: frames/test-0000/0001.jpg is no image of the formats" in told
     assert "clip test-0002: frames/test-0002/0001.jpg lies at " in told
     assert not (tmp_path / "out").exists()

@@ -65,5 +65,5 @@ def _clip(clip_id: str, number: int, store: h5py.File, rng: np.random.Generator)
 
 def _pairs(clip: dict[str, Any], rng: np.random.Generator) -> list[list[int]]:
     grades = np.array([int(tag["target"]) for tag in clip["tags"]])
-    pairs = rng.permutation(np.argwhere(grades[:, None] > grades[None, :]))
+    pairs = rng.permutation(annotations.better_worse_pairs(grades))
     return [[int(better), int(worse)] for better, worse in pairs[:20]]

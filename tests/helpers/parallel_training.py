@@ -6,6 +6,7 @@ take 4 clips each. Later stages start from the runs called `one`.
 
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,11 @@ import torch
 
 from lr2ppo.config.load import load_config
 from lr2ppo.distributed.processes import Processes, join_processes
-from lr2ppo.stages import pointwise, ppo, reward
+from lr2ppo.runs.stages import STAGES
 from tests.conftest import REPOSITORY
 
-STAGES: dict[str, Callable[[Any, Processes, bool], None]] = {
-    "pointwise": pointwise.train,
-    "reward": reward.train,
-    "ppo": ppo.train,
+TRAIN: dict[str, Callable[[Any, Processes, bool], None]] = {
+    name: import_module(stage.module).train for name, stage in STAGES.items()
 }
 OVERRIDES = {
     "pointwise": ["model.dropout=0", "train.max_labels=6", "train.evaluate_every=100"],
@@ -35,7 +34,7 @@ def train_all(processes: Processes, logs: Path, data: Path, strategy: str) -> No
     clips = 8 // processes.world_size
     common = [f"logs={logs}", f"data.root={data}", "data.frames=3", f"name={name}", f"compute.strategy={strategy}"]
     common += ["train.epochs=5", f"train.clips_per_batch={clips}", "device=cpu"]
-    for stage, train in STAGES.items():
+    for stage, train in TRAIN.items():
         config = load_config(REPOSITORY / "configs" / "mini" / f"{stage}.yaml", stage, [*common, *OVERRIDES[stage]])
         torch.manual_seed(config.seed)
         train(config, processes, False)

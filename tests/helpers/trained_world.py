@@ -16,7 +16,7 @@ from lr2ppo.distributed.processes import Processes
 from lr2ppo.encoders import pretrain
 from lr2ppo.stages.evaluate import evaluate
 from tests.conftest import REPOSITORY
-from tests.helpers.parallel_training import STAGES
+from tests.helpers.parallel_training import TRAIN
 
 MINI = REPOSITORY / "configs" / "mini"
 # More frames than a clip has, as the published head repeats them.
@@ -61,7 +61,7 @@ class TrainedWorld:
         assert weights[0] != weights[1]
         for run in ("pointwise/one", "pointwise/flatten", "reward/one", "ppo/one"):
             overrides = [f"name={run}", f"logs={world.logs}", "device=cpu", "workers=0", "bootstrap_samples=50"]
-            evaluate(load_config(MINI / "evaluate.yaml", "evaluate", overrides), MINI)
+            evaluate(load_config(MINI / "evaluate.yaml", "evaluate", overrides))
         return world
 
     def extract(self, *more: str) -> None:
@@ -75,7 +75,7 @@ class TrainedWorld:
         sizes += [] if stage == "ppo" else ["model.width=32", "model.heads=8"]
         config = load_config(MINI / f"{stage}.yaml", stage, [*common, *sizes, *more])
         torch.manual_seed(config.seed)
-        STAGES[stage](config, Processes(0, 1, torch.device("cpu")), False)
+        TRAIN[stage](config, Processes(0, 1, torch.device("cpu")), False)
 
     def cases(self, run: str) -> list[dict[str, Any]]:
         """What evaluation has left of the test clips."""

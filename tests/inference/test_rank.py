@@ -22,11 +22,14 @@ from lr2ppo.cli import main
 from lr2ppo.config.schema import ModelConfig
 from lr2ppo.data.features.encoders import FEATURES_FILE
 from lr2ppo.data.frames import read_frames
+from lr2ppo.encoders.extractor import EncoderPaths, open_encoders
 from lr2ppo.errors import UserError
-from lr2ppo.evaluation.scoring import preferences
+from lr2ppo.evaluation.scoring import preference_table
 from lr2ppo.inference.file import rank_file
+from lr2ppo.inference.trained import open_trained
 from lr2ppo.models import PartialOrderModel
-from lr2ppo.models.weights import load_kind
+from lr2ppo.models.weights import describe_model, load_kind
+from lr2ppo.report.load import find_runs
 from lr2ppo.runs.lookup import best_validation
 from tests.helpers.trained_world import TrainedWorld
 
@@ -179,6 +182,19 @@ def test_encoders_may_have_moved_but_not_be_others(trained_world: TrainedWorld, 
         LabelRanker.load(run, text=others / "roberta", device="cpu")
 
 
+def test_encoders_that_do_not_fit_the_model_are_refused_as_features_are(trained_world: TrainedWorld) -> None:
+    encoders = EncoderPaths(text=trained_world.encoders / "roberta", image=trained_world.encoders / "vit")
+    shape = describe_model(trained_world.logs / "pointwise" / "one" / "best")[1]
+    cpu = torch.device("cpu")
+    open_encoders("pointwise/one", None, encoders, shape, cpu)
+    other = shape.model_copy(update={"text_width": 7})
+    with pytest.raises(
+        UserError,
+        match=rf"^pointwise/one: features do not fit its model: found text width {shape.text_width}, wanted 7 ",
+    ):
+        open_encoders("pointwise/one", None, encoders, other, cpu)
+
+
 def copy_run(world: TrainedWorld, run: str, to: Path, **encoders: Any) -> Path:
     """A run under other logs, whose features were of other encoders; of none where `encoders` are none."""
     folder = shutil.copytree(world.logs / run, to / "logs" / run)
@@ -260,9 +276,9 @@ def test_preferences_of_any_labels_are_probabilities_that_agree(
     shape = ModelConfig(head="pooled", attention="scaled", width=8, heads=2, dropout=0.0)
     model, vectors = PartialOrderModel(shape).eval(), torch.randn(clips, labels, 8)
     with torch.no_grad():
-        table = preferences(model, vectors, temperature)
+        table = preference_table(model, vectors, temperature)
         shuffled = torch.randperm(labels)
-        again = preferences(model, vectors[:, shuffled], temperature)
+        again = preference_table(model, vectors[:, shuffled], temperature)
     assert ((table >= 0) & (table <= 1)).all()
     torch.testing.assert_close(table + table.mT, torch.ones_like(table))
     torch.testing.assert_close(again, table[:, shuffled][:, :, shuffled], atol=1e-3 / min(1, temperature), rtol=0)
@@ -277,6 +293,16 @@ def test_a_ranker_without_reward_model_says_so(trained_world: TrainedWorld, quer
         before.compare(query.frames, "boat", "car")
     (found,) = before.score_batch([query])
     np.testing.assert_allclose(found, trained_world.cases("pointwise/one")[0]["scores"], atol=1e-5)
+
+
+def test_a_run_whose_logs_were_moved_finds_the_runs_that_moved_with_it(
+    trained_world: TrainedWorld, tmp_path: Path
+) -> None:
+    logs = shutil.copytree(trained_world.logs, tmp_path / "moved")
+    trained, reported = open_trained("ppo/one", logs), find_runs(["ppo/one"], logs)
+    assert trained.before is not None
+    found = [trained.before.run, trained.reward and trained.reward.parent, trained.run]
+    assert found == reported == [logs / stage / "one" for stage in ("pointwise", "reward", "ppo")]
 
 
 def test_a_run_whose_earlier_runs_are_gone_still_ranks(

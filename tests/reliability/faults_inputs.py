@@ -11,13 +11,12 @@ import h5py
 import numpy as np
 
 from lr2ppo.data import annotations
-from lr2ppo.runs.lookup import COMMANDS
+from lr2ppo.runs.stages import STAGES
 from tests.reliability.faults_kills import Series, Tried
-from tests.reliability.faults_world import STAGES, Ended, Outcome, Workshop, fault_of_refusal
+from tests.reliability.faults_world import Ended, Outcome, Workshop, fault_of_refusal
 
 SECONDS_TO_REFUSE = 10
 SOURCE, PAIRS = annotations.SOURCE_TRAIN, annotations.TARGET_PAIRS
-EARLIER = {"reward": "pointwise", "ppo": "pointwise"}
 
 
 def try_mistakes(workshop: Workshop) -> Tried:
@@ -30,8 +29,8 @@ def try_mistakes(workshop: Workshop) -> Tried:
             "with a misspelt key": (["first", "train.epoch=3"], "did you mean train.epochs?"),
             "with a finished run's name": (["whole-1"], "which is finished"),
         }
-        if stage in EARLIER:
-            commands["without the earlier stage"] = (["first", "logs=empty"], f"sh {COMMANDS[EARLIER[stage]]} NAME")
+        for source in list(STAGES[stage].sources.values())[:1]:
+            commands["without the earlier stage"] = (["first", "logs=empty"], f"sh {STAGES[source].script} NAME")
         for what, ((name, *more), says) in commands.items():
             yield f"a script {what}", _refusal(workshop.run(stage, name, *more), says, SECONDS_TO_REFUSE)
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lr2ppo.runs.stages import STAGES
 from lr2ppo.training.checkpoint import TEMPORARY, newest_checkpoint
-from tests.reliability.faults_world import STAGES, TRACEBACK, Ended, Job, Outcome, Workshop, difference
+from tests.reliability.faults_world import TRACEBACK, Ended, Job, Outcome, Workshop, difference
 
 Tried = Iterator[tuple[str, Outcome]]
 # Long enough to be hit several times.
@@ -32,9 +33,9 @@ class Series:
 
     def start(self, name: str, *more: str) -> Job:
         settings = ["train.clips_per_batch=8", f"train.epochs={EPOCHS[self.stage]}"]
-        earlier = {"pointwise": [], "reward": ["ranker=whole-1"], "ppo": ["ranker=whole-1", "reward=whole-1"]}
+        sources = [f"{key}=whole-1" for key in STAGES[self.stage].sources]
         return self.workshop.start(
-            self.stage, name, *settings, *earlier[self.stage], *more, processes=self.processes, PYTHONUNBUFFERED="1"
+            self.stage, name, *settings, *sources, *more, processes=self.processes, PYTHONUNBUFFERED="1"
         )
 
     def folder(self, name: str) -> Path:
@@ -51,8 +52,8 @@ class Series:
         return folder
 
     def make_earlier(self) -> None:
-        """Make the runs of earlier stages that this stage's begin from."""
-        for stage in STAGES[: STAGES.index(self.stage)]:
+        """Make the runs that this stage's start from."""
+        for stage in STAGES[self.stage].sources.values():
             Series(self.workshop, stage, 1).make_whole()
 
     def newest(self, name: str) -> str:

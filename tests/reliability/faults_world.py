@@ -16,11 +16,10 @@ from typing import Any, Literal
 import numpy as np
 
 from lr2ppo.data import Clip, FeatureWriter, annotations, write_clips
-from lr2ppo.runs.lookup import COMMANDS
+from lr2ppo.runs.stages import STAGES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WIDTH, TOKENS, FRAMES, LABELS = 16, 4, 3, 6
-STAGES = ("pointwise", "reward", "ppo")
 TRACEBACK = "Traceback (most recent call last)"
 # By it the processes of one command are known, whoever their parents are now.
 MARK = "LR2PPO_FAULTS_COMMAND"
@@ -131,7 +130,7 @@ class Workshop:
     def start(self, stage: str, name: str, *more: str, processes: int = 1, **environment: str) -> Job:
         """Start a stage's script on the tiny world; `more` are further arguments."""
         common = [name, f"data.root={self.data}", "device=cpu"]
-        return self.launch(["sh", COMMANDS[stage], *common, *more], processes=processes, **environment)
+        return self.launch(["sh", STAGES[stage].script, *common, *more], processes=processes, **environment)
 
     def launch(self, arguments: list[str], processes: int = 1, **environment: str) -> Job:
         """Start a command in the folder."""
@@ -204,7 +203,7 @@ def _clip(name: str, rng: np.random.Generator, store: FeatureWriter) -> Clip:
 
 def _with_pairs(clip: Clip) -> Clip:
     grades = annotations.graded(clip)
-    return Clip(clip.id, clip.labels, grades, pairs=np.argwhere(grades[:, None] > grades[None, :]))
+    return Clip(clip.id, clip.labels, grades, pairs=annotations.better_worse_pairs(grades))
 
 
 def _read(pid: int, what: str) -> bytes:

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from lr2ppo.data import Clip, FeatureWriter, annotations, write_clips
+from lr2ppo.runs.stages import STAGES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WIDTH, TOKENS, FRAMES, CLIPS = 16, 6, 3, 24
-SCRIPTS = {"pointwise": "pointwise.sh", "reward": "reward_pair_dataloader.sh", "ppo": "ppo.sh"}
 SHORT = ["train.epochs=2", "train.clips_per_batch=4", "train.evaluate_every=3", "device=cpu"]
 WIDTHS = {"model.width": 16, "model.heads": 8, "model.text_tokens": TOKENS}
 # Settings of each variant by stage; stage 3 takes the shape of its models from the runs that it starts from.
@@ -27,7 +27,7 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
         **{stage: ["model.head=flatten", "model.attention=published"] for stage in ("pointwise", "reward")},
         "ppo": ["loss.weighting=batch", "train.batches_per_rollout=3", "train.dropout=0.1"],
     },
-    "random-frames": {stage: ["data.frame_order=random", "data.frames=2"] for stage in SCRIPTS},
+    "random-frames": {stage: ["data.frame_order=random", "data.frames=2"] for stage in STAGES},
 }
 
 
@@ -60,11 +60,11 @@ def train(tree: Path, data: Path, logs: Path, processes: int) -> dict[str, str]:
     environment = os.environ | {"PRESET": "mini", "NPROC": str(processes), "PYTHON": sys.executable}
     environment |= {"PYTHONPATH": str(tree), "CUDA_VISIBLE_DEVICES": ""}
     for name, settings in VARIANTS.items():
-        for stage, script in SCRIPTS.items():
+        for stage, about in STAGES.items():
             sizes = [] if stage == "ppo" else [f"{key}={value}" for key, value in WIDTHS.items()]
-            earlier = {"pointwise": [], "reward": [f"ranker={name}"], "ppo": [f"ranker={name}", f"reward={name}"]}
-            arguments = [f"data.root={data}", f"logs={logs}", "data.frames=3", *SHORT, *sizes, *earlier[stage]]
-            command = ["sh", script, name, *arguments, *settings.get(stage, [])]
+            sources = [f"{key}={name}" for key in about.sources]
+            arguments = [f"data.root={data}", f"logs={logs}", "data.frames=3", *SHORT, *sizes, *sources]
+            command = ["sh", about.script, name, *arguments, *settings.get(stage, [])]
             done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{' '.join(command)} in {tree} ended with {done.returncode}:\n{done.stdout}{done.stderr}")

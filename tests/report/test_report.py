@@ -22,9 +22,11 @@ from lr2ppo.data import Clip
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.calibration import calibrate, describe_judgement
+from lr2ppo.evaluation.pictures import grade_colour
 from lr2ppo.report.cases import choose_groups, thumbnails
-from lr2ppo.report.load import find_runs, gather, preset_differences
+from lr2ppo.report.load import find_runs, gather_run, preset_differences
 from lr2ppo.report.page import write_report
+from lr2ppo.runs.stages import STAGES
 from lr2ppo.stages.evaluate import evaluate
 from tests.helpers.browser import console_errors, open_browser
 from tests.stages.test_stages import PRESET, run_pointwise, run_ppo, run_reward
@@ -52,9 +54,9 @@ def logs(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_pointwise(alone, overrides)
     run_reward(alone, overrides)
     run_ppo(alone, [*overrides, "train.epochs=6"])
-    for stage in ("pointwise", "reward", "ppo"):
+    for stage in STAGES:
         settings = [f"name={stage}/a", f"logs={root / 'logs'}", "device=cpu"]
-        evaluate(load_config(PRESET / "evaluate.yaml", "evaluate", settings), PRESET)
+        evaluate(load_config(PRESET / "evaluate.yaml", "evaluate", settings))
     return root / "logs"
 
 
@@ -114,8 +116,24 @@ def test_published_figures_and_curves_stand_beside_a_run_of_their_preset(logs: P
     assert ">published<" not in (logs / "ppo" / "a" / "report.html").read_text(encoding="utf-8")
 
 
+def test_grades_of_another_scale_have_colours_and_a_legend(logs: Path, page: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(logs / "pointwise" / "a", tmp_path / "pointwise" / "a")
+    cases = json.loads((run / "cases.json").read_text(encoding="utf-8"))
+    for case in cases["test"]:
+        case["grades"] = [5 * grade for grade in case["grades"]]
+    (run / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
+    other = write_report([run], "test", tmp_path / "page.html").read_text(encoding="utf-8")
+    wanted = {page.read_text(encoding="utf-8"): ("0, not relevant", "1, somewhat", "2, relevant")}
+    wanted[other] = ("0, not relevant", "5", "10, most relevant")
+    for text, legend in wanted.items():
+        shown = re.findall(r'<span class="grade g(\d+)">([^<]*)</span>', text)
+        assert [meaning for _, meaning in shown] == list(reversed(legend))
+        for grade, _ in shown:
+            assert f".g{grade} {{ --grade: light-dark({grade_colour(int(grade))}," in text
+
+
 def test_what_a_run_changed_of_its_preset_is_told(logs: Path) -> None:
-    changed = preset_differences(gather(logs / "ppo" / "a", "test"))
+    changed = preset_differences(gather_run(logs / "ppo" / "a", "test"))
     assert changed["train.epochs"] == 5
     assert "loss.margin" not in changed
     assert "name" not in changed

@@ -16,7 +16,10 @@ import pytest
 import yaml
 
 from lr2ppo.cli import main
+from lr2ppo.config.schema import ModelConfig
 from lr2ppo.errors import UserError
+from lr2ppo.models import RelevanceRanker
+from lr2ppo.models.weights import save_model
 from lr2ppo.runs import listing as runs
 from lr2ppo.runs.listing import RunStatus, format_runs, list_runs, read_status
 from lr2ppo.runs.lock import is_locked, lock_run
@@ -140,8 +143,8 @@ def test_a_row_that_is_just_being_written_is_no_damage(tmp_path: Path) -> None:
 
 
 def test_converted_weights_are_listed_and_folders_of_nothing_are_not(tmp_path: Path) -> None:
-    (tmp_path / "pointwise" / "published" / "best").mkdir(parents=True)
-    (tmp_path / "pointwise" / "published" / "best" / "config.json").write_text("{}", encoding="utf-8")
+    shape = ModelConfig(head="pooled", attention="scaled", width=8, heads=2, dropout=0.0)
+    save_model(tmp_path / "pointwise" / "published" / "best", RelevanceRanker(shape))
     for nothing in ("empty", ".hidden.removed-1"):
         (tmp_path / "pointwise" / nothing).mkdir()
     (tmp_path / "cache").mkdir()

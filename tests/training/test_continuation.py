@@ -22,7 +22,7 @@ from lr2ppo.stages.ppo import PairRollout, pack_rollouts, unpack_rollouts
 from lr2ppo.training.run import TrainingRun
 from tests.conftest import REPOSITORY
 from tests.distributed.test_processes import SHIFTS
-from tests.helpers.parallel_training import STAGES
+from tests.helpers.parallel_training import TRAIN
 from tests.helpers.workspace import Workspace, wait_for
 
 SETTINGS = {
@@ -40,7 +40,7 @@ class World:
 
     def __init__(self, logs: Path, data: Path, alone: Processes) -> None:
         self.logs, self.data, self.alone = logs, data, alone
-        for stage in STAGES:
+        for stage in TRAIN:
             self.train(stage, "whole")
 
     def train(self, stage: str, name: str, *more: str, fresh: bool = False) -> None:
@@ -50,7 +50,7 @@ class World:
         # The same in every run: sums are rounded as they are shared out over threads.
         torch.set_num_threads(1)
         torch.manual_seed(config.seed)
-        STAGES[stage](config, self.alone, fresh)
+        TRAIN[stage](config, self.alone, fresh)
 
     def weights(self, stage: str, name: str) -> dict[str, bytes]:
         folder = self.logs / stage / name

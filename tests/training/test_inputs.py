@@ -14,7 +14,7 @@ from lr2ppo.data.dataset import open_store
 from lr2ppo.data.validate import SoundClips
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
-from lr2ppo.training.inputs import left_out_note, open_inputs
+from lr2ppo.training.inputs import check_fit, left_out_note, open_inputs
 
 MODEL = ModelConfig(head="pooled", attention="scaled", width=8, heads=2, dropout=0.0)
 IDS = [f"clip-{number}" for number in range(5)]
@@ -110,3 +110,16 @@ def test_a_long_list_of_names_is_cut_and_counted() -> None:
     names = [f"clip-{number}" for number in range(12)]
     sets = [ClipDataset([], None, frames=1, left_out=part) for part in (names[:8], names[4:])]  # type: ignore[arg-type]
     assert left_out_note(*sets).endswith("12 clips, " + ", ".join(names[:10]) + " and 2 more")
+
+
+def test_features_that_do_not_fit_a_model_are_refused_with_all_that_differs(folder: Path) -> None:
+    store = FeatureStore([folder / "clean_feat.h5"])
+    fitting = MODEL.model_copy(update={"text_width": 4, "image_width": 6})
+    check_fit(fitting, store, 2, "logs/pointwise/a")
+    check_fit(fitting.model_copy(update={"head": "flatten", "frames": 2}), store, 2, "logs/pointwise/a")
+    with pytest.raises(UserError) as refused:
+        check_fit(MODEL.model_copy(update={"head": "flatten", "frames": 5}), store, 2, "logs/pointwise/a")
+    assert str(refused.value).startswith(
+        "logs/pointwise/a: features do not fit its model: found text width 4, wanted 8; image width 6, wanted 8; "
+        f"frame tokens a clip 2, wanted 5 ({folder / 'clean_feat.h5'}, data.frames=2); give "
+    )

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lr2ppo.data.convert.table import TableClip
-from lr2ppo.data.frames import list_images, open_image, read_video, sort_by_name
+from lr2ppo.data.frames import evenly_spaced, list_images, open_image, read_video, sort_by_name
 from lr2ppo.errors import UserError
 
 # Bytes: a file's name may have 255.
@@ -84,7 +82,8 @@ def place_frames(clip: TableClip, source: Source, out: Path, most: int) -> tuple
     (out / folder).mkdir(parents=True)
     names = []
     if source.video is not None:
-        for number, picture in enumerate(read_video(source.video, lambda found: spread(found, most))):
+        pictures = read_video(source.video, lambda found: evenly_spaced(found, min(found, most)))
+        for number, picture in enumerate(pictures):
             names.append(f"{folder}/{number:04d}.jpg")
             picture.save(out / names[-1], format="JPEG", quality=90)
     for number, path in enumerate(source.frames):
@@ -95,9 +94,3 @@ def place_frames(clip: TableClip, source: Source, out: Path, most: int) -> tuple
         except OSError:
             shutil.copyfile(file, out / names[-1])
     return tuple(names)
-
-
-def spread(found: int, most: int) -> NDArray[np.int64]:
-    """Positions of at most so many frames, evenly spaced: the middles of as many equal parts."""
-    wanted = min(found, most)
-    return ((np.arange(wanted) + 0.5) * found / max(wanted, 1)).astype(np.int64)

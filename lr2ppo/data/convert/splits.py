@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lr2ppo.data.annotations import better_worse_pairs
 from lr2ppo.data.convert.table import TableClip
 from lr2ppo.errors import UserError
 
@@ -69,7 +70,7 @@ def draw_pairs(clips: Sequence[TableClip], share: float, rng: np.random.Generato
 
     Clips with preferences have these as they are, and none that is drawn. Raises `UserError` where there is no pair.
     """
-    every = [_graded_pairs(clip) for clip in clips]
+    every = [_drawable_pairs(clip) for clip in clips]
     counts = [len(pairs) for pairs in every]
     total = sum(counts)
     wanted = max(1, round(share * total)) if share > 0 and total else 0
@@ -88,9 +89,8 @@ def draw_pairs(clips: Sequence[TableClip], share: float, rng: np.random.Generato
     return pairs
 
 
-def _graded_pairs(clip: TableClip) -> Pairs:
-    """All pairs of different grades, the higher first; none where people's preferences stand."""
+def _drawable_pairs(clip: TableClip) -> Pairs:
+    """The pairs that may be drawn: all of different grades, none where people's preferences stand."""
     if clip.preferences or not clip.is_graded:
         return np.empty((0, 2), dtype=np.int64)
-    grades = np.array(clip.grades)
-    return np.argwhere(grades[:, None] > grades[None, :])
+    return better_worse_pairs(np.array(clip.grades))

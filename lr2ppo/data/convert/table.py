@@ -9,9 +9,10 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
-from lr2ppo.data.annotations import GRADES_WANTED, UNWRITABLE, parse_grade
+from lr2ppo.data.annotations import GRADES_WANTED, parse_grade
 from lr2ppo.data.features.layout import group_name
 from lr2ppo.errors import UserError
+from lr2ppo.files import UNWRITABLE
 
 # What all rows of a clip say alike, or leave empty but once.
 OF_A_CLIP = ("description", "frames", "video", "group", "domain")

@@ -18,7 +18,7 @@ from lr2ppo.errors import UserError, raise_faults
 from lr2ppo.tensors import check_tensors
 
 Encoder = Literal["text", "image"]
-TITLES: dict[Encoder, str] = {"text": "RoBERTa text encoder", "image": "ViT image encoder"}
+ENCODER_TITLES: dict[Encoder, str] = {"text": "RoBERTa text encoder", "image": "ViT image encoder"}
 WANTED: dict[Encoder, str] = {
     "text": "a RoBERTa: a Hugging Face folder (config.json and weights) or TencentPretrain's roberta_base_en_model.bin",
     "image": "a ViT: a timm or Hugging Face folder (config.json and weights) or weights file, "
@@ -234,7 +234,7 @@ def recognise(tensors: Mapping[str, Tensor], source: Path, encoder: Encoder) -> 
             f"{source}: holds no encoder of a layout read here (its tensors: {shown}); wanted {WANTED[encoder]}"
         )
     if layout.encoder != encoder:
-        raise UserError(f"{source}: holds a {TITLES[layout.encoder]}, wanted {WANTED[encoder]}")
+        raise UserError(f"{source}: holds a {ENCODER_TITLES[layout.encoder]}, wanted {WANTED[encoder]}")
     kept = {
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in tensors.items()

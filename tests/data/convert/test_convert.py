@@ -14,7 +14,7 @@ from PIL import Image
 from lr2ppo.cli import main
 from lr2ppo.data import annotations
 from lr2ppo.data.annotations import Clip, Need, read_clips
-from lr2ppo.data.convert.frame_files import folder_name, spread
+from lr2ppo.data.convert.frame_files import folder_name
 from lr2ppo.data.convert.splits import draw_pairs, draw_splits
 from lr2ppo.data.convert.table import TableClip
 from lr2ppo.data.validate import NEEDS
@@ -343,17 +343,6 @@ def test_no_two_clips_share_a_folder_and_none_leaves_the_data(one: str, other: s
     assert Path(folder_name(one)).name == folder_name(one) not in ("", ".", "..")
 
 
-@given(found=st.integers(0, 500), most=st.integers(1, 40))
-def test_frames_of_a_video_are_spread_evenly_over_it(found: int, most: int) -> None:
-    positions = spread(found, most)
-    assert len(positions) == min(found, most)
-    edges = np.concatenate([[-1], positions, [found]])
-    gaps = np.diff(edges)
-    assert len(positions) == 0 or (
-        gaps[1:-1].min(initial=found) >= 1 and np.ptp(gaps[1:-1] if len(gaps) > 3 else [0]) <= 1
-    )
-
-
 def test_frames_of_a_video_are_written_into_the_data_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     av = pytest.importorskip("av")
     with av.open(str(folder / "film.mp4"), "w") as container:
@@ -369,7 +358,7 @@ def test_frames_of_a_video_are_written_into_the_data_folder(folder: Path, capsys
     clip = read_clips(folder / "out" / annotations.TEST)[0]
     assert clip.filename == "film.mp4"
     shades = [np.asarray(Image.open(folder / "out" / image)).mean() for image in clip.images]
-    assert shades == pytest.approx([6 * number for number in (5, 15, 25, 35)], abs=4)
+    assert shades == pytest.approx([6 * number for number in (0, 13, 26, 39)], abs=4)
     (folder / "film.mp4").write_bytes(b"no film")
     told = refused(capsys, table, "--out", folder / "again")
     assert "10 faults found" in told
