@@ -12,6 +12,7 @@ from lr2ppo.errors import UserError, reports_user_errors
 # Command -> what it does; its module in `lr2ppo.commands` has the same name, with underscores.
 COMMANDS = {
     "train": "train a stage: pointwise, reward or ppo",
+    "pipeline": "train and evaluate all stages, also over seeds",
     "evaluate": "evaluate a run, or show evaluated runs side by side",
     "rank": "rank the labels of a clip, or of every clip of a file",
     "report": "write an HTML page of runs: results, curves, clips",

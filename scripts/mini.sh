@@ -13,34 +13,16 @@ name=$1
 seed=$2
 data=$3
 shift 3
-encoders=pretrained_models/$(basename "$data")
 
 step() { printf '\n== %s\n' "$1"; }
 
-step "1/6 clips: $data"
-if [ -d "$data" ]; then
-    echo "already there"
-else
-    "$PYTHON" -m lr2ppo mini "$data" --seed "$seed"
-fi
+sh scripts/mini_data.sh "$seed" "$data"
 
-step "2/6 encoders: $encoders"
-if [ -f "$encoders/vit/config.json" ]; then
-    echo "already there"
-else
-    "$PYTHON" -m lr2ppo pretrain --data "$data" --out "$encoders" --seed "$seed"
-fi
-
-step "3/6 features: $data/clean_feat.h5"
-# By one process, whose one file is the one that the preset reads.
-NPROC=1 "$PYTHON" -m lr2ppo extract --data "$data" \
-    --text "$encoders/roberta" --image "$encoders/vit" --frame-tokens patches
-
-step "4/6 stage 1, the pointwise ranker"
+step "stage 1, the pointwise ranker"
 launch pointwise --fresh "name=$name" "seed=$seed" "data.root=$data" "$@"
-step "5/6 stage 2, the reward model"
+step "stage 2, the reward model"
 launch reward --fresh "name=$name" "seed=$seed" "data.root=$data" "ranker=$name" "$@"
-step "6/6 stage 3, LR2PPO"
+step "stage 3, LR2PPO"
 launch ppo --fresh "name=$name" "seed=$seed" "data.root=$data" "ranker=$name" "reward=$name" "$@"
 
 for stage in pointwise reward ppo; do

@@ -1,5 +1,6 @@
 #!/bin/sh
 # The mini benchmark over several seeds, each with its own world, clips, encoders and runs, and one table of all.
+# What is done is left alone, what was stopped resumes.
 # sh scripts/mini_seeds.sh [SEED ...]   (default 1 2 3)
 set -eu
 cd "$(dirname "$0")/.."
@@ -10,8 +11,11 @@ PRESET=mini
 
 for seed in "$@"; do
     printf '\n==== seed %s\n' "$seed"
-    sh scripts/mini.sh "seed-$seed" "$seed" "data/mini-$seed"
+    sh scripts/mini_data.sh "$seed" "data/mini-$seed"
 done
+seeds=$(printf '%s\n' "$@" | paste -sd, -)
+printf '\n==== all stages, seeds %s\n' "$seeds"
+"$PYTHON" -m lr2ppo pipeline seed --preset configs/mini --seeds "$seeds" 'data.root=data/mini-{seed}'
 
 printf '\n== all seeds together\n'
 evaluate --table "$(runs pointwise seed "$@")" "$(runs ppo seed "$@")" "$(runs reward seed "$@")"

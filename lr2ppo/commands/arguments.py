@@ -19,6 +19,11 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+def whole_numbers(text: str) -> list[int]:
+    """Whole numbers with commas between them, as argparse reads the value of an option."""
+    return [whole_number(part.strip()) for part in text.split(",")]
+
+
 def share(text: str) -> float:
     """A number from 0 to 1, as argparse reads the value of an option."""
     try:

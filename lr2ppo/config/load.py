@@ -73,7 +73,7 @@ def _apply_override(tree: dict[str, Any], override: str, schema: type[Section]) 
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"{override!r}: wanted an override key=value, such as seed=1 or train.epochs=3")
-    known = list(_known_keys(schema))
+    known = list(known_keys(schema))
     if key not in known and not any(name.startswith(key + ".") for name in known):
         raise UserError(f"{override}: unknown key {key!r}{_nearest(key, known)}")
     try:
@@ -100,7 +100,7 @@ def _explain(fault: Mapping[str, Any], schema: type[Section]) -> str:
     if fault["type"] == "union_tag_not_found":
         return f"{key}: found {SHORTENED.repr(fault['input'])}, wanted a section of keys"
     if fault["type"] == "extra_forbidden":
-        known = list(_known_keys(schema))
+        known = list(known_keys(schema))
         if key in known:
             return f"{key}: is no key of what {key.rpartition('.')[0]}.name chooses; leave it out"
         return f"{key}: unknown key{_nearest(key, known)}"
@@ -158,11 +158,12 @@ def _is_text(key: str, schema: type[BaseModel]) -> bool:
     return field.annotation in (str, str | None)
 
 
-def _known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key that a config may have."""
     for name, field in schema.model_fields.items():
         sections = _sections(field.annotation)
         if sections:
-            keys = (key for section in sections for key in _known_keys(section, f"{prefix}{name}."))
+            keys = (key for section in sections for key in known_keys(section, f"{prefix}{name}."))
             yield from dict.fromkeys(keys)
         else:
             yield prefix + name

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -63,6 +64,17 @@ class StopRequest:
         if self._talks:
             # Not print: the signal may have come within one.
             os.write(2, NOTICE)
+
+
+@contextmanager
+def forwarded_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Within it, stopping signals go on to a process that this one waits for."""
+    before = {number: signal.signal(number, lambda sent, _: process.send_signal(sent)) for number in heeded_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def follow_training_process(*_: object) -> None:

@@ -1,0 +1,28 @@
+"""Train and evaluate all stages, for one run each or one a seed: what is done is left alone, what was stopped resumes.
+
+A setting goes to every stage that has its key; STAGE:key=value goes to that stage alone. {seed} in a value stands for
+the seed.
+"""
+
+import argparse
+from pathlib import Path
+
+from lr2ppo.commands.arguments import add_overrides_argument, whole_numbers
+from lr2ppo.errors import UserError
+
+EXAMPLE = "lr2ppo pipeline study --preset configs/mini --seeds 1,2,3 ppo:train.epochs=3"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="name of the runs; with --seeds they are called NAME-SEED")
+    parser.add_argument("--preset", type=Path, required=True, metavar="FOLDER", help="YAML files, such as configs/mini")
+    parser.add_argument("--seeds", type=whole_numbers, default=[], metavar="N,N,...", help="one run a seed")
+    add_overrides_argument(parser, "train.epochs=3 ppo:loss.margin=0.1")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if "=" in arguments.name:
+        raise UserError(f"NAME: found {arguments.name!r}, wanted the name of the runs before the settings")
+    from lr2ppo.stages.pipeline import run_pipeline
+
+    run_pipeline(arguments.name, arguments.preset, arguments.overrides, arguments.seeds)

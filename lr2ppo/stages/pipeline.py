@@ -1,0 +1,106 @@
+"""The whole pipeline, for one run a stage or for one a seed: what is done is left alone, what was stopped resumes."""
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lr2ppo.config.load import known_keys, load_config
+from lr2ppo.config.schema import RunConfig
+from lr2ppo.distributed.signals import forwarded_signals
+from lr2ppo.errors import UserError
+from lr2ppo.runs.lookup import FINISHED, RESULTS, read_mapping
+from lr2ppo.runs.stages import STAGES, Stage
+from lr2ppo.training.run_folder import run_folder
+
+# Stands for the seed in a setting, as in data.root=data/mini-{seed}.
+SEED = "{seed}"
+SPLIT = "test"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run of a stage, and the settings that its command is given."""
+
+    stage: Stage
+    folder: Path
+    settings: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage.name}/{self.folder.name}"
+
+
+def run_pipeline(name: str, preset: Path, settings: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[str]:
+    """Train and evaluate every stage of the runs NAME, or NAME-SEED for each seed, that is not done yet.
+
+    A setting goes to every stage that has its key, `STAGE:key=value` to that stage alone; `{seed}` in it stands for the
+    seed. Returns the runs as STAGE/NAME. Raises `UserError`, before any run starts, where a setting cannot be used;
+    ends the process with the exit code of a command that fails.
+    """
+    trainings = [training for run in _runs(name, seeds) for training in _plan(*run, preset, settings)]
+    for training in trainings:
+        if (training.folder / FINISHED).is_file():
+            print(f"== {training.name}: finished already", flush=True)
+        else:
+            _start("train", training.stage.name, f"--config={preset / training.stage.name}.yaml", *training.settings)
+    for training in trainings:
+        if SPLIT in read_mapping(training.folder / RESULTS):
+            print(f"== {training.name}: evaluated already", flush=True)
+        else:
+            logs = training.folder.parents[1]
+            evaluate = ["evaluate", f"--config={preset / 'evaluate'}.yaml"]
+            _start(*evaluate, f"name={training.name}", f"logs={logs}", f"split={SPLIT}")
+    return [training.name for training in trainings]
+
+
+def _runs(name: str, seeds: Sequence[int]) -> Iterator[tuple[str, list[str]]]:
+    """The name of each run, and what it is given besides the settings."""
+    if not seeds:
+        yield name, []
+    for seed in seeds:
+        yield f"{name}-{seed}", [f"seed={seed}"]
+
+
+def _plan(name: str, own: Sequence[str], preset: Path, settings: Sequence[str]) -> Iterator[Training]:
+    """The trainings of one run a stage, each with its config read and checked."""
+    seed = own[0].partition("=")[2] if own else SEED
+    given = [setting.replace(SEED, seed) for setting in settings]
+    unknown = [setting for setting in given if not any(_belongs(setting, stage) for stage in STAGES.values())]
+    if unknown:
+        # The first stage's own message names the nearest key.
+        load_config(preset / "pointwise.yaml", "pointwise", [unknown[0].partition(":")[2] or unknown[0]])
+        raise UserError(f"{unknown[0]}: is a setting of no stage")
+    for stage in STAGES.values():
+        mine = [_bare(setting, stage) for setting in given if _belongs(setting, stage)]
+        mine += [f"name={name}", *own, *(f"{key}={name}" for key in stage.sources)]
+        config: RunConfig = load_config(preset / f"{stage.name}.yaml", stage.name, mine)
+        yield Training(stage, run_folder(config), mine)
+
+
+def _belongs(setting: str, stage: Stage) -> bool:
+    """Whether a setting is one of a stage's: named for it, or named for none and of a key that it has."""
+    prefix, colon, rest = setting.partition(":")
+    if colon and prefix in STAGES:
+        return prefix == stage.name and _has_key(rest, stage)
+    return _has_key(setting, stage)
+
+
+def _has_key(setting: str, stage: Stage) -> bool:
+    key = setting.partition("=")[0]
+    return any(known == key or known.startswith(f"{key}.") for known in known_keys(stage.config))
+
+
+def _bare(setting: str, stage: Stage) -> str:
+    return setting.removeprefix(f"{stage.name}:")
+
+
+def _start(*arguments: str) -> None:
+    """Run a command of lr2ppo in a process of its own; ends this one with its exit code where it fails."""
+    print(f"== lr2ppo {' '.join(arguments)}", flush=True)
+    command = [sys.executable, "-m", "lr2ppo", *arguments]
+    with subprocess.Popen(command) as process, forwarded_signals(process):  # noqa: S603 (our own command)
+        code = process.wait()
+    if code:
+        sys.exit(code if code > 0 else 128 - code)

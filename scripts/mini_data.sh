@@ -1,0 +1,33 @@
+#!/bin/sh
+# The mini benchmark's data for one seed: clips, tiny encoders and features. What is there is used again.
+# sh scripts/mini_data.sh SEED DATA
+set -eu
+cd "$(dirname "$0")/.."
+. scripts/launch.sh
+if [ $# -ne 2 ]; then
+    usage "scripts/mini_data.sh SEED DATA" "sh scripts/mini_data.sh 2 data/mini-2"
+fi
+seed=$1
+data=$2
+encoders=pretrained_models/$(basename "$data")
+
+step() { printf '\n== %s\n' "$1"; }
+
+step "clips: $data"
+if [ -d "$data" ]; then
+    echo "already there"
+else
+    "$PYTHON" -m lr2ppo mini "$data" --seed "$seed"
+fi
+
+step "encoders: $encoders"
+if [ -f "$encoders/vit/config.json" ]; then
+    echo "already there"
+else
+    "$PYTHON" -m lr2ppo pretrain --data "$data" --out "$encoders" --seed "$seed"
+fi
+
+step "features: $data/clean_feat.h5"
+# By one process, whose one file is the one that the preset reads.
+NPROC=1 "$PYTHON" -m lr2ppo extract --data "$data" \
+    --text "$encoders/roberta" --image "$encoders/vit" --frame-tokens patches
