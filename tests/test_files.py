@@ -1,4 +1,4 @@
-"""Tensor files: what is read, what is refused with one message, and that nothing in them is ever run."""
+"""Tensor files: what is read, what is refused with one message, and that no code in them is ever run."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ suffixes = pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt"])
 
 
 class Payload:
-    """Unpickled, it would make a folder."""
+    """Creates a folder if it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -56,7 +56,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, kind: str) -> Non
         (tmp_path / "code.bin").write_bytes(pickle.dumps(content))
     else:
         torch.save(content, tmp_path / "code.bin", _use_new_zipfile_serialization=kind == "zip")
-    assert "code perhaps, and nothing of it was run" in message(tmp_path / "code.bin")
+    assert "perhaps code, and none of it was run" in message(tmp_path / "code.bin")
     assert not (tmp_path / "made").exists()
 
 
@@ -93,7 +93,7 @@ def test_other_content_is_named(tmp_path: Path) -> None:
     for content, told in (
         ([TENSORS], "found list"),
         ({}, "found an empty dict"),
-        ({"state_dict": TENSORS, "epoch": 3}, "found state_dict, epoch, which are no tensors"),
+        ({"state_dict": TENSORS, "epoch": 3}, "found state_dict, epoch, which are not tensors"),
     ):
         torch.save(content, tmp_path / "other.bin")
         assert told in message(tmp_path / "other.bin")
@@ -128,7 +128,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {1, 2})
     with pytest.raises(RuntimeError):
-        # Two names for one storage are more than safetensors can hold.
+        # safetensors cannot hold two names for one storage.
         write_tensors(tmp_path / "a.safetensors", {"a": TENSORS["bias"], "b": TENSORS["bias"]})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == "[\n 1\n]\n"

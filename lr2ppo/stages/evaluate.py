@@ -1,4 +1,4 @@
-"""Evaluate a run on a split, or show evaluated runs side by side (`--table RUN RUN ...`)."""
+"""Evaluate a run on a split, or compare evaluated runs in a table (`--table RUN RUN ...`)."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,7 +27,7 @@ from lr2ppo.evaluation.results import (
 from lr2ppo.evaluation.scoring import Scores, judge_clips, ranking_metrics, score_clips, win_shares
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_model
-from lr2ppo.ops.linear import quicken
+from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.report import write_report
 from lr2ppo.report.load import find_runs
 from lr2ppo.runs.lookup import RESULTS, find_run, read_data, read_temperature
@@ -47,13 +47,13 @@ def evaluate(config: EvaluateConfig) -> None:
     file = data.test if config.split == "test" else data.validation
     with join_processes(config.device) as processes:
         (dataset,) = open_inputs(data, [(file, "grades")], store, model.encoder.config, processes)
-        quicken(model).to(processes.device)
-        judged: dict[str, Any] = {}
+        use_fast_linear(model).to(processes.device)
+        reward_part: dict[str, Any] = {}
         with autocast(config.precision, processes.device):
             if isinstance(model, PartialOrderModel):
                 margins = judge_clips(model, dataset, processes, config.clips_per_batch, config.workers)
-                scores = [win_shares(judged_clip) for judged_clip in margins]
-                judged = {"judgement": judge_split(folder, dataset, margins, config)}
+                scores = [win_shares(clip_margins) for clip_margins in margins]
+                reward_part = {"judgement": reward_results(folder, dataset, margins, config)}
             else:
                 scores = score_clips(model, dataset, processes, config.clips_per_batch, config.workers)
         if not processes.is_main:
@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig) -> None:
         results: dict[str, Any] = {name: asdict(estimate) for name, estimate in estimates.items()}
         references = reference_rows(dataset.clips)
         results["chance"] = {name: float(np.nanmean(values)) for name, values in references[0].metrics.items()}
-        results |= {"clips": len(dataset), "annotations": str(data.root / file), **judged}
+        results |= {"clips": len(dataset), "annotations": str(data.root / file), **reward_part}
         write_split(folder / RESULTS, config.split, results)
         write_split(folder / CASES, config.split, describe_cases(dataset.clips, scores))
     what = "scores" if isinstance(model, RelevanceRanker) else "share of pairs won"
@@ -75,21 +75,21 @@ def evaluate(config: EvaluateConfig) -> None:
 
 
 def run_data(folder: Path, root: Path | None) -> DataConfig:
-    """The data that a run was made for; under another root where one is given."""
+    """The data that a run was trained on, under another root if one is given."""
     data = read_data(folder)
     return data if root is None else data.model_copy(update={"root": root})
 
 
-def judge_split(
+def reward_results(
     folder: Path, dataset: ClipDataset, margins: Sequence[Scores], config: EvaluateConfig
 ) -> dict[str, Any]:
-    """What `results.json` holds of a reward model besides the metrics of the order that it makes."""
+    """The part of `results.json` about a reward model, besides the ranking metrics."""
     grades = [graded(clip) for clip in dataset.clips]
     return describe_judgement(grades, margins, read_temperature(folder), config.bootstrap_samples, config.seed)
 
 
 def show_table(runs: Sequence[str], config: EvaluateConfig) -> None:
-    """Print evaluated runs side by side; `A,B,C` is one row of several runs, such as one run a seed."""
+    """Print a table of evaluated runs; `A,B,C` pools several runs in one row, such as one run per seed."""
     rows = []
     clips: list[Clip] = []
     for number, group in enumerate(runs):
@@ -99,7 +99,7 @@ def show_table(runs: Sequence[str], config: EvaluateConfig) -> None:
             clips = found
         elif [clip.id for clip in found] != [clip.id for clip in clips]:
             raise UserError(
-                f"{group}: was evaluated on other clips than {runs[0]}; only the same clips can be compared"
+                f"{group}: was evaluated on other clips than {runs[0]}; only runs on the same clips can be compared"
             )
         name = run_name(folders[0]) if len(folders) == 1 else f"{folders[0].parent.name} x {len(folders)}"
         rows.append(Row(name, ranking_metrics(found, scores)))
@@ -113,7 +113,7 @@ def show_table(runs: Sequence[str], config: EvaluateConfig) -> None:
 
 
 def pool_cases(folders: Sequence[Path], split: str) -> tuple[list[Clip], list[Scores]]:
-    """The clips and scores that evaluations have left, several runs one after another."""
+    """Concatenate the clips and scores of several evaluated runs."""
     clips: list[Clip] = []
     scores: list[Scores] = []
     for place, folder in enumerate(folders):

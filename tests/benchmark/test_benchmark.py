@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lr2ppo.benchmark.measure import count_flops
-from lr2ppo.benchmark.steps import Shape, encode_slots, judge_slots, make_step, optimizer_bytes, random_batch
+from lr2ppo.benchmark.steps import Shape, encode_slots, make_step, optimizer_bytes, random_batch, score_slots
 from lr2ppo.cli import main
 from lr2ppo.config.load import load_config
 from lr2ppo.config.schema import ModelConfig
@@ -73,7 +73,7 @@ def test_the_published_way_encodes_and_judges_as_ours_does() -> None:
     model = PartialOrderModel(TRUNK).eval()
     orders = torch.cat([batch.pairs, batch.pairs.flip(-1)], dim=-1)
     judged = model(batch.text, batch.frames, orders)
-    torch.testing.assert_close(judge_slots(model, batch, orders), judged, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(score_slots(model, batch, orders), judged, rtol=1e-4, atol=1e-5)
 
 
 def _as_index(slots: Tensor, width: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reading a run's configuration: YAML files, overrides, and what is said of mistakes."""
+"""Reading a run's configuration: YAML files, overrides and error messages."""
 
 from operator import attrgetter
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_every_preset_has_a_file_for_each_stage(preset: str) -> None:
     assert all(load_config(path, path.stem).preset == preset for path in paths)
 
 
-# The published settings of each stage; sizes are those of one of its four processes.
+# The published settings of each stage; batch sizes are per process, of four.
 PUBLISHED = {
     "pointwise": {
         "seed": 7, "data.frames": 16, "data.train": "first_stage_data.json", "model.head": "flatten",
@@ -283,7 +283,7 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
         ("data.strict=perhaps", "data.strict: found 'perhaps'"),
         ("train.learning_rate=.inf", "train.learning_rate: found inf"),
         ("loss.beta=.nan", "loss.beta: found nan"),
-        ('data.root="a\\0b"', "data.root: found 'a\\x00b': value error, holds a character that no file's name can"),
+        ('data.root="a\\0b"', "data.root: found 'a\\x00b': value error, holds a character that file names cannot have"),
         ("data.features=2001-99-99", "data.features=2001-99-99: the value is not YAML: month must be in 1..12"),
         ("model.heads=3", "model.width 64 is not a multiple of model.heads 3"),
     ],

@@ -14,7 +14,7 @@ from lr2ppo.losses.policy import PPOLosses, ppo_losses
 from lr2ppo.losses.preference import preference_hinge_loss
 from lr2ppo.losses.ranking import smooth_l1_loss
 from lr2ppo.models.published import PUBLISHED_MODULES, load_partial_order, load_ranker
-from lr2ppo.ops.linear import quicken
+from lr2ppo.ops.linear import use_fast_linear
 from tests.helpers.golden import GOLDEN
 
 M = TypeVar("M", bound=nn.Module)
@@ -30,7 +30,7 @@ def products(request: pytest.FixtureRequest) -> Products:
 
 
 def choose_products(model: M, products: Products) -> M:
-    return quicken(model) if products == "this processor's" else model
+    return use_fast_linear(model) if products == "this processor's" else model
 
 
 def read(name: str) -> Golden:

@@ -51,7 +51,7 @@ def shared_ranker(head: Head, attention: Attention) -> RelevanceRanker:
     return make_ranker(shape(head, attention))
 
 
-def make_judge(config: ModelConfig) -> PartialOrderModel:
+def make_order_model(config: ModelConfig) -> PartialOrderModel:
     torch.manual_seed(0)
     return PartialOrderModel(config).double().eval()
 
@@ -316,7 +316,7 @@ def test_the_flatten_head_is_an_mlp_over_all_tokens_and_frames_in_a_row(tokens: 
 @heads
 @attentions
 def test_many_orders_judged_at_once_equal_each_alone(head: Head, attention: Attention) -> None:
-    judge = make_judge(shape(head, attention))
+    judge = make_order_model(shape(head, attention))
     inputs = draw_inputs()
     orders = torch.randint(4, (2, 6, 4), generator=torch.Generator().manual_seed(0))
     together = judge(**inputs, order=orders)
@@ -327,24 +327,24 @@ def test_many_orders_judged_at_once_equal_each_alone(head: Head, attention: Atte
 
 @pytest.mark.parametrize("slots", [2, 3, 4])
 def test_labels_encoded_before_are_judged_alike(slots: int) -> None:
-    judge = make_judge(shape())
+    judge = make_order_model(shape())
     inputs = draw_inputs()
     orders = torch.randint(4, (2, 5, slots), generator=torch.Generator().manual_seed(0))
     vectors = judge.encoder(**inputs)
-    torch.testing.assert_close(judge.judge(vectors, orders), judge(**inputs, order=orders))
+    torch.testing.assert_close(judge.score_orders(vectors, orders), judge(**inputs, order=orders))
 
 
 @FEW
 @given(st.permutations(range(4)).filter(lambda order: order != [0, 1, 2, 3]))
 def test_the_order_of_the_slots_matters(order: list[int]) -> None:
-    judge = make_judge(shape())
+    judge = make_order_model(shape())
     vectors = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    as_given, otherwise = judge.judge(vectors, torch.tensor([[[0, 1, 2, 3], order]]))[0].tolist()
+    as_given, otherwise = judge.score_orders(vectors, torch.tensor([[[0, 1, 2, 3], order]]))[0].tolist()
     assert abs(as_given - otherwise) > 1e-9
 
 
 def test_a_label_is_judged_alike_wherever_it_stands_in_its_clip() -> None:
-    judge = make_judge(shape())
+    judge = make_order_model(shape())
     inputs = draw_inputs()
     order = torch.tensor([[0, 1, 1, 0], [2, 3, 2, 3]])
     shuffle = torch.tensor([3, 1, 0, 2])
@@ -354,18 +354,18 @@ def test_a_label_is_judged_alike_wherever_it_stands_in_its_clip() -> None:
 
 
 def test_reading_the_last_slot_alone_equals_the_whole_sequence() -> None:
-    judge = make_judge(shape(attention="published"))
+    judge = make_order_model(shape(attention="published"))
     vectors = torch.randn(2, 4, 16, dtype=torch.float64)
     order = torch.tensor([[0, 1, 1, 0], [2, 3, 3, 2]])
     slots = torch.stack([row[positions] for row, positions in zip(vectors, order, strict=True)])
     slots = slots + judge.slot_embedding.weight[:4]
     expected = judge.score(judge.block(slots, slots)[:, -1]).squeeze(-1)
-    torch.testing.assert_close(judge.judge(vectors, order.unsqueeze(1)).squeeze(1), expected)
+    torch.testing.assert_close(judge.score_orders(vectors, order.unsqueeze(1)).squeeze(1), expected)
 
 
 @attentions
 def test_padding_changes_no_judgement(attention: Attention) -> None:
-    judge = make_judge(shape(attention=attention))
+    judge = make_order_model(shape(attention=attention))
     inputs = draw_inputs()
     order = torch.tensor([[0, 3, 3, 0], [1, 2, 1, 2]])
     padded = pad_with_noise(inputs, labels=2, tokens=3, frames=2)
@@ -398,7 +398,7 @@ def test_gradients_reach_every_parameter_of_the_ranker(head: Head, attention: At
 @heads
 @attentions
 def test_gradients_reach_every_parameter_of_the_order_model(head: Head, attention: Attention) -> None:
-    judge = make_judge(shape(head, attention)).train()
+    judge = make_order_model(shape(head, attention)).train()
     orders = torch.tensor([[[0, 1, 1, 0], [0, 1, 0, 1]], [[2, 3, 2, 3], [3, 0, 0, 3]]])
     (judge(**draw_inputs(), order=orders) ** 2).mean().backward()
     assert_gradients_everywhere(judge)
@@ -407,7 +407,7 @@ def test_gradients_reach_every_parameter_of_the_order_model(head: Head, attentio
 
 
 def test_a_critic_of_two_slots_trains_the_first_two_alone() -> None:
-    judge = make_judge(shape())
+    judge = make_order_model(shape())
     judge(**draw_inputs(), order=torch.tensor([[0, 1], [2, 3]])).sum().backward()
     gradient = judge.slot_embedding.weight.grad
     assert gradient is not None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lr2ppo.ops import linear
-from lr2ppo.ops.linear import QuickLinear, mkl_lacks_avx512, quicken, recycled, suits_onednn, suits_recycling
+from lr2ppo.ops.linear import FastLinear, mkl_lacks_avx512, recycled, suits_onednn, suits_recycling, use_fast_linear
 
 FEW = settings(deadline=None, max_examples=60)
 sizes = st.integers(1, 9)
@@ -49,7 +49,7 @@ def two_of_a_shape(
     """Two layers of one shape, as actor and critic have them, which learn at once."""
     torch.manual_seed(0)
     plain = [nn.Linear(inputs, outputs) for _ in range(2)]
-    layers = [quicken(layer) for layer in plain] if quick else plain
+    layers = [use_fast_linear(layer) for layer in plain] if quick else plain
     given = [torch.randn(*rows, inputs, requires_grad=needs_gradient) for _ in range(2)]
     weights = [torch.randn(*rows, outputs) for _ in range(2)]
     return lambda: learn(layers, given, weights)
@@ -79,7 +79,7 @@ def test_recycled_copies_give_the_outputs_and_gradients_of_autocast(
 def test_a_model_that_was_looked_at_in_inference_mode_learns_afterwards() -> None:
     act = two_of_a_shape([3], 31, 37, needs_gradient=True)
     with torch.inference_mode(), bfloat16():
-        QuickLinear(31, 37)(torch.randn(3, 31))
+        FastLinear(31, 37)(torch.randn(3, 31))
     with bfloat16():
         assert all(each.isfinite().all() for each in act())
 
@@ -135,7 +135,7 @@ def test_another_librarys_model_is_quickened_without_changing_what_it_is() -> No
     model = nn.Sequential(nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 3, bias=False), nn.Bilinear(3, 3, 2))
     x = torch.randn(4, 5)
     before, names = model[:3](x), list(model.state_dict())
-    quicken(model)
-    assert [type(module) for module in model] == [QuickLinear, nn.GELU, nn.Linear, nn.Bilinear]
+    use_fast_linear(model)
+    assert [type(module) for module in model] == [FastLinear, nn.GELU, nn.Linear, nn.Bilinear]
     assert list(model.state_dict()) == names
     torch.testing.assert_close(model[:3](x), before)

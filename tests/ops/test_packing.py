@@ -16,7 +16,7 @@ from lr2ppo.config.schema import ModelConfig
 from lr2ppo.models import LabelEncoder
 from lr2ppo.models.encoder import FlattenHead, PooledHead
 from lr2ppo.models.layers import FusionBlock
-from lr2ppo.ops.linear import quicken
+from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.ops.packing import Packing
 
 WIDTH, HEADS, TEXT_WIDTH, IMAGE_WIDTH = 16, 4, 12, 20
@@ -272,7 +272,7 @@ class LargeTensors(TorchDispatchMode):
 def test_the_flatten_head_makes_nothing_of_its_weights_size_but_their_gradient(plain: bool) -> None:
     head = FlattenHead(8, text_tokens=12, frames=2)
     if not plain:
-        quicken(head)
+        use_fast_linear(head)
     weight = head.mlp.fc1.weight
     fused, frames = torch.randn(1, 2, 12, 8, requires_grad=True), torch.randn(1, 2, 8, requires_grad=True)
     with LargeTensors(weight.numel() // 2) as large:

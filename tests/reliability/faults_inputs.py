@@ -27,7 +27,7 @@ def try_mistakes(workshop: Workshop) -> Tried:
         commands = {
             "without data": (["first", "data.root=nowhere"], "no such"),
             "with a misspelt key": (["first", "train.epoch=3"], "did you mean train.epochs?"),
-            "with a finished run's name": (["whole-1"], "which is finished"),
+            "with a finished run's name": (["whole-1"], "exists and is finished"),
         }
         for source in list(STAGES[stage].sources.values())[:1]:
             commands["without the earlier stage"] = (["first", "logs=empty"], f"sh {STAGES[source].script} NAME")

@@ -1,4 +1,4 @@
-"""The record of the stages agrees with what it names."""
+"""The records of the stages name existing things."""
 
 from importlib import import_module
 from typing import get_args
@@ -36,5 +36,5 @@ def test_a_model_belongs_to_the_named_stage_or_else_to_the_first_that_keeps_it()
     assert stage_for_model("RelevanceRanker", "ppo").name == "ppo"
     assert stage_for_model("RelevanceRanker", "reward").name == "pointwise"
     assert stage_for_model("PartialOrderModel", "anything").name == "reward"
-    with pytest.raises(LookupError, match="no stage keeps a Linear"):
+    with pytest.raises(LookupError, match="no stage saves a Linear"):
         stage_for_model("Linear", "ppo")

@@ -56,7 +56,7 @@ def test_stage_2_learns_by_every_loss(name: str, alone: Processes, tiny_override
 def test_a_loss_that_is_not_there_and_a_key_of_another_loss_are_refused() -> None:
     with pytest.raises(UserError, match=r"loss\.name: found 'squared', wanted one of 'smooth_l1', 'ranknet'"):
         load_config(PRESET / "pointwise.yaml", "pointwise", ["loss.name=squared"])
-    with pytest.raises(UserError, match=r"loss\.beta: is no key of what loss\.name chooses"):
+    with pytest.raises(UserError, match=r"loss\.beta: is not a key of the chosen loss\.name"):
         load_config(PRESET / "pointwise.yaml", "pointwise", ["loss.beta=1", "loss.name=ranknet"])
 
 
@@ -145,7 +145,7 @@ class RegressOnWins:
             first, second = torch.cartesian_prod(torch.arange(LABELS), torch.arange(LABELS)).unbind(1)
             orders = torch.stack([first, second, first, second], 1).expand(len(batch), -1, -1)
             swapped = torch.stack([first, second, second, first], 1).expand(len(batch), -1, -1)
-            wins = self.reward_model.judge(vectors, orders) > self.reward_model.judge(vectors, swapped)
+            wins = self.reward_model.score_orders(vectors, orders) > self.reward_model.score_orders(vectors, swapped)
         return Targets(batch, wins.view(len(batch), LABELS, LABELS).float().mean(-1))
 
     def learn(self, rollout: Targets, is_first: bool) -> dict[str, float]:

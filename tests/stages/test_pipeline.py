@@ -1,4 +1,4 @@
-"""The pipeline trains and evaluates what is not done yet, over seeds."""
+"""The pipeline trains and evaluates what is not finished, over seeds."""
 
 import json
 from collections.abc import Callable
@@ -34,9 +34,9 @@ def test_stages_not_yet_done_are_trained_and_evaluated_over_seeds(
     (logs / "reward" / "study-1" / "results.json").unlink()
     capfd.readouterr()
     run_pipeline("study", PRESET, settings, seeds=(1, 2))
-    said = capfd.readouterr().out
-    assert said.count(": finished already") == 6
-    assert said.count(": evaluated already") == 5
+    printed = capfd.readouterr().out
+    assert printed.count(": finished already") == 6
+    assert printed.count(": evaluated already") == 5
     assert (logs / "ppo" / "study-2" / "finished.json").read_bytes() == kept
 
 
@@ -44,7 +44,7 @@ def test_stages_not_yet_done_are_trained_and_evaluated_over_seeds(
     ("setting", "told"),
     [
         ("train.epocs=3", "did you mean train.epochs"),
-        ("ppo:train.max_labels=3", "unknown key|setting of no stage"),
+        ("ppo:train.max_labels=3", "unknown key|not a setting of any stage"),
         ("loss.margin=x", "loss.margin: found 'x'"),
         ("data.root", "wanted an override key=value"),
     ],

@@ -126,7 +126,7 @@ def test_an_update_waits_for_all_batches_of_its_rollout(alone: Processes, tiny_o
 
 def test_a_name_that_is_taken_is_refused_before_any_work(alone: Processes, tiny_overrides: Overrides) -> None:
     run_pointwise(alone, tiny_overrides())
-    with pytest.raises(UserError, match="there is a run of this name already, which is finished"):
+    with pytest.raises(UserError, match="a run of this name exists and is finished"):
         run_pointwise(alone, tiny_overrides())
 
 

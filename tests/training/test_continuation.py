@@ -73,7 +73,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     def arrange(number: int, sent: signal.Signals = signal.SIGTERM) -> None:
         real, count = TrainingRun.save_checkpoint, 0
         # Whoever runs the tests in the background may have had it ignored.
-        monkeypatch.setattr(interruption, "heeded_signals", lambda: interruption.STOPPING_SIGNALS)
+        monkeypatch.setattr(interruption, "handled_signals", lambda: interruption.STOPPING_SIGNALS)
 
         def checkpoint(self: TrainingRun[Any], *arguments: Any) -> None:
             nonlocal count
@@ -142,7 +142,7 @@ def test_a_run_goes_on_only_with_the_settings_it_was_begun_with(
 
 def test_a_finished_run_keeps_no_checkpoint_and_is_not_begun_again(world: World) -> None:
     assert not list((world.logs / "reward" / "whole" / "checkpoints").glob("step-*"))
-    with pytest.raises(UserError, match="which is finished"):
+    with pytest.raises(UserError, match="exists and is finished"):
         world.train("reward", "whole")
 
 
@@ -215,7 +215,7 @@ def test_one_process_goes_on_with_what_two_began(world: World, tiny_world: Path,
     wait_for(lambda: any(checkpoints.glob("step-*")))
     begun.send_signal(signal.SIGTERM)
     assert begun.wait(60) == 143
-    assert "going on from" in workspace.ok(*command, clips, processes=1)
+    assert "resuming from" in workspace.ok(*command, clips, processes=1)
     world.train("reward", "moved", "ranker=none", "model.dropout=0", fresh=True)
     two, one = (
         load_file(logs / "reward" / "moved" / "checkpoints" / "last" / "model.safetensors")
@@ -238,7 +238,7 @@ def test_a_folder_that_is_no_run_is_not_removed_unasked(world: World) -> None:
     folder = world.logs / "reward" / "thesis"
     folder.mkdir()
     (folder / "chapter.txt").write_text("years of work")
-    with pytest.raises(UserError, match="is no run of ours"):
+    with pytest.raises(UserError, match="exists and is not a run"):
         world.train("reward", "thesis")
     assert (folder / "chapter.txt").exists()
 

@@ -200,7 +200,7 @@ class Weights:
                 faults.append(f"{name}: is missing")
             elif ours in axes and self.tensors[name].ndim != axes[ours]:
                 faults.append(f"{name}: found shape {list(self.tensors[name].shape)}, wanted {axes[ours]} axes")
-        raise_faults(self.source, faults, "is it the right file, whole?")
+        raise_faults(self.source, faults, "is it the right file, and complete?")
 
     def check(self, shapes: Mapping[str, torch.Size]) -> None:
         """Raises `UserError` naming each tensor that the model of these shapes (its names) lacks or cannot take."""
