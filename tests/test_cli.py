@@ -92,7 +92,7 @@ def test_a_value_of_the_wrong_type_and_a_missing_argument_are_refused(capsys: py
     )
 
 
-def test_options_may_stand_among_the_other_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_and_other_arguments_may_be_mixed(capsys: pytest.CaptureFixture[str]) -> None:
     config = str(REPOSITORY / "configs" / "mini" / "ppo.yaml")
     main(["train", "ppo", "name=x", "--config", config, "seed=3", "--print-config", "train.epochs=5"])
     printed = capsys.readouterr().out

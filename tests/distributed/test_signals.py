@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Signals that stop a run."""
 
 import os
 import signal
@@ -69,6 +69,6 @@ sys.excepthook(ValueError, ValueError("another fault"), None)
 """
 
 
-def test_a_process_that_reads_ahead_says_nothing_where_the_training_process_is_killed() -> None:
+def test_a_data_loading_worker_prints_nothing_if_the_training_process_is_killed() -> None:
     done = subprocess.run([sys.executable, "-c", HANDS_OVER], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stderr == "ValueError: another fault\n"

@@ -1,4 +1,4 @@
-"""Trained runs of all stages on a few generated clips, with encoders that are made but never trained."""
+"""Trained runs of all stages on a few generated clips, with untrained encoders."""
 
 import json
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from tests.conftest import REPOSITORY
 from tests.helpers.parallel_training import TRAIN
 
 MINI = REPOSITORY / "configs" / "mini"
-# More frames than a clip has, as the published head repeats them.
+# More frames than a clip has, because the published head repeats frames.
 FLATTEN = ["model.head=flatten", "model.attention=published", "model.text_tokens=38", "data.frames=7"]
 QUICKLY = ["train.epochs=3", "train.actor.learning_rate=0.01", "train.actor.warmup=0"]
 
 
 @dataclass(frozen=True)
 class TrainedWorld:
-    """Folders `data`, `encoders` (roberta, vit and their like of other weights in others/) and `logs`."""
+    """Folders `data`, `encoders` (roberta and vit, and in others/ the same with other weights) and `logs`."""
 
     root: Path
 
@@ -44,7 +44,7 @@ class TrainedWorld:
 
     @classmethod
     def make(cls, root: Path) -> "TrainedWorld":
-        """Runs `pointwise/one`, `pointwise/flatten`, `reward/one` and `ppo/one` of a few steps, evaluated."""
+        """Train and evaluate runs `pointwise/one`, `pointwise/flatten`, `reward/one` and `ppo/one` for a few steps."""
         world = cls(root)
         write_mini(world.data, seed=5, sizes=dict.fromkeys(SIZES, 6) | {"pretraining": 40})
         for folder, seed in ((world.encoders, 0), (world.encoders / "others", 1)):
@@ -53,7 +53,7 @@ class TrainedWorld:
         world.train("pointwise", "one")
         world.train("pointwise", "flatten", *FLATTEN)
         world.train("reward", "one", "ranker=one")
-        # Else it kept the weights that it starts from, as a run does that gets no better.
+        # Otherwise it would keep its initial weights, as a run that does not improve does.
         world.train("ppo", "one", "ranker=one", "reward=one", "train.batches_per_rollout=1", *QUICKLY)
         weights = [
             (world.logs / run / "best" / "model.safetensors").read_bytes() for run in ("pointwise/one", "ppo/one")
@@ -65,7 +65,7 @@ class TrainedWorld:
         return world
 
     def extract(self, *more: str) -> None:
-        """Extraction as the command does it; `more` come last, and so replace the same arguments."""
+        """Run the extract command; `more` come last, and so replace the same arguments."""
         encoders = ("--text", str(self.encoders / "roberta"), "--image", str(self.encoders / "vit"))
         main(["extract", "--data", str(self.data), *encoders, "--frame-tokens", "patches", *more, "--device", "cpu"])
 
@@ -78,12 +78,12 @@ class TrainedWorld:
         TRAIN[stage](config, Processes(0, 1, torch.device("cpu")), False)
 
     def cases(self, run: str) -> list[dict[str, Any]]:
-        """What evaluation has left of the test clips."""
+        """Read the cases that evaluation wrote for the test clips."""
         cases: list[dict[str, Any]] = json.loads((self.logs / run / "cases.json").read_text(encoding="utf-8"))["test"]
         return cases
 
     def queries(self) -> list[Query]:
-        """The test clips, raw."""
+        """Return the test clips as raw queries."""
         clips = json.loads((self.data / "test_data.json").read_text(encoding="utf-8"))
         return [
             Query(

@@ -90,7 +90,7 @@ def test_a_run_is_running_only_while_the_process_that_keeps_it_lives(tmp_path: P
     assert (status(folder).step, status(folder).goes_on_from) == (35, 35)
 
 
-def test_to_ask_for_a_lock_neither_takes_nor_loosens_it(tmp_path: Path) -> None:
+def test_querying_a_lock_neither_takes_nor_releases_it(tmp_path: Path) -> None:
     other, own = tmp_path / "other", tmp_path / "own"
     with holder(other):
         assert is_locked(other)
@@ -103,7 +103,7 @@ def test_to_ask_for_a_lock_neither_takes_nor_loosens_it(tmp_path: Path) -> None:
     assert "another run of this name is running" in taken.stderr
 
 
-def test_a_run_that_still_checks_what_it_reads_is_listed(tmp_path: Path) -> None:
+def test_a_run_that_is_checking_its_inputs_is_listed(tmp_path: Path) -> None:
     (tmp_path / "ppo").mkdir()
     (tmp_path / "ppo" / ".gone.lock").write_text("{}", encoding="utf-8")
     with holder(tmp_path / "ppo" / "early"):
@@ -151,7 +151,7 @@ def test_converted_weights_are_listed_and_folders_of_nothing_are_not(tmp_path: P
     assert [(run.name, run.state) for run in list_runs(tmp_path)] == [("published", "converted")]
 
 
-def test_runs_stand_by_stage_and_the_newest_first(tmp_path: Path) -> None:
+def test_runs_are_listed_by_stage_the_newest_first(tmp_path: Path) -> None:
     for age, (stage, name) in enumerate([("ppo", "c"), ("pointwise", "new"), ("reward", "b"), ("pointwise", "old")]):
         folder = make_run(tmp_path, stage, name)
         for path in folder.iterdir():

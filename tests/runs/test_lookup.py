@@ -105,7 +105,7 @@ def test_runs_that_are_gone_damaged_or_not_named_are_no_sources(tmp_path: Path) 
         ("kept/a", RelevanceRanker, "pointwise"),
     ],
 )
-def test_weights_alone_are_read_as_a_finished_run_on_lrmovienet(
+def test_only_weights_are_read_as_a_finished_run_on_lrmovienet(
     tmp_path: Path, place: str, model: type[Model], stage: str
 ) -> None:
     folder = tmp_path / place
@@ -123,7 +123,7 @@ def test_weights_alone_are_read_as_a_finished_run_on_lrmovienet(
         find_source_run("newest", stage, PUBLISHED_PRESET, tmp_path)
 
 
-def test_weights_alone_stand_for_the_data_of_the_published_preset() -> None:
+def test_only_weights_have_the_data_of_the_published_preset() -> None:
     for stage in ("pointwise", "ppo"):
         config = load_config(REPOSITORY / "configs" / PUBLISHED_PRESET / f"{stage}.yaml", stage)
         own_files = {"train": config.data.train}

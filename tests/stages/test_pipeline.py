@@ -41,7 +41,7 @@ def test_stages_not_yet_done_are_trained_and_evaluated_over_seeds(
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "expected"),
     [
         ("train.epocs=3", "did you mean train.epochs"),
         ("ppo:train.max_labels=3", "unknown key|not a setting of any stage"),
@@ -50,8 +50,8 @@ def test_stages_not_yet_done_are_trained_and_evaluated_over_seeds(
     ],
 )
 def test_a_setting_that_cannot_be_used_is_refused_before_any_run_starts(
-    setting: str, told: str, tiny_overrides: Overrides, tmp_path: Path
+    setting: str, expected: str, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         run_pipeline("study", PRESET, tiny_overrides(*SHORT, setting))
     assert not (tmp_path / "logs").exists()

@@ -1,4 +1,4 @@
-"""Each stage learns what it must in a world with a known right answer."""
+"""Each stage learns what it should in a world with a known right answer."""
 
 import json
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def test_three_stages_turn_the_order_of_the_source_into_that_of_the_target(
 
     source_loss = [row["train/loss"] for row in rows(logs, "pointwise")]
     assert source_loss[-1] < 0.5 * source_loss[0]
-    # The target's right order is the opposite of the source's: what stage 1 learned is as wrong as can be.
+    # The target's right order is the reverse of the source's: stage 1 ranks it as badly as possible.
     assert rows(logs, "pointwise")[-1]["validation/ndcg"] < 0.7
     assert rows(logs, "reward")[-1]["validation/pair_accuracy"] > 0.97
     curve = [row["validation/ndcg"] for row in rows(logs, "ppo")]
