@@ -113,12 +113,10 @@ def open_encoders(
         )
     if model.head == "flatten":
         text.max_tokens = min(text.max_tokens, model.text_tokens)
-    mismatches = model.mismatches(
-        text_width=text.width, image_width=image.width, tokens_per_frame=image.tokens_per_frame
-    )
-    if mismatches:
+    misfits = model.mismatches(text_width=text.width, image_width=image.width, tokens_per_frame=image.tokens_per_frame)
+    if misfits:
         raise UserError(
-            f"{run}: features do not fit its model: found {'; '.join(mismatches)} ({text_path}, {image_path}); {GIVE}"
+            f"{run}: features do not fit its model: found {'; '.join(misfits)} ({text_path}, {image_path}); {GIVE}"
         )
     return ClipEncoder(text.to(device), image.to(device), found)
 

@@ -48,12 +48,12 @@ def evaluate(config: EvaluateConfig) -> None:
     with join_processes(config.device) as processes:
         (dataset,) = open_inputs(data, [(file, "grades")], store, model.encoder.config, processes)
         use_fast_linear(model).to(processes.device)
-        reward_part: dict[str, Any] = {}
+        judged: dict[str, Any] = {}
         with autocast(config.precision, processes.device):
             if isinstance(model, PartialOrderModel):
                 margins = judge_clips(model, dataset, processes, config.clips_per_batch, config.workers)
-                scores = [win_shares(clip_margins) for clip_margins in margins]
-                reward_part = {"judgement": reward_results(folder, dataset, margins, config)}
+                scores = [win_shares(judged_clip) for judged_clip in margins]
+                judged = {"judgement": judge_split(folder, dataset, margins, config)}
             else:
                 scores = score_clips(model, dataset, processes, config.clips_per_batch, config.workers)
         if not processes.is_main:
@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig) -> None:
         results: dict[str, Any] = {name: asdict(estimate) for name, estimate in estimates.items()}
         references = reference_rows(dataset.clips)
         results["chance"] = {name: float(np.nanmean(values)) for name, values in references[0].metrics.items()}
-        results |= {"clips": len(dataset), "annotations": str(data.root / file), **reward_part}
+        results |= {"clips": len(dataset), "annotations": str(data.root / file), **judged}
         write_split(folder / RESULTS, config.split, results)
         write_split(folder / CASES, config.split, describe_cases(dataset.clips, scores))
     what = "scores" if isinstance(model, RelevanceRanker) else "share of pairs won"
@@ -80,7 +80,7 @@ def run_data(folder: Path, root: Path | None) -> DataConfig:
     return data if root is None else data.model_copy(update={"root": root})
 
 
-def reward_results(
+def judge_split(
     folder: Path, dataset: ClipDataset, margins: Sequence[Scores], config: EvaluateConfig
 ) -> dict[str, Any]:
     """The part of `results.json` about a reward model, besides the ranking metrics."""
