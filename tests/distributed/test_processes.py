@@ -104,7 +104,7 @@ def test_large_tensors_take_the_memory_of_earlier_ones() -> None:
     """Counted in fresh pages that the system had to clear for them."""
     code = """
 import resource, sys, torch
-from lr2ppo.engine.processes import keep_freed_memory
+from lr2ppo.ops.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory(torch.device("cpu"))
 pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -56,7 +56,7 @@ def test_a_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> No
 HANDS_OVER = """
 import socket, sys, time
 from multiprocessing import resource_sharer
-from lr2ppo.interruption import follow_training_process
+from lr2ppo.distributed.signals import follow_training_process
 
 follow_training_process()
 # How what was read reaches the training process, which here is gone as soon as it has asked for it.
