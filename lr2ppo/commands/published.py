@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from lr2ppo.distributed.signals import ended_by_interrupt
+
 EXAMPLE = "lr2ppo published pointwise.bin logs/pointwise/published/best && sh ppo_eval.sh pointwise/published"
 
 
@@ -15,8 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from lr2ppo.models.published import load_published, write_published
-    from lr2ppo.models.weights import save_model
+    with ended_by_interrupt():
+        from lr2ppo.models.published import load_published, write_published
+        from lr2ppo.models.weights import save_model
 
     if arguments.to_published:
         write_published(arguments.source, arguments.out)
