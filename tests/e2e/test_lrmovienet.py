@@ -113,7 +113,7 @@ def test_the_reproduction_goes_on_where_it_stopped_and_ends_with_its_table(works
     overrides = (EPOCHS, f"ppo:{ROLLOUT}", *MODEL, *DATA)
     printed = workspace.ok("sh", "scripts/reproduce.sh", "small", *overrides)
     assert printed.count("finished already") == 2
-    assert "going on from logs/ppo/small/checkpoints/step-" in printed
+    assert "resuming from logs/ppo/small/checkpoints/step-" in printed
     table = printed[printed.index("Ours beside the published figures") :]
     places = [table.index(stage.title) for stage in STAGES.values()]
     assert places == sorted(places)
