@@ -45,7 +45,8 @@ class FixedBiasLinear(Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias.detach() + 0 * self.bias)
+        # Not a whole 0: torch 2.6 to 2.11 cannot export a tensor times one.
+        return linear(x, self.weight, self.bias.detach() + 0.0 * self.bias)
 
 
 class CrossAttention(nn.Module):
