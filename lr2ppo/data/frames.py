@@ -234,7 +234,7 @@ def _open_video(path: Path) -> Iterator[Any]:
     try:
         import av
     except ImportError:
-        raise UserError(f"{path}: reading videos needs PyAV: pip install '.[video]'") from None
+        raise UserError(f"{path}: reading videos needs PyAV, which is not installed: pip install '.[video]'") from None
     try:
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
         with av.open(str(path.resolve()), options=options) as container:

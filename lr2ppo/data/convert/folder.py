@@ -85,7 +85,7 @@ def make_files(
         annotations.SOURCE_TRAIN: ("stage 1, graded", graded(splits.source)),
         annotations.TARGET_PAIRS: ("stage 2, pairs", annotated),
         annotations.TARGET_TRAIN: ("stage 3, no grades", ungraded),
-        annotations.VALIDATION: ("chooses weights", graded(splits.validation)),
+        annotations.VALIDATION: ("model selection", graded(splits.validation)),
         annotations.TEST: ("evaluation", graded(splits.test)),
     }
 
@@ -154,7 +154,7 @@ def write_folder(
         raise UserError(f"{table}: {error}") from None
 
     if any(source.video for source in sources.values()) and importlib.util.find_spec("av") is None:
-        raise UserError("reading videos needs PyAV: pip install '.[video]'")
+        raise UserError("reading videos needs PyAV, which is not installed: pip install '.[video]'")
     # Write under another name first, so that `out` is never partial.
     complete = out.resolve()
     partial = complete.with_name(f".{complete.name}.partial")

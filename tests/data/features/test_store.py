@@ -370,7 +370,7 @@ def test_a_file_of_another_dtype_is_not_continued(tmp_path: Path, first: StoredT
         FeatureWriter(path, METADATA, second)
 
 
-def test_a_file_of_before_there_was_a_choice_is_continued_as_float32(tmp_path: Path) -> None:
+def test_an_old_file_without_a_dtype_is_continued_as_float32(tmp_path: Path) -> None:
     path = write_store(tmp_path / "feat.h5", {"a": draw_features([2], 1, seed=0)})
     with h5py.File(path, "a") as file:
         del file.attrs["dtype"]
