@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lr2ppo.distributed.signals import ended_by_interrupt
 from lr2ppo.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def add_ranker_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_ranker(arguments: argparse.Namespace) -> "LabelRanker":
     """The ranker that a command line names; prints its warning."""
-    from lr2ppo.inference.ranker import LabelRanker
+    with ended_by_interrupt():
+        from lr2ppo.inference.ranker import LabelRanker
 
     ranker = LabelRanker.load(
         arguments.run,

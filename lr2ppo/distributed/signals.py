@@ -24,16 +24,18 @@ def handled_signals() -> list[signal.Signals]:
 
 @contextmanager
 def ended_by_interrupt() -> Iterator[None]:
-    """Within the context, Ctrl-C ends this process immediately without output: for imports, which take seconds."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:
+    """Within the context, Ctrl-C ends this process immediately without output: for imports, which take seconds.
+
+    Afterwards, Ctrl-C raises KeyboardInterrupt, unless another handler was set before.
+    """
+    if signal.getsignal(signal.SIGINT) not in (signal.default_int_handler, signal.SIG_DFL):
         yield
         return
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class StopRequest:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Self, cast
 
 import torch
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from tokenizers.processors import RobertaProcessing
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BatchEncoding, RobertaModel, RobertaTokenizerFast
+from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerFast, RobertaModel
 
 from lr2ppo.encoders.weights.files import read_json
 from lr2ppo.encoders.weights.roberta import UNUSED_POSITIONS, load_roberta
@@ -16,6 +18,7 @@ from lr2ppo.errors import UserError
 from lr2ppo.ops.linear import use_fast_linear
 
 MAX_TOKENS = 196
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
 class TextEncoder(nn.Module):
@@ -24,7 +27,7 @@ class TextEncoder(nn.Module):
     def __init__(
         self,
         model: RobertaModel,
-        tokenizer: AutoTokenizer | None,
+        tokenizer: PreTrainedTokenizerFast | None,
         max_tokens: int = MAX_TOKENS,
         tokenizer_folder: Path = Path(),
     ) -> None:
@@ -37,11 +40,11 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def load(cls, path: Path | str, tokenizer: Path | str | None = None) -> Self:
-        """Read a Hugging Face RoBERTa folder, or TencentPretrain's RoBERTa file or a folder with that file alone.
+        """Read a Hugging Face RoBERTa folder, or TencentPretrain's RoBERTa file or a folder with only that file.
 
-        Which it is, its tensors tell; the number of attention heads is as `checkpoints.count_heads` says. The tokenizer
-        is that of the folder `tokenizer` or, without one, of the folder that holds the weights, where it may be
-        missing as long as no text is read. Raises `UserError` where something else is missing or does not fit.
+        The layout is detected from the tensors; for the number of attention heads see `weights.files.count_heads`. The
+        tokenizer comes from the folder `tokenizer`, by default that of the weights, where it may be missing as long as
+        no text is encoded. Raises `UserError` if something else is missing or does not fit.
         """
         source = Path(path)
         model = load_roberta(source)
@@ -61,26 +64,26 @@ class TextEncoder(nn.Module):
         return int(self.model.config.hidden_size)
 
     @property
-    def tokenizer(self) -> AutoTokenizer:
-        """The tokenizer; raises `UserError` where the encoder was loaded without one."""
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer; raises `UserError` if the encoder was loaded without one."""
         self.require_tokenizer()
         return self._tokenizer
 
     def require_tokenizer(self) -> None:
-        """Raises `UserError` where the encoder was loaded without a tokenizer, so that it can read no text."""
+        """Raise `UserError` if the encoder was loaded without a tokenizer and so cannot encode text."""
         if self._tokenizer is None:
             raise UserError(
                 f"{self.tokenizer_folder}: found no tokenizer.json or vocab.json with merges.txt; "
-                "copy the encoder's tokenizer files there or tell the folder that holds them"
+                "copy the encoder's tokenizer files there or give the folder that holds them"
             )
 
     def tokenizer_fingerprint(self) -> str:
-        """A short hash of the tokenizer's vocabulary, to tell different tokenizers apart."""
+        """A short hash of the tokenizer's vocabulary, to distinguish tokenizers."""
         vocabulary = sorted(cast(Mapping[str, int], self.tokenizer.get_vocab()).items())
         return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:12]
 
     def tokenize(self, texts: Sequence[tuple[str, str]]) -> Mapping[str, Tensor]:
-        """`<s> label </s></s> description </s>`, cut to the longest text read and padded: [B, T] ids and mask."""
+        """Tokenize as `<s> label </s></s> description </s>`, cut to `max_tokens` and padded: [B, T] ids and mask."""
         return cast(Mapping[str, Tensor], self._encode(texts))
 
     def _encode(self, texts: Sequence[tuple[str, str]]) -> BatchEncoding:
@@ -90,11 +93,11 @@ class TextEncoder(nn.Module):
         )
 
     def label_spans(self, texts: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
-        """Where the tokens of each text's label start and stop among all its tokens."""
+        """Start and stop of the label's tokens in each text."""
         spans = []
         for text in self._encode(texts).encodings:
-            own = [place for place, part in enumerate(text.sequence_ids) if part == 0]
-            spans.append((own[0], own[-1] + 1) if own else (0, 1))
+            label = [position for position, part in enumerate(text.sequence_ids) if part == 0]
+            spans.append((label[0], label[-1] + 1) if label else (0, 1))
         return spans
 
     def encode_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -103,28 +106,55 @@ class TextEncoder(nn.Module):
 
     @torch.inference_mode()
     def forward(self, texts: Sequence[tuple[str, str]]) -> list[Tensor]:
-        """Features of (label, description) texts: a `[tokens, D]` tensor each, without padding."""
+        """Features of (label, description) texts: one `[tokens, D]` tensor each, without padding."""
         tokens = self.tokenize(texts)
         device = self.model.device
         hidden = self.encode_ids(tokens["input_ids"].to(device), tokens["attention_mask"].to(device))
         return [row[:length] for row, length in zip(hidden, tokens["attention_mask"].sum(1).tolist(), strict=True)]
 
 
-def load_tokenizer(folder: Path) -> AutoTokenizer | None:
-    """The tokenizer of a folder, None where it holds none; raises `UserError` where its files cannot be read."""
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
+    """The tokenizer of a folder, None if it has none; raises `UserError` if its files cannot be read."""
     whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if not (whole.is_file() or (vocabulary.is_file() and merges.is_file())):
         return None
     settings = folder / "tokenizer_config.json"
     try:
+        tokenizer = (
+            Tokenizer.from_file(str(whole))
+            if whole.is_file()
+            else ByteLevelBPETokenizer(str(vocabulary), str(merges))._tokenizer
+        )
+        if tokenizer.get_vocab().keys() >= {*SPECIAL_TOKENS}:
+            return roberta_tokenizer(tokenizer)
         if settings.is_file() and "tokenizer_class" in read_json(settings):
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        # Without a named class AutoTokenizer would need Hugging Face's config of the encoder.
-        if whole.is_file():
-            return RobertaTokenizerFast(tokenizer_file=str(whole))
-        return RobertaTokenizerFast(str(vocabulary), str(merges))
     except UserError:
         raise
     except Exception as error:
         # The tokenizers library raises plain Exceptions.
         raise UserError(f"{folder}: its tokenizer files cannot be read: {error}; copy them again") from None
+    raise UserError(f"{folder}: its tokenizer lacks tokens of RoBERTa; wanted {', '.join(SPECIAL_TOKENS)}")
+
+
+def roberta_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer whose vocabulary has RoBERTa's special tokens, which puts them around texts as RoBERTa does.
+
+    Not transformers' RobertaTokenizerFast, whose releases each change other parts of the tokenizer they are given.
+    """
+    first, padding, last, unknown, mask = SPECIAL_TOKENS
+    tokens = tokenizer.get_vocab()
+    tokenizer.post_processor = RobertaProcessing((last, tokens[last]), (first, tokens[first]))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        # Transformers 4 would else take the space before a text's first word away.
+        add_prefix_space=getattr(tokenizer.pre_tokenizer, "add_prefix_space", False),
+        bos_token=first,
+        cls_token=first,
+        eos_token=last,
+        sep_token=last,
+        pad_token=padding,
+        unk_token=unknown,
+        mask_token=mask,
+        model_input_names=["input_ids", "attention_mask"],
+    )
