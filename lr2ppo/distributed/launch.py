@@ -73,30 +73,30 @@ def rendezvous_arguments(nodes: int) -> list[str]:
 
 
 def stop_options() -> list[str]:
-    """torchrun's arguments that say which signals stop a run, and how long its processes then have.
+    """Return torchrun's arguments for the stopping signals and the time that processes have to stop.
 
-    A torch whose launcher lacks one of them has its launcher changed to do the same.
+    If torch's launcher lacks one of them, patch the launcher to do the same.
     """
     known, options = get_args_parser().format_help(), []
     if "--signals-to-handle" in known:
         options.append(f"--signals-to-handle={','.join(number.name for number in handled_signals())}")
     else:
-        _handle_heeded_signals()
+        _patch_signals()
     if "--shutdown-timeout" in known:
         options.append(f"--shutdown-timeout={SECONDS_TO_STOP}")
     else:
-        _wait_for_processes()
+        _patch_timeout()
     return options
 
 
-def _handle_heeded_signals() -> None:
-    heeded, start = handled_signals(), SubprocessContext._start
-    others = {number: signal.getsignal(number) for number in {*STOPPING_SIGNALS, signal.SIGQUIT} - {*heeded}}
+def _patch_signals() -> None:
+    handled, start = handled_signals(), SubprocessContext._start
+    others = {number: signal.getsignal(number) for number in {*STOPPING_SIGNALS, signal.SIGQUIT} - {*handled}}
 
     def start_processes(self: SubprocessContext) -> None:
-        # The launcher has just set its handler for a fixed list of signals. Processes inherit which are ignored.
+        # The launcher has just set its handler for a fixed list of signals. Processes inherit ignored signals.
         handler = signal.getsignal(signal.SIGTERM)
-        for number in heeded:
+        for number in handled:
             signal.signal(number, handler)
         for number, before in others.items():
             signal.signal(number, before)
@@ -105,7 +105,7 @@ def _handle_heeded_signals() -> None:
     SubprocessContext._start = start_processes  # type: ignore[method-assign]
 
 
-def _wait_for_processes() -> None:
+def _patch_timeout() -> None:
     close = PContext.close
 
     def close_in_time(self: PContext, death_sig: signal.Signals | None = None, timeout: int = SECONDS_TO_STOP) -> None:

@@ -221,7 +221,7 @@ class TrainingRun(Generic[C]):
                 make_folder(self.folder, self.config)
             else:
                 os.truncate(self.folder / METRICS, checkpoint.state.metrics_bytes)
-            # Of a run that resumes too: its encoders may have moved since.
+            # Also in a run that resumes: its encoders may have moved.
             write_features_file(self.folder, self._store.encoding, self._store.paths)
             last_step = None if checkpoint is None else checkpoint.state.step
             self._run_log = RunLog(self.folder, self.config, self.steps, last_step)

@@ -85,7 +85,7 @@ try:
         if sys.argv[2] == "within":
             os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)
-    print("went on")
+    print("continued")
 except KeyboardInterrupt:
     print("interrupted")
 """
@@ -96,12 +96,12 @@ except KeyboardInterrupt:
     [
         ("default", "within", -signal.SIGINT, ""),
         ("none", "within", -signal.SIGINT, ""),
-        ("default", "behind", 0, "interrupted\n"),
-        ("none", "behind", 0, "interrupted\n"),
-        ("ignored", "within", 0, "went on\n"),
+        ("default", "after", 0, "interrupted\n"),
+        ("none", "after", 0, "interrupted\n"),
+        ("ignored", "within", 0, "continued\n"),
     ],
 )
-def test_an_interrupt_within_imports_ends_the_process_without_a_word(
+def test_an_interrupt_during_imports_ends_the_process_without_output(
     handler: str, moment: str, code: int, printed: str
 ) -> None:
     command = [sys.executable, "-c", INTERRUPTED, handler, moment]

@@ -22,7 +22,7 @@ MINI = REPOSITORY / "configs" / "mini"
 # More frames than a clip has, because the published head repeats frames.
 FLATTEN = ["model.head=flatten", "model.attention=published", "model.text_tokens=38", "data.frames=7"]
 QUICKLY = ["train.epochs=3", "train.actor.learning_rate=0.01", "train.actor.warmup=0"]
-# The preset's own, and others.
+# The preset's seed, and others.
 SEEDS = range(7, 17)
 
 
@@ -75,16 +75,16 @@ class TrainedWorld:
         TRAIN[stage](config, Processes(0, 1, torch.device("cpu")), fresh)
 
     def _train_until_better(self, stage: str, name: str, *more: str) -> None:
-        """Train with the first seed that gets better than what it starts from, whose weights a run would else keep.
+        """Train with the first seed that improves the ranker; otherwise a run keeps its initial weights.
 
-        Which one that is differs from one release of torch and transformers to another.
+        This seed depends on the versions of torch and transformers.
         """
         finished = self.logs / stage / name / "finished.json"
         for seed in SEEDS:
             self.train(stage, name, f"seed={seed}", *more, fresh=True)
             if json.loads(finished.read_text(encoding="utf-8"))["best_step"] > 0:
                 return
-        raise AssertionError(f"{stage}/{name} got no better with any of {len(SEEDS)} seeds")
+        raise AssertionError(f"{stage}/{name} did not improve with any of {len(SEEDS)} seeds")
 
     def cases(self, run: str) -> list[dict[str, Any]]:
         """Read the cases that evaluation wrote for the test clips."""

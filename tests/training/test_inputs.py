@@ -61,11 +61,11 @@ def test_without_strict_clips_with_faults_are_left_out_and_named(folder: Path, a
 def test_a_strict_stage_refuses_all_faults_of_a_file_in_one_message_with_advice(folder: Path, alone: Processes) -> None:
     with pytest.raises(UserError) as refused:
         open_folder(folder, alone, strict=True)
-    told = str(refused.value)
-    assert "train.json: 2 faults found; fix or remove them, extract its features again into clean_feat.h5" in told
-    assert "or leave such clips out with data.strict=false" in told
-    assert "clip 1 (clip-1): target of label 'a': found 70" in told
-    assert "clip clip-2: has no features" in told
+    message = str(refused.value)
+    assert "train.json: 2 faults found; fix or remove them, extract its features again into clean_feat.h5" in message
+    assert "or leave such clips out with data.strict=false" in message
+    assert "clip 1 (clip-1): target of label 'a': found 70" in message
+    assert "clip clip-2: has no features" in message
 
 
 def test_strict_is_the_default(folder: Path) -> None:
@@ -82,7 +82,7 @@ def test_clips_left_out_are_checked_again_next_time(folder: Path, alone: Process
 
 
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "expected"),
     [
         (1, r"val\.json: 1 fault found; fix or remove them, no valid clip remains"),
         (2, r"val\.json: 1 fault found; extract its features again into clean_feat\.h5, no valid clip remains"),
@@ -90,11 +90,11 @@ def test_clips_left_out_are_checked_again_next_time(folder: Path, alone: Process
     ],
 )
 def test_a_file_of_which_nothing_would_remain_is_refused(
-    folder: Path, alone: Processes, number: int, told: str
+    folder: Path, alone: Processes, number: int, expected: str
 ) -> None:
     entry = json.loads((folder / "train.json").read_text(encoding="utf-8"))[number]
     (folder / "val.json").write_text(json.dumps([entry]), encoding="utf-8")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         open_folder(folder, alone, strict=False)
 
 
