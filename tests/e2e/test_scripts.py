@@ -103,9 +103,9 @@ def test_a_mistake_gets_one_helpful_message(workspace: Workspace, command: tuple
     [
         ("pointwise", "name=x data.root=gone", "gone/clean_feat.h5: no such feature file; make it with"),
         ("pointwise", "name=x train.epochs=many", "train.epochs: found 'many'"),
-        ("pointwise", "name=a/b", "name: found 'a/b', wanted letters"),
+        ("pointwise", "name=a/b", "name: found 'a/b', wanted only letters"),
         ("pointwise", "name=x train.epoch=3", "unknown key 'train.epoch'; did you mean train.epochs?"),
-        ("reward", "name=x logs=nowhere", "make one first: PRESET=mini sh pointwise.sh NAME"),
+        ("reward", "name=x logs=nowhere", "train one first: PRESET=mini sh pointwise.sh NAME"),
         ("ppo", "name=x reward=gone data.root=data/tiny", "gone: found no such run under logs; there are: reward/tiny"),
         ("evaluate", "name=gone", "gone: found no such run under logs"),
         ("evaluate", "name=tiny split=train", "split: found 'train'"),
