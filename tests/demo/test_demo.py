@@ -105,7 +105,7 @@ def test_labels_stand_one_a_line_or_between_commas(typed: str, labels: list[str]
     [
         (" \n,, ", "no labels yet"),
         (",".join(map(str, range(MOST_LABELS + 1))), "at most 500"),
-        ("boat\n" + "x" * 200_000, "line 2 .*larger"),
+        ("boat\n" + "x" * 200_000, "Line 2 .*larger"),
     ],
 )
 def test_no_labels_far_too_many_and_too_long_ones_are_refused(typed: str, message: str) -> None:

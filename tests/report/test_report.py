@@ -21,7 +21,7 @@ from lr2ppo.config.load import load_config
 from lr2ppo.data import Clip
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
-from lr2ppo.evaluation.calibration import calibrate, describe_judgement
+from lr2ppo.evaluation.calibration import calibration_bins, describe_reward_model
 from lr2ppo.evaluation.pictures import grade_colour
 from lr2ppo.report.cases import choose_groups, thumbnails
 from lr2ppo.report.load import find_runs, gather_run, preset_differences
@@ -170,7 +170,7 @@ def test_groups_of_clips_are_disjoint_and_hold_the_extremes(
 
 @given(arrays(np.float64, st.integers(1, 200), elements=st.floats(-5, 5)), st.floats(0.1, 5))
 def test_bins_of_sureness_hold_every_pair_once(signed: NDArray[np.float64], temperature: float) -> None:
-    bins = calibrate(signed, temperature)
+    bins = calibration_bins(signed, temperature)
     assert sum(each["pairs"] for each in bins) == len(signed)
     right = sum(each["pairs"] * each["observed"] for each in bins)
     assert right == pytest.approx(float((signed > 0).sum() + 0.5 * (signed == 0).sum()))
@@ -181,7 +181,7 @@ def test_accuracy_is_told_by_grade_gap() -> None:
     grades = np.array([2, 0, 1])
     # Pairs (0, 1), (0, 2), (1, 2): right by a gap of 2, right by 1, wrong by 1.
     margins = np.array([[1.0, 0.5, 0.2], [1.0, 0.5, 0.2]])
-    judged = describe_judgement([grades], [margins], 1.0, samples=10, seed=0)["by_gap"]
+    judged = describe_reward_model([grades], [margins], 1.0, samples=10, seed=0)["by_gap"]
     assert [(gap["gap"], gap["pairs"], gap["mean"]) for gap in judged] == [(1, 2, 0.5), (2, 1, 1.0)]
 
 
