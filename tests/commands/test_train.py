@@ -29,7 +29,7 @@ def test_a_misspelt_key_is_answered_with_the_nearest(stage: str) -> None:
         (["pointwise", "--config", MINI, "train.epochs=many"], "train.epochs: found 'many'"),
         (["pointwise", "--config", "configs/nine/pointwise.yaml"], "configs/nine/pointwise.yaml: no such config file"),
         (["ppo", "--config", MINI], "stage: found 'pointwise', wanted 'ppo'"),
-        (["pointwise", "name=x"], "--config: is missing, such as --config configs/mini/pointwise.yaml"),
+        (["pointwise", "name=x"], "--config: is missing; give one, such as --config configs/mini/pointwise.yaml"),
         (["pointwize", "--config", MINI], "argument STAGE: invalid choice: 'pointwize'"),
         (["pointwise", "--config", MINI, "--max-restarts", "-1"], "--max-restarts: found '-1', wanted a whole number"),
         (["pointwise", "--config", MINI, "--max-restarts", "²"], "--max-restarts: found '²', wanted a whole number"),

@@ -82,7 +82,7 @@ def test_a_place_that_is_taken_is_left_as_it_is(
     (tmp_path / "out" / "mine").write_text("mine", encoding="utf-8")
     with pytest.raises(SystemExit):
         main(["export", "pointwise/one", str(tmp_path / "out"), "--logs", str(trained_world.logs)])
-    assert "out: is there already and is not empty" in capsys.readouterr().err
+    assert "out: already exists and is not empty" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 
 
@@ -99,7 +99,7 @@ def test_an_export_that_fails_leaves_nothing(
 
 
 def test_a_folder_that_is_no_export_is_told(trained_world: TrainedWorld) -> None:
-    with pytest.raises(UserError, match=r"best/config\.json: tells no exported model"):
+    with pytest.raises(UserError, match=r"best/config\.json: is not from an exported model"):
         LabelRanker.load(trained_world.logs / "ppo" / "one" / "best")
 
 
@@ -122,6 +122,6 @@ def test_the_onnx_graph_scores_batches_of_other_sizes_as_torch_does(
 
 
 def test_a_reward_model_has_no_onnx_graph(trained_world: TrainedWorld, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a reward model, of which no ONNX graph is made"):
+    with pytest.raises(UserError, match="is a reward model, which has no ONNX export"):
         export.export(open_trained("reward/one", trained_world.logs), tmp_path / "out", with_onnx=True)
     assert not list(tmp_path.iterdir())

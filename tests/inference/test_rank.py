@@ -314,7 +314,7 @@ def test_a_run_whose_earlier_runs_are_gone_still_ranks(
     ranker = LabelRanker.load("ppo/one", logs=tmp_path / "logs", device="cpu")
     assert (ranker.before, ranker.has_preferences) == (None, False)
     assert len(ranker.rank(query.frames, query.labels)) == len(query.labels)
-    with pytest.raises(UserError, match=r"its reward model gone/reward/one is not there any more"):
+    with pytest.raises(UserError, match=r"its reward model gone/reward/one no longer exists"):
         ranker.preferences(query.frames, query.labels)
 
 
@@ -352,7 +352,7 @@ def test_a_file_begun_by_another_model_or_with_other_labels_is_left_alone(
     content = out.read_bytes()
     before = ranker.before
     assert before is not None
-    with pytest.raises(UserError, match=r"begun with another model: run ppo/one, now pointwise/one; weights"):
+    with pytest.raises(UserError, match=r"started with another model: run ppo/one, now pointwise/one; weights"):
         rank_file(before, annotations, trained_world.data, out)
     clips = json.loads(annotations.read_text(encoding="utf-8"))
     clips[2]["tags"][0]["tag"] = "another"
@@ -360,7 +360,7 @@ def test_a_file_begun_by_another_model_or_with_other_labels_is_left_alone(
     with pytest.raises(UserError, match=r"line 3: clip test-0002 has other labels now"):
         rank_file(ranker, annotations, trained_world.data, out)
     (tmp_path / "ranked.jsonl.run.json").unlink()
-    with pytest.raises(UserError, match=r"is there, but not .*ranked\.jsonl\.run\.json"):
+    with pytest.raises(UserError, match=r"exists without .*ranked\.jsonl\.run\.json"):
         rank_file(ranker, annotations, trained_world.data, out)
     assert out.read_bytes() == content
 
