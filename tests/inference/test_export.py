@@ -1,4 +1,4 @@
-"""An exported folder: all that ranking needs, with the same scores, written whole or not at all."""
+"""Exported folders: complete for ranking, the same scores, written all or nothing."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from tests.helpers.trained_world import TrainedWorld
 
 @pytest.fixture(scope="module")
 def exported(trained_world: TrainedWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What was exported of stage 3, at a place of its own."""
+    """An exported stage 3 run, moved to another folder."""
     root = tmp_path_factory.mktemp("exported")
     main(["export", "ppo/one", str(root / "made" / "out"), "--logs", str(trained_world.logs)])
     return Path(shutil.move(root / "made" / "out", root / "moved"))
@@ -59,7 +59,7 @@ def test_runs_of_other_stages_are_exported_too(trained_world: TrainedWorld, tmp_
     ]
 
 
-def test_the_model_card_tells_metrics_data_encoders_and_how_to_load(
+def test_the_model_card_shows_metrics_data_encoders_and_how_to_load(
     trained_world: TrainedWorld, exported: Path
 ) -> None:
     card = (exported / "README.md").read_text(encoding="utf-8")
@@ -75,7 +75,7 @@ def test_the_model_card_tells_metrics_data_encoders_and_how_to_load(
     assert "LabelRanker.load(" in card
 
 
-def test_a_place_that_is_taken_is_left_as_it_is(
+def test_an_existing_folder_is_not_changed(
     trained_world: TrainedWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -98,7 +98,7 @@ def test_an_export_that_fails_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_no_export_is_told(trained_world: TrainedWorld) -> None:
+def test_a_folder_that_is_not_an_export_is_refused(trained_world: TrainedWorld) -> None:
     with pytest.raises(UserError, match=r"best/config\.json: is not from an exported model"):
         LabelRanker.load(trained_world.logs / "ppo" / "one" / "best")
 
