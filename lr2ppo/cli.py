@@ -7,6 +7,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import NoReturn
 
+from lr2ppo.distributed.signals import ended_by_interrupt
 from lr2ppo.errors import UserError, reports_user_errors
 
 # Command -> what it does; its module in `lr2ppo.commands` has the same name, with underscores.
@@ -55,8 +56,9 @@ def main(words: Sequence[str] | None = None) -> None:
     elif name == "--version":
         print(import_module("lr2ppo.version").__version__)
     elif name in COMMANDS:
-        command, parser = open_command(name)
-        arguments = parser.read(rest)
+        with ended_by_interrupt():
+            command, parser = open_command(name)
+            arguments = parser.read(rest)
         # What python runs in processes that are started for the same work.
         arguments.command = ["-m", "lr2ppo", name, *rest]
         command.run(arguments)

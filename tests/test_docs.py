@@ -22,7 +22,7 @@ def test_each_function_that_the_method_names_is_there(module: str, name: str, at
 
 def test_the_method_names_the_models_the_losses_and_the_stages() -> None:
     modules = {module for module, _, _ in NAMED}
-    assert {"objectives", "models/ranker", "models/partial_order", "stages/ppo", "metrics"} <= modules
+    assert {"losses/policy", "models/rankers", "stages/ppo", "evaluation/metrics"} <= modules
 
 
 @pytest.mark.parametrize("page", [str(page.relative_to(REPOSITORY)) for page in PAGES])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lr2ppo.distributed.signals import ended_by_interrupt
 from lr2ppo.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def add_ranker_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_ranker(arguments: argparse.Namespace) -> "LabelRanker":
     """Load the ranker named on the command line; print its warning."""
-    from lr2ppo.inference.ranker import LabelRanker
+    with ended_by_interrupt():
+        from lr2ppo.inference.ranker import LabelRanker
 
     ranker = LabelRanker.load(
         arguments.run,

@@ -55,8 +55,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def measure(arguments: argparse.Namespace, config: TrainingConfig, trunk: ModelConfig) -> None:
     """Time the step in this process, one of those that share it; the main process prints the line."""
-    from lr2ppo.benchmark import measure as benchmark
-    from lr2ppo.distributed.processes import join_processes
+    with ended_by_interrupt():
+        from lr2ppo.benchmark import measure as benchmark
+        from lr2ppo.distributed.processes import join_processes
 
     with join_processes("auto") as processes:
         figures = benchmark.measure(

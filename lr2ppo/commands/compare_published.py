@@ -3,6 +3,7 @@
 import argparse
 
 from lr2ppo.commands.arguments import add_logs_argument
+from lr2ppo.distributed.signals import ended_by_interrupt
 
 EXAMPLE = "lr2ppo compare-published reproduce (after sh scripts/reproduce.sh)"
 
@@ -19,7 +20,8 @@ def run(arguments: argparse.Namespace) -> None:
     from lr2ppo.runs.stages import STAGES
 
     runs = {stage: find_run(f"{stage}/{arguments.name}", (stage,), arguments.logs) for stage in STAGES}
-    from lr2ppo.evaluation.published import compare_runs
+    with ended_by_interrupt():
+        from lr2ppo.evaluation.published import compare_runs
 
     table = compare_runs(runs)
     print(

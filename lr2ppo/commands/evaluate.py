@@ -55,9 +55,10 @@ def show(runs: list[str], config: EvaluateConfig) -> None:
 
 def evaluate(config: EvaluateConfig) -> None:
     """Evaluate a run in this process, one of those that share the work."""
-    import torch
+    with ended_by_interrupt():
+        import torch
 
-    from lr2ppo.stages import evaluate as stage
+        from lr2ppo.stages import evaluate as stage
 
     torch.manual_seed(config.seed)
     stage.evaluate(config)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from lr2ppo.commands.arguments import add_logs_argument, require_runs
+from lr2ppo.distributed.signals import ended_by_interrupt
 
 EXAMPLE = "lr2ppo export ppo/quickstart exported/mini --onnx"
 
@@ -17,8 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     require_runs([arguments.run], arguments.logs, exported=True)
-    from lr2ppo.inference.export import export
-    from lr2ppo.inference.trained import open_trained
+    with ended_by_interrupt():
+        from lr2ppo.inference.export import export
+        from lr2ppo.inference.trained import open_trained
 
     trained = open_trained(arguments.run, arguments.logs)
     report = export(trained, arguments.out, arguments.onnx)

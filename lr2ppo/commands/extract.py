@@ -43,7 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def extract(arguments: argparse.Namespace) -> None:
     """Extract in this process, one of those that share the work."""
-    from lr2ppo.encoders.extract import extract_folder
+    with ended_by_interrupt():
+        from lr2ppo.encoders.extract import extract_folder
 
     extract_folder(
         arguments.data,

@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from lr2ppo.commands.arguments import add_overrides_argument, whole_numbers
+from lr2ppo.distributed.signals import ended_by_interrupt
 from lr2ppo.errors import UserError
 
 EXAMPLE = "lr2ppo pipeline study --preset configs/mini --seeds 1,2,3 ppo:train.epochs=3"
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     if "=" in arguments.name:
         raise UserError(f"NAME: found {arguments.name!r}, wanted the name of the runs before the settings")
-    from lr2ppo.stages.pipeline import run_pipeline
+    with ended_by_interrupt():
+        from lr2ppo.stages.pipeline import run_pipeline
 
     run_pipeline(arguments.name, arguments.preset, arguments.overrides, arguments.seeds)

@@ -7,6 +7,8 @@ picture's best patch), masked words, and whether a label occurs in the text besi
 import argparse
 from pathlib import Path
 
+from lr2ppo.distributed.signals import ended_by_interrupt
+
 EXAMPLE = "lr2ppo pretrain --data data/mini --out pretrained_models/mini"
 
 
@@ -31,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from lr2ppo.encoders.pretrain import pretrain
+    with ended_by_interrupt():
+        from lr2ppo.encoders.pretrain import pretrain
 
     losses = pretrain(
         arguments.data,

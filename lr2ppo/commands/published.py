@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from lr2ppo.distributed.signals import ended_by_interrupt
+
 EXAMPLE = "lr2ppo published pointwise.bin logs/pointwise/published && sh ppo_eval.sh pointwise/published"
 
 
@@ -19,8 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from lr2ppo.models.published import load_published, write_published
-    from lr2ppo.training.converted import write_converted_run
+    with ended_by_interrupt():
+        from lr2ppo.models.published import load_published, write_published
+        from lr2ppo.training.converted import write_converted_run
 
     if arguments.to_published:
         write_published(arguments.source, arguments.out)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from lr2ppo.commands.arguments import add_ranker_arguments, open_ranker, require_runs
+from lr2ppo.distributed.signals import ended_by_interrupt
 from lr2ppo.errors import UserError
 
 EXAMPLE = """lr2ppo rank ppo/quickstart --frames holiday.mp4 --labels "beach,car,night" \\
@@ -54,7 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
     check(arguments)
     ranker = open_ranker(arguments)
     if arguments.annotations is not None:
-        from lr2ppo.inference.file import rank_file
+        with ended_by_interrupt():
+            from lr2ppo.inference.file import rank_file
 
         frames_root = arguments.frames_root or arguments.annotations.parent
         written, existing = rank_file(ranker, arguments.annotations, frames_root, arguments.out)

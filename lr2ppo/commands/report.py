@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from lr2ppo.commands.arguments import add_logs_argument, require_runs
+from lr2ppo.distributed.signals import ended_by_interrupt
 
 EXAMPLE = "lr2ppo report ppo/demo -o report.html"
 
@@ -23,8 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     require_runs(arguments.runs, arguments.logs)
-    from lr2ppo.report.load import find_runs
-    from lr2ppo.report.page import write_report
+    with ended_by_interrupt():
+        from lr2ppo.report.load import find_runs
+        from lr2ppo.report.page import write_report
 
     folders = find_runs(arguments.runs, arguments.logs)
     out = write_report(folders, arguments.split, arguments.out, arguments.frames_root)

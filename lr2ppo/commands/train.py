@@ -38,11 +38,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 def train(config: TrainingConfig, fresh: bool) -> None:
     """Train the config's stage in this process, one of those of the run."""
-    import torch
+    with ended_by_interrupt():
+        import torch
 
-    from lr2ppo.distributed.processes import join_processes
+        from lr2ppo.distributed.processes import join_processes
 
-    stage = import_module(STAGES[config.stage].module)
+        stage = import_module(STAGES[config.stage].module)
     with join_processes(config.device) as processes:
         torch.manual_seed(config.seed)
         stage.train(config, processes, fresh)

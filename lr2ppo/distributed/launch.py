@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from torch.distributed import DistError
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import PContext, SignalException, SubprocessContext
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
@@ -69,6 +69,48 @@ def rendezvous_arguments(nodes: int) -> list[str]:
         faults.append(f"MASTER_PORT: found {port or NOTHING}, wanted a free port of machine 0, 1 to {HIGHEST_PORT}")
     raise_faults(f"NNODES={nodes}", faults, f"set them on each machine, such as {SEVERAL_NODES}")
     return [f"--nnodes={nodes}", f"--node-rank={rank}", f"--master-addr={address}", f"--master-port={port}"]
+
+
+def stop_options() -> list[str]:
+    """torchrun's arguments that say which signals stop a run, and how long its processes then have.
+
+    A torch whose launcher lacks one of them has its launcher changed to do the same.
+    """
+    known, options = get_args_parser().format_help(), []
+    if "--signals-to-handle" in known:
+        options.append(f"--signals-to-handle={','.join(number.name for number in heeded_signals())}")
+    else:
+        _handle_heeded_signals()
+    if "--shutdown-timeout" in known:
+        options.append(f"--shutdown-timeout={SECONDS_TO_STOP}")
+    else:
+        _wait_for_processes()
+    return options
+
+
+def _handle_heeded_signals() -> None:
+    heeded, start = heeded_signals(), SubprocessContext._start
+    others = {number: signal.getsignal(number) for number in {*STOPPING_SIGNALS, signal.SIGQUIT} - {*heeded}}
+
+    def start_processes(self: SubprocessContext) -> None:
+        # The launcher has just set its handler for a fixed list of signals. Processes inherit which are ignored.
+        handler = signal.getsignal(signal.SIGTERM)
+        for number in heeded:
+            signal.signal(number, handler)
+        for number, before in others.items():
+            signal.signal(number, before)
+        start(self)
+
+    SubprocessContext._start = start_processes  # type: ignore[method-assign]
+
+
+def _wait_for_processes() -> None:
+    close = PContext.close
+
+    def close_in_time(self: PContext, death_sig: signal.Signals | None = None, timeout: int = SECONDS_TO_STOP) -> None:
+        close(self, death_sig, timeout)
+
+    PContext.close = close_in_time  # type: ignore[method-assign]
 
 
 def _is_whole(text: str, least: int, most: int | None = None) -> bool:
@@ -142,11 +184,7 @@ def start(command: Sequence[str], restarts: int = 0) -> None:
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    safety = [
-        f"--max-restarts={restarts}",
-        f"--shutdown-timeout={SECONDS_TO_STOP}",
-        f"--signals-to-handle={','.join(number.name for number in heeded_signals())}",
-    ]
+    safety = [f"--max-restarts={restarts}", *stop_options()]
     # Processes begin as this one did, so that Ctrl-C leaves no traceback in them either.
     command = ["-m", "lr2ppo.distributed.launch"] * ("-m" in command[:1]) + [*command]
     arguments = get_args_parser().parse_args([*rendezvous, f"--nproc-per-node={processes}", *safety, *command])

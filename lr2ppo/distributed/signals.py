@@ -24,16 +24,18 @@ def heeded_signals() -> list[signal.Signals]:
 
 @contextmanager
 def ended_by_interrupt() -> Iterator[None]:
-    """Within it, Ctrl-C ends this process at once and without a word: for imports, which take seconds."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:
+    """Within it, Ctrl-C ends this process at once and without a word: for imports, which take seconds.
+
+    Behind it, Ctrl-C is a KeyboardInterrupt, unless it was something else before.
+    """
+    if signal.getsignal(signal.SIGINT) not in (signal.default_int_handler, signal.SIG_DFL):
         yield
         return
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class StopRequest:

@@ -19,7 +19,7 @@ from timm.models import VisionTransformer
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import RobertaConfig, RobertaForMaskedLM, RobertaTokenizerFast
+from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
 from transformers.utils import logging as transformers_logging
 
 from lr2ppo.config.schema import OptimizerConfig
@@ -28,12 +28,11 @@ from lr2ppo.data.annotations import Clip, read_clips
 from lr2ppo.data.frames import missing_frames, read_image, unusable_frames
 from lr2ppo.distributed.processes import choose_device
 from lr2ppo.encoders.image import ImageEncoder
-from lr2ppo.encoders.text import TextEncoder
+from lr2ppo.encoders.text import SPECIAL_TOKENS, TextEncoder, roberta_tokenizer
 from lr2ppo.errors import UserError, raise_faults
 from lr2ppo.training.learner import build_optimizer
 
 TRAINING_FILES = (annotations.SOURCE_TRAIN, annotations.TARGET_TRAIN)
-SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 BASE_VIT = "vit_tiny_patch16_224"
 MASKED_SHARE = 0.15
@@ -88,13 +87,13 @@ def contains_words(texts: Sequence[str], words: Sequence[str]) -> NDArray[np.boo
     return np.array([[pattern.search(text) is not None for pattern in patterns] for text in texts], dtype=bool)
 
 
-def build_tokenizer(texts: Sequence[str], vocabulary: int) -> RobertaTokenizerFast:
+def build_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on the texts, with RoBERTa's special tokens."""
     bpe = ByteLevelBPETokenizer(add_prefix_space=True)
     bpe.train_from_iterator(
-        texts, vocab_size=vocabulary, min_frequency=2, special_tokens=SPECIAL_TOKENS, show_progress=False
+        texts, vocab_size=vocabulary, min_frequency=2, special_tokens=[*SPECIAL_TOKENS], show_progress=False
     )
-    return RobertaTokenizerFast(tokenizer_object=bpe._tokenizer, add_prefix_space=True)
+    return roberta_tokenizer(bpe._tokenizer)
 
 
 def build_text_model(vocabulary: int, width: int, layers: int, heads: int, max_tokens: int) -> RobertaForMaskedLM:
@@ -271,7 +270,11 @@ def pretrain(
 
 
 def save(
-    out: Path, text: RobertaForMaskedLM, tokenizer: RobertaTokenizerFast, vit: VisionTransformer, shape: dict[str, int]
+    out: Path,
+    text: RobertaForMaskedLM,
+    tokenizer: PreTrainedTokenizerFast,
+    vit: VisionTransformer,
+    shape: dict[str, int],
 ) -> None:
     """Write a Hugging Face RoBERTa folder with its tokenizer, and a timm ViT folder with its config."""
     transformers_logging.disable_progress_bar()

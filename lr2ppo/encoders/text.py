@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Self, cast
 
 import torch
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from tokenizers.processors import RobertaProcessing
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BatchEncoding, RobertaModel, RobertaTokenizerFast
+from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerFast, RobertaModel
 
 from lr2ppo.encoders.weights.files import read_json
 from lr2ppo.encoders.weights.roberta import UNUSED_POSITIONS, load_roberta
@@ -16,6 +18,7 @@ from lr2ppo.errors import UserError
 from lr2ppo.ops.linear import quicken
 
 MAX_TOKENS = 196
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
 class TextEncoder(nn.Module):
@@ -24,7 +27,7 @@ class TextEncoder(nn.Module):
     def __init__(
         self,
         model: RobertaModel,
-        tokenizer: AutoTokenizer | None,
+        tokenizer: PreTrainedTokenizerFast | None,
         max_tokens: int = MAX_TOKENS,
         tokenizer_folder: Path = Path(),
     ) -> None:
@@ -61,7 +64,7 @@ class TextEncoder(nn.Module):
         return int(self.model.config.hidden_size)
 
     @property
-    def tokenizer(self) -> AutoTokenizer:
+    def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer; raises `UserError` where the encoder was loaded without one."""
         self.require_tokenizer()
         return self._tokenizer
@@ -110,21 +113,48 @@ class TextEncoder(nn.Module):
         return [row[:length] for row, length in zip(hidden, tokens["attention_mask"].sum(1).tolist(), strict=True)]
 
 
-def load_tokenizer(folder: Path) -> AutoTokenizer | None:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
     """The tokenizer of a folder, None where it holds none; raises `UserError` where its files cannot be read."""
     whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if not (whole.is_file() or (vocabulary.is_file() and merges.is_file())):
         return None
     settings = folder / "tokenizer_config.json"
     try:
+        tokenizer = (
+            Tokenizer.from_file(str(whole))
+            if whole.is_file()
+            else ByteLevelBPETokenizer(str(vocabulary), str(merges))._tokenizer
+        )
+        if tokenizer.get_vocab().keys() >= {*SPECIAL_TOKENS}:
+            return roberta_tokenizer(tokenizer)
         if settings.is_file() and "tokenizer_class" in read_json(settings):
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        # Without a named class AutoTokenizer would need Hugging Face's config of the encoder.
-        if whole.is_file():
-            return RobertaTokenizerFast(tokenizer_file=str(whole))
-        return RobertaTokenizerFast(str(vocabulary), str(merges))
     except UserError:
         raise
     except Exception as error:
         # The tokenizers library raises plain Exceptions.
         raise UserError(f"{folder}: its tokenizer files cannot be read: {error}; copy them again") from None
+    raise UserError(f"{folder}: its tokenizer lacks tokens of RoBERTa; wanted {', '.join(SPECIAL_TOKENS)}")
+
+
+def roberta_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer whose vocabulary has RoBERTa's special tokens, which puts them around texts as RoBERTa does.
+
+    Not transformers' RobertaTokenizerFast, whose releases each change other parts of the tokenizer they are given.
+    """
+    first, padding, last, unknown, mask = SPECIAL_TOKENS
+    tokens = tokenizer.get_vocab()
+    tokenizer.post_processor = RobertaProcessing((last, tokens[last]), (first, tokens[first]))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        # Transformers 4 would else take the space before a text's first word away.
+        add_prefix_space=getattr(tokenizer.pre_tokenizer, "add_prefix_space", False),
+        bos_token=first,
+        cls_token=first,
+        eos_token=last,
+        sep_token=last,
+        pad_token=padding,
+        unk_token=unknown,
+        mask_token=mask,
+        model_input_names=["input_ids", "attention_mask"],
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 from lr2ppo.errors import UserError
 from lr2ppo.files import write_json
 from lr2ppo.inference.model_card import write_card
-from lr2ppo.inference.onnx import OnnxReport, export_onnx
+from lr2ppo.inference.onnx import OnnxReport, export_onnx, require_packages
 from lr2ppo.inference.trained import BEFORE, REWARD, Trained
 from lr2ppo.models import PartialOrderModel
 from lr2ppo.models.weights import load_model, save_model
@@ -21,8 +21,10 @@ def export(trained: Trained, out: Path, with_onnx: bool = False) -> OnnxReport |
     """Write a model, its reward model and the stage 1 run it started from, with a model card, all or nothing.
 
     `with_onnx` adds the ranker as an ONNX graph and returns how it compares. Raises `UserError` if `out` exists and is
-    not empty, or the graph's scores differ.
+    not empty, a package for the graph is missing or too old, or the graph's scores differ.
     """
+    if with_onnx:
+        require_packages()
     with _atomic_folder(out) as folder:
         is_ranker = _write_model(trained, folder)
         if trained.reward is not None and is_ranker:

@@ -1,8 +1,9 @@
 """Export a ranker as an ONNX graph, from features to scores, checked against the ranker."""
 
-import importlib.util
+import importlib
 import io
 import logging
+import re
 import warnings
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -11,13 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
 from lr2ppo.errors import UserError
 from lr2ppo.inference.trained import Trained
 from lr2ppo.models import RelevanceRanker
 from lr2ppo.models.weights import load_model
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# The lowest releases that export with every torch we run on; pyproject.toml has the same.
+PACKAGES = {"onnx": "1.17", "onnxscript": "0.6.1", "onnxruntime": "1.18"}
+LARGEST_SIZE = 2**31 - 1
 LARGEST_DIFFERENCE = 1e-4
 INPUTS = ("text", "text_mask", "frames", "frame_mask")
 # Clips, labels, tokens per label and frame tokens: the traced sizes, then the checked ones.
@@ -48,14 +52,31 @@ class _Scores(nn.Module):
         return scores
 
 
+def require_packages() -> None:
+    """Raise `UserError` if a package that the export needs is missing or too old."""
+    faults = []
+    for name, lowest in PACKAGES.items():
+        try:
+            found = importlib.import_module(name).__version__
+        except ImportError:
+            found = "none"
+        if found == "none" or _numbers(found) < _numbers(lowest):
+            faults.append(f"{name} {lowest} or newer, found {found}")
+    if faults:
+        raise UserError(f"--onnx needs {'; '.join(faults)}: pip install '.[onnx]'")
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]
+
+
 def export_onnx(trained: Trained, path: Path) -> OnnxReport:
     """Write `text, text_mask, frames, frame_mask -> scores` as in `RelevanceRanker.forward`.
 
-    Raises `UserError` if the model is not a ranker, a package is missing, or the graph's scores differ from torch's.
+    Raises `UserError` if the model is not a ranker, a package is missing or too old, or the graph's scores differ from
+    torch's.
     """
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"--onnx needs {', '.join(missing)}, not installed: pip install '.[onnx]'")
+    require_packages()
     ranker = load_model(trained.weights)
     if not isinstance(ranker, RelevanceRanker):
         raise UserError(f"{trained.use.name}: is a reward model, which has no ONNX export; name a ranker's run")
@@ -64,18 +85,19 @@ def export_onnx(trained: Trained, path: Path) -> OnnxReport:
     of_text, of_frames = ("clips", "labels", "tokens"), ("clips", "frame_tokens")
     fixed_sizes = ("tokens", "frame_tokens") if is_flatten else ()
     dynamic = {
-        name: {axis: size for axis, size in enumerate(sizes) if size not in fixed_sizes}
+        name: {axis: Dim(size, max=LARGEST_SIZE) for axis, size in enumerate(sizes) if size not in fixed_sizes}
         for name, sizes in zip(INPUTS, (of_text, of_text, of_frames, of_frames), strict=True)
     }
     with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        # Strict tracing, the first choice of torch 2.6, would lay text out as this batch has it.
+        traced = torch.export.export(_Scores(ranker), draw_inputs(ranker, TRACED), dynamic_shapes=dynamic, strict=False)
         torch.onnx.export(
-            _Scores(ranker),
-            draw_inputs(ranker, TRACED),
+            traced,
+            (),
             str(path),
             input_names=INPUTS,
             output_names=("scores",),
-            dynamic_shapes=dynamic,
             dynamo=True,
             # One file cannot hold more than 2 GiB.
             external_data=sum(weight.nbytes for weight in ranker.state_dict().values()) > 2**30,

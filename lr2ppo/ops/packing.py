@@ -131,4 +131,11 @@ Rows = Packing | Padding
 
 def lay_out(mask: Tensor) -> Rows | None:
     """How text with a mask `[B, L, T]` is laid out to be computed; None where nothing is padded."""
-    return Padding(mask) if torch.compiler.is_exporting() else Packing.of(mask)
+    return Padding(mask) if _is_exporting() else Packing.of(mask)
+
+
+def _is_exporting() -> bool:
+    if hasattr(torch.compiler, "is_exporting"):
+        return torch.compiler.is_exporting()
+    # In torch 2.6 what is traced without Dynamo is an export.
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()

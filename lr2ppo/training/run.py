@@ -10,6 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 from lr2ppo.config.schema import RunConfig
 from lr2ppo.data.annotations import Need
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, open_store
+from lr2ppo.data.features.encoders import write_features_file
 from lr2ppo.data.features.store import FeatureStore
 from lr2ppo.data.samplers import Draw, EpochSampler, training_loader, whole_lists
 from lr2ppo.distributed.processes import Processes
@@ -217,9 +218,11 @@ class TrainingRun(Generic[C]):
         if processes.is_main:
             check_space(self.folder, self.learners)
             if checkpoint is None:
-                make_folder(self.folder, self.config, self._store)
+                make_folder(self.folder, self.config)
             else:
                 os.truncate(self.folder / METRICS, checkpoint.state.metrics_bytes)
+            # Of a run that resumes too: its encoders may have moved since.
+            write_features_file(self.folder, self._store.encoding, self._store.paths)
             last_step = None if checkpoint is None else checkpoint.state.step
             self._log = RunLog(self.folder, self.config, self.steps, last_step)
         for note in self._notes:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lr2ppo.config.load import config_leaves, dump_config
 from lr2ppo.config.schema import ComputeConfig, RunConfig
-from lr2ppo.data.features.encoders import FEATURES_FILE, differing_facts, read_features_file, write_features_file
+from lr2ppo.data.features.encoders import FEATURES_FILE, differing_facts, read_features_file
 from lr2ppo.data.features.store import FeatureStore
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError, raise_faults
@@ -97,14 +97,13 @@ def check_resumable(folder: Path, config: RunConfig, store: FeatureStore) -> Non
         )
 
 
-def make_folder(folder: Path, config: RunConfig, store: FeatureStore) -> None:
+def make_folder(folder: Path, config: RunConfig) -> None:
     """Make a new run's folder with its config; a folder that is there is removed, which is said on the screen."""
     if folder.exists():
         _remove(folder)
     folder.mkdir(parents=True)
     text = dump_config(config)
     write_whole(folder / "config.yaml", lambda partial: partial.write_text(text, encoding="utf-8"))
-    write_features_file(folder, store.encoding, store.paths)
 
 
 def peak_memory_gib() -> float:

@@ -56,7 +56,7 @@ def test_a_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> No
 HANDS_OVER = """
 import socket, sys, time
 from multiprocessing import resource_sharer
-from lr2ppo.interruption import follow_training_process
+from lr2ppo.distributed.signals import follow_training_process
 
 follow_training_process()
 # How what was read reaches the training process, which here is gone as soon as it has asked for it.
@@ -72,3 +72,38 @@ sys.excepthook(ValueError, ValueError("another fault"), None)
 def test_a_process_that_reads_ahead_says_nothing_where_the_training_process_is_killed() -> None:
     done = subprocess.run([sys.executable, "-c", HANDS_OVER], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stderr == "ValueError: another fault\n"
+
+
+INTERRUPTED = """
+import os, signal, sys
+from lr2ppo.distributed.signals import ended_by_interrupt
+
+handlers = {"default": signal.default_int_handler, "none": signal.SIG_DFL, "ignored": signal.SIG_IGN}
+signal.signal(signal.SIGINT, handlers[sys.argv[1]])
+try:
+    with ended_by_interrupt():
+        if sys.argv[2] == "within":
+            os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+    print("went on")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize(
+    ("handler", "moment", "code", "printed"),
+    [
+        ("default", "within", -signal.SIGINT, ""),
+        ("none", "within", -signal.SIGINT, ""),
+        ("default", "behind", 0, "interrupted\n"),
+        ("none", "behind", 0, "interrupted\n"),
+        ("ignored", "within", 0, "went on\n"),
+    ],
+)
+def test_an_interrupt_within_imports_ends_the_process_without_a_word(
+    handler: str, moment: str, code: int, printed: str
+) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, handler, moment]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, printed, "")

@@ -1,6 +1,7 @@
 """Exported folders: complete for ranking, the same scores, written all or nothing."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from lr2ppo import LabelRanker
 from lr2ppo.cli import main
 from lr2ppo.errors import UserError
-from lr2ppo.inference import export
+from lr2ppo.inference import export, onnx
 from lr2ppo.inference.onnx import INPUTS, draw_inputs, export_onnx
 from lr2ppo.inference.trained import open_trained
 from lr2ppo.models import RelevanceRanker
@@ -119,6 +120,16 @@ def test_the_onnx_graph_scores_batches_of_other_sizes_as_torch_does(
     with torch.no_grad():
         wanted = ranker(text, frames, text_mask=text_mask, frame_mask=frame_mask)
     np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_packages_that_are_missing_or_too_old_for_onnx_are_named_before_any_work(
+    trained_world: TrainedWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx, "PACKAGES", {"torch": "1000.0.1", "numpy": "1.26", "nowhere": "2.3"})
+    wanted = f"torch 1000.0.1 or newer, found {torch.__version__}; nowhere 2.3 or newer, found none: pip install"
+    with pytest.raises(UserError, match=re.escape(wanted)):
+        export.export(open_trained("pointwise/one", trained_world.logs), tmp_path / "made" / "out", with_onnx=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_reward_model_has_no_onnx_graph(trained_world: TrainedWorld, tmp_path: Path) -> None:

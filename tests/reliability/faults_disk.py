@@ -61,7 +61,7 @@ def _fills_up(workshop: Workshop) -> Tried:
         ballast.unlink()
         ended = series.start("full", OFTEN, f"logs={logs}").end()
         why = difference(series.make_whole(), folder)
-        if "going on from" not in ended.printed:
+        if "resuming from" not in ended.printed:
             why = f"did not go on; {why}; it said: {ended.printed[-600:]}"
         yield "the same command after room was made", Outcome("lost" if why else "continued", ended.seconds, why)
 

@@ -180,7 +180,7 @@ def try_restarts(workshop: Workshop) -> Tried:
         os.kill(job.training()[-1], signal.SIGKILL)
         ended = job.end()
         why = _screen_fault(ended) or difference(whole, series.folder("restarted"))
-        if ended.code != 0 or "going on from" not in ended.printed:
+        if ended.code != 0 or "resuming from" not in ended.printed:
             why = f"ended with {ended.code}, {why}; it said: {ended.printed[-900:]}"
         yield (
             "SIGKILL of one of two, with --max-restarts 2",
@@ -198,7 +198,7 @@ def try_second_signal(workshop: Workshop) -> Tried:
     yield "a second SIGTERM within the writing of a checkpoint", outcome
     series = Series(workshop, "pointwise", 2)
     outcome = _ask_twice(series, series.start("hung", OFTEN), "hung", hang=True)
-    again = series.finish("hung", says="going on from")
+    again = series.finish("hung", says="resuming from")
     yield "a second SIGTERM where a process hangs", outcome if outcome.why else again
 
 
@@ -234,7 +234,7 @@ def try_one_name(workshop: Workshop) -> Tried:
     yield "two runs of one name at once: the second", Outcome("lost" if why else "refused", second.seconds, why)
     os.kill(first.script.pid, signal.SIGKILL)
     first.end()
-    yield "the first killed, the same command again", series.finish("shared", says="going on from")
+    yield "the first killed, the same command again", series.finish("shared", says="resuming from")
 
 
 def try_damage(workshop: Workshop) -> Tried:

@@ -215,7 +215,7 @@ def test_one_process_goes_on_with_what_two_began(world: World, tiny_world: Path,
     wait_for(lambda: any(checkpoints.glob("step-*")))
     begun.send_signal(signal.SIGTERM)
     assert begun.wait(60) == 143
-    assert "going on from" in workspace.ok(*command, clips, processes=1)
+    assert "resuming from" in workspace.ok(*command, clips, processes=1)
     world.train("reward", "moved", "ranker=none", "model.dropout=0", fresh=True)
     two, one = (
         load_file(logs / "reward" / "moved" / "checkpoints" / "last" / "model.safetensors")
@@ -238,7 +238,7 @@ def test_a_folder_that_is_no_run_is_not_removed_unasked(world: World) -> None:
     folder = world.logs / "reward" / "thesis"
     folder.mkdir()
     (folder / "chapter.txt").write_text("years of work")
-    with pytest.raises(UserError, match="is no run of ours"):
+    with pytest.raises(UserError, match="is there already and is no run"):
         world.train("reward", "thesis")
     assert (folder / "chapter.txt").exists()
 
