@@ -16,7 +16,7 @@ import numpy as np
 
 from lr2ppo.data import Clip, ClipDataset, FeatureStore, FeatureWriter
 from lr2ppo.data.dataset import ClipRequest, collate
-from lr2ppo.data.features.store import MOST_OPEN_FILES
+from lr2ppo.data.features.store import MAX_OPEN_FILES
 from lr2ppo.data.features.writer import StoredType
 from lr2ppo.data.samplers import Draw, EpochSampler, annotated_pairs, random_pairs
 from lr2ppo.errors import reports_user_errors
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=2000)
     parser.add_argument("--labels", type=int, default=20, help="labels per clip (default 20)")
     parser.add_argument("--tokens", type=int, default=60, help="text tokens per label (default 60)")
-    parser.add_argument("--shards", type=int, default=100, help=f"files (default 100; {MOST_OPEN_FILES} stay open)")
+    parser.add_argument("--shards", type=int, default=100, help=f"files (default 100; {MAX_OPEN_FILES} stay open)")
     parser.add_argument("--pairs", type=int, default=4000, help="pairs read per way (default 4000)")
     parser.add_argument("--folder", type=Path, help="folder for the temporary stores (default: the system's)")
     arguments = parser.parse_args()

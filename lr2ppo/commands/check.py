@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from lr2ppo.data.validate import require_sound
+    from lr2ppo.data.validate import require_valid
 
-    require_sound(arguments.data, arguments.features, arguments.frames_root or arguments.data)
+    require_valid(arguments.data, arguments.features, arguments.frames_root or arguments.data)
     print("training can start")

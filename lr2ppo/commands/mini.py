@@ -19,11 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from lr2ppo.data.mini import SIZES, whole_folder, write_mini, write_table
+    from lr2ppo.data.mini import SIZES, atomic_folder, write_mini, write_table
 
     out = arguments.out
     sizes = {part: getattr(arguments, part) for part in SIZES}
-    with whole_folder(out) as partial:
+    with atomic_folder(out) as partial:
         if arguments.table is not None:
             write_table(partial, arguments.seed, arguments.table)
         else:

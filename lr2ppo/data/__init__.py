@@ -31,7 +31,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """What the room exports, imported where it is first asked for: some of it needs torch, which takes seconds."""
+    """Import an exported name on first use: some need torch, which takes seconds to load."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

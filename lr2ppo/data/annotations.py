@@ -21,16 +21,16 @@ TEST = "test_data.json"
 # Ungraded pictures with captions, for pretraining tiny encoders; not part of LRMovieNet.
 CAPTIONS = "pretrain_data.json"
 
-# LRMovieNet grades 0 to 2, most sets of documents 0 to 4; the gain 2^grade - 1 leaves larger ones no sense.
-HIGHEST_GRADE = 10
-GRADES_WANTED = f"a whole number from 0 to {HIGHEST_GRADE}"
+# LRMovieNet grades 0 to 2, most document sets 0 to 4; with the gain 2^grade - 1 larger grades make no sense.
+MAX_GRADE = 10
+GRADES_WANTED = f"a whole number from 0 to {MAX_GRADE}"
 
 Need = Literal["labels", "grades", "pairs", "images"]
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip: `grades [labels]` (None where ungraded), `pairs [pairs, 2]` of label positions (better, worse)."""
+    """One clip: `grades [labels]` (None if ungraded), `pairs [pairs, 2]` of label positions (better, worse)."""
 
     id: str
     labels: tuple[str, ...]
@@ -43,29 +43,29 @@ class Clip:
 
 @dataclass(frozen=True)
 class ClipFault:
-    """What is wrong with one clip, which is called by its id or by its place in the annotation file."""
+    """A fault of one clip, named by its id or its position in the annotation file."""
 
     clip: str
-    what: str
+    message: str
 
     def __str__(self) -> str:
-        return f"clip {self.clip}: {self.what}"
+        return f"clip {self.clip}: {self.message}"
 
 
 def read_clips(path: Path, need: Need = "labels") -> list[Clip]:
-    """Read an annotation file; `need` is what the reader cannot do without (labels alone may lack grades).
+    """Read an annotation file; `need` is what every clip must have ("labels" allows clips without grades).
 
-    Raises `UserError` listing the file's faults, all of them up to a screenful.
+    Raises `UserError` listing the file's faults, up to a screenful.
     """
-    clips, faults = read_sound_clips(path, need)
-    raise_faults(path, [str(fault) for fault in faults], "mend or remove them")
+    clips, faults = read_valid_clips(path, need)
+    raise_faults(path, [str(fault) for fault in faults], "fix or remove them")
     return clips
 
 
-def read_sound_clips(path: Path, need: Need = "labels") -> tuple[list[Clip], list[ClipFault]]:
-    """The clips of an annotation file that can be used, and all faults of the others.
+def read_valid_clips(path: Path, need: Need = "labels") -> tuple[list[Clip], list[ClipFault]]:
+    """The valid clips of an annotation file, and all faults of the others.
 
-    Raises `UserError` where the file is missing, cannot be read, or is no JSON list of clips.
+    Raises `UserError` if the file is missing, cannot be read, or is not a JSON list of clips.
     """
     clips: list[Clip] = []
     faults: list[ClipFault] = []
@@ -73,16 +73,16 @@ def read_sound_clips(path: Path, need: Need = "labels") -> tuple[list[Clip], lis
     for position, entry in enumerate(_read_entries(path)):
         clip, found = _parse_clip(entry, need)
         if clip.id in seen:
-            found.append("a second clip of the same id")
+            found.append("a second clip with the same id")
         if not found:
             seen.add(clip.id)
             clips.append(clip)
-        faults += [ClipFault(f"{position} ({_name(entry)})", fault) for fault in found]
+        faults += [ClipFault(f"{position} ({_entry_name(entry)})", fault) for fault in found]
     return clips, faults
 
 
 def _read_entries(path: Path) -> list[Any]:
-    """What an annotation file lists; raises `UserError` where it is no JSON list."""
+    """The entries of an annotation file; raises `UserError` if it is not a JSON list."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -92,7 +92,7 @@ def _read_entries(path: Path) -> list[Any]:
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError) as error:
-        # Numbers of thousands of digits and thousands of brackets are JSON, but none that Python reads.
+        # Python refuses numbers of thousands of digits and thousands of nested brackets, which are valid JSON.
         raise UserError(f"{path}: is not JSON: {error}") from None
     if not isinstance(entries, list) or not entries:
         found = "an empty list" if isinstance(entries, list) else type(entries).__name__
@@ -101,7 +101,7 @@ def _read_entries(path: Path) -> list[Any]:
 
 
 def write_clips(path: Path, clips: Iterable[Clip]) -> None:
-    """Write an annotation file; grades and pairs only where a clip has them."""
+    """Write an annotation file; clips without grades or pairs have no keys for them."""
     entries = []
     for clip in clips:
         grades: Sequence[Any] = [None] * len(clip.labels) if clip.grades is None else clip.grades.tolist()
@@ -119,19 +119,19 @@ def write_clips(path: Path, clips: Iterable[Clip]) -> None:
 
 
 def graded(clip: Clip) -> NDArray[np.int64]:
-    """A clip's grades; raises ValueError where it has none."""
+    """A clip's grades; raises ValueError if it has none."""
     if clip.grades is None:
         raise ValueError(f"clip {clip.id} has no grades")
     return clip.grades
 
 
 def better_worse_pairs(grades: NDArray[np.int64]) -> NDArray[np.int64]:
-    """All pairs of positions whose grades differ, the higher grade first: [pairs, 2], in the order of the positions."""
+    """All pairs of positions with different grades, the higher grade first: [pairs, 2], in order of position."""
     return np.argwhere(grades[:, None] > grades[None, :])
 
 
-def _name(entry: Any) -> str:
-    """What an entry is called in a report."""
+def _entry_name(entry: Any) -> str:
+    """The name of an entry in messages."""
     if not isinstance(entry, dict):
         return "not a mapping"
     clip_id = entry.get("id", "without id")
@@ -143,13 +143,13 @@ def _is_text(value: Any) -> TypeGuard[str]:
 
 
 def _parse_clip(entry: Any, need: Need) -> tuple[Clip, list[str]]:
-    """A clip of what is sound of an entry, and the faults of the rest."""
+    """A clip made of the valid parts of an entry, and the faults of the others."""
     if not isinstance(entry, dict):
         return Clip("", ()), [f"found {type(entry).__name__}, wanted a mapping"]
     faults: list[str] = []
     clip_id = entry.get("id")
     if not _is_text(clip_id) or not clip_id:
-        faults.append(f"id: found {shortened(clip_id)}, wanted a text")
+        faults.append(f"id: found {shortened(clip_id)}, wanted a string")
         clip_id = ""
     tags = _parse_tags(entry.get("tags"), need, faults)
     clip = Clip(
@@ -166,7 +166,7 @@ def _parse_clip(entry: Any, need: Need) -> tuple[Clip, list[str]]:
 
 def _parse_tags(tags: Any, need: Need, faults: list[str]) -> list[dict[str, Any]]:
     if not isinstance(tags, list) or not all(isinstance(tag, dict) and _is_text(tag.get("tag")) for tag in tags):
-        faults.append('tags: wanted a list of {"tag": text, "target": grade}')
+        faults.append('tags: wanted a list of {"tag": string, "target": grade}')
         return []
     if not tags and need != "images":
         faults.append("tags: found no labels, wanted at least one")
@@ -176,7 +176,7 @@ def _parse_tags(tags: Any, need: Need, faults: list[str]) -> list[dict[str, Any]
 def _parse_text(entry: dict[str, Any], key: str, faults: list[str]) -> str:
     text = entry.get(key)
     if text is not None and not _is_text(text):
-        faults.append(f"{key}: found {shortened(text)}, wanted a text")
+        faults.append(f"{key}: found {shortened(text)}, wanted a string")
     return text if _is_text(text) else ""
 
 
@@ -198,24 +198,24 @@ def _parse_grades(tags: Sequence[dict[str, Any]], need: Need, faults: list[str])
     bad = [position for position, grade in enumerate(grades) if grade is None]
     if bad:
         label, target = tags[bad[0]]["tag"], targets[bad[0]]
-        more = f" (and so for {len(bad) - 1} more)" if len(bad) > 1 else ""
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         faults.append(f"target of label {label!r}: found {shortened(target)}, wanted {GRADES_WANTED}{more}")
         return None
     return np.array(grades, dtype=np.int64)
 
 
 def parse_grade(target: Any) -> int | None:
-    """A grade of a number or a text; None where it is none."""
+    """Parse a grade from a number or a string; None if it is not a grade."""
     try:
         grade = float(target)
     except (TypeError, ValueError, OverflowError):
         return None
-    return int(grade) if grade in range(HIGHEST_GRADE + 1) and not isinstance(target, bool) else None
+    return int(grade) if grade in range(MAX_GRADE + 1) and not isinstance(target, bool) else None
 
 
 def _parse_pairs(index: Any, labels: int, need: Need, faults: list[str]) -> NDArray[np.int64]:
     pairs = [] if index is None else index
-    # Without labels, which is a fault told already, no position can be right.
+    # Without labels, a fault reported already, no position can be right.
     if labels == 0 or pairs == []:
         if labels and need == "pairs":
             faults.append("index: found no pairs, wanted a list of [better, worse]")
@@ -225,7 +225,7 @@ def _parse_pairs(index: Any, labels: int, need: Need, faults: list[str]) -> NDAr
         return np.empty((0, 2), dtype=np.int64)
     bad = [pair for pair in pairs if not _is_pair(pair, labels)]
     if bad:
-        more = f" (and so for {len(bad) - 1} more)" if len(bad) > 1 else ""
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         faults.append(f"index: found {shortened(bad[0])}, wanted two different positions below {labels}{more}")
         return np.empty((0, 2), dtype=np.int64)
     return np.array(pairs, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The one dataset and the one batch type of all stages."""
+"""The dataset and the batch type of all stages."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from lr2ppo.config.schema import DataConfig, ModelConfig
-from lr2ppo.data.annotations import Clip, ClipFault, Need, read_sound_clips
+from lr2ppo.data.annotations import Clip, ClipFault, Need, read_valid_clips
 from lr2ppo.data.features.store import FeatureStore, find_feature_files
 from lr2ppo.data.frames import evenly_spaced
 from lr2ppo.data.validate import LEAVE_OUT, structure_faults
@@ -23,10 +23,10 @@ Positions = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ClipRequest:
-    """What a batch wants of one clip; drawn by a sampler, so that workers draw nothing.
+    """What to read of one clip; drawn by a sampler, so that data workers draw nothing.
 
     `labels [L]` are the distinct label positions to read; `listed [N]`, `pairs [P, 2]` index into `labels`;
-    `first_is_better [P]` says how annotated pairs are ordered; `seed` draws the frames where their order is random.
+    `first_is_better [P]` is the order of annotated pairs; `seed` draws the frames if their order is random.
     """
 
     clip: int
@@ -39,7 +39,7 @@ class ClipRequest:
 
 @dataclass(frozen=True)
 class ClipItem:
-    """One clip as read: see `ClipBatch` for the fields."""
+    """One clip's tensors: see `ClipBatch` for the fields."""
 
     id: str
     clip: int
@@ -59,11 +59,11 @@ class ClipBatch:
     """Padded clips; masks are False on padding.
 
     ids: the clips' ids; clips [B] long, positions in the dataset; labels [B, L] long, positions in the clip's list;
-    text [B, L, T, text width]; text_mask [B, L, T]; label_mask [B, L]; label_span [B, L, 2] long, where each label's
-    own words start and stop among its tokens; frames [B, F, image width]; frame_mask [B, F]; grades [B, L] float, 0
-    where there are none; listed [B, N] long and listed_mask [B, N], the list that stage 1 learns from, positions in
-    `labels`; pairs [B, P, 2] long, positions in `labels` as shown; pair_mask [B, P]; first_is_better [B, P] bool, of
-    annotated pairs; seeds [B] long, which drew the frames.
+    text [B, L, T, text width]; text_mask [B, L, T]; label_mask [B, L]; label_span [B, L, 2] long, start and stop of
+    each label's words among its tokens; frames [B, F, image width]; frame_mask [B, F]; grades [B, L] float, 0 for
+    ungraded clips; listed [B, N] long and listed_mask [B, N], the list that stage 1 trains on, positions in `labels`;
+    pairs [B, P, 2] long, positions in `labels` as shown; pair_mask [B, P]; first_is_better [B, P] bool, of annotated
+    pairs; seeds [B] long, which drew the frames.
     """
 
     ids: tuple[str, ...]
@@ -91,20 +91,20 @@ class ClipBatch:
         return len(self.clips)
 
     def inputs(self) -> dict[str, Tensor]:
-        """What a model reads of the batch, by the names of its arguments."""
+        """A model's inputs, by argument name."""
         names = ("text", "frames", "text_mask", "frame_mask", "label_span")
         return {name: getattr(self, name) for name in names}
 
     def lists(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores of the labels `[B, L]` as lists to learn from: scores, grades and mask, `[B, N]` each.
+        """Gather the labels' scores `[B, L]` into training lists: scores, grades and mask, `[B, N]` each.
 
-        A list holds each distinct label once or, where the data fills short lists, some several times.
+        A list holds each distinct label once; if short lists are filled, some several times.
         """
         return scores.gather(1, self.listed), self.grades.gather(1, self.listed), self.listed_mask
 
 
 class ClipDataset(Dataset[ClipItem]):
-    """Clips with their features, read as a `ClipRequest` says."""
+    """Clips with their features, indexed by `ClipRequest`."""
 
     def __init__(
         self,
@@ -116,9 +116,9 @@ class ClipDataset(Dataset[ClipItem]):
         exact_frames: bool = False,
         left_out: Sequence[str] = (),
     ) -> None:
-        """`frames` is the most taken of a clip; with `exact_frames`, shorter clips repeat theirs to reach it.
+        """`frames` is the maximum per clip; with `exact_frames`, shorter clips repeat theirs to reach it.
 
-        `left_out` names the clips of the annotation file that are none of these for their faults.
+        `left_out` names the clips of the annotation file that were left out for their faults.
         """
         self.clips = clips
         self.left_out = list(left_out)
@@ -128,7 +128,7 @@ class ClipDataset(Dataset[ClipItem]):
         self.exact_frames = exact_frames
 
     def without(self, faults: Iterable[ClipFault]) -> "ClipDataset":
-        """The same without the clips at fault, which are added to `left_out`."""
+        """Return the dataset without the faulty clips, which are added to `left_out`."""
         faulty = {fault.clip for fault in faults}
         return ClipDataset(
             [clip for clip in self.clips if clip.id not in faulty],
@@ -148,7 +148,7 @@ class ClipDataset(Dataset[ClipItem]):
         grades = np.zeros(len(request.labels)) if clip.grades is None else clip.grades[request.labels]
         frames = self.store.frames(clip.id)
         if not len(frames):
-            # A clip without frames is read as one frame of zeros: it attends to nothing that differs between clips.
+            # A clip without frames gets one frame of zeros, the same for all such clips.
             frames = np.zeros((1, *frames.shape[1:]), dtype=np.float32)
         chosen = frames[self.choose_frames(len(frames), request.seed)]
         return ClipItem(
@@ -166,22 +166,22 @@ class ClipDataset(Dataset[ClipItem]):
         )
 
     def choose_frames(self, available: int, seed: int) -> Positions:
-        """Which of a clip's frames are taken: evenly spaced in time order, or in random order."""
+        """Positions of a clip's frames to use: evenly spaced in time order, or in random order."""
         return choose_frames(available, self.frames, self.frame_order, self.exact_frames, seed)
 
 
 def choose_frames(
-    available: int, most: int, order: Literal["even", "random"], exact: bool = False, seed: int = 0
+    available: int, max_frames: int, order: Literal["even", "random"], exact: bool = False, seed: int = 0
 ) -> Positions:
-    """Which of a clip's frames are taken: evenly spaced in time order, or in random order; `exact` repeats some."""
-    wanted = most if exact else min(most, available)
+    """Positions of a clip's frames to use: evenly spaced in time order, or in random order; `exact` repeats some."""
+    wanted = max_frames if exact else min(max_frames, available)
     if order == "even":
         return evenly_spaced(available, wanted)
     return np.resize(np.random.default_rng(seed).permutation(available), wanted)
 
 
 def collate(items: Sequence[ClipItem]) -> ClipBatch:
-    """Pad clips to one batch."""
+    """Pad clips into one batch."""
     labels = max(len(item.text) for item in items)
     tokens = max((len(row) for item in items for row in item.text), default=0)
     width = items[0].text[0].shape[-1]
@@ -212,18 +212,18 @@ def collate(items: Sequence[ClipItem]) -> ClipBatch:
 
 
 def open_store(data: DataConfig) -> FeatureStore:
-    """The feature files of `data.features` as one store."""
+    """Open the feature files of `data.features` as one store."""
     return FeatureStore(find_feature_files(data.root, data.features))
 
 
 def open_dataset(data: DataConfig, file: str, need: Need, store: FeatureStore, model: ModelConfig) -> ClipDataset:
-    """One annotation file with its features, for a model; clips at fault are left out where `data.strict` is false.
+    """Open one annotation file with its features, for a model; with `data.strict` false, faulty clips are left out.
 
-    Raises `UserError` naming the clips whose entries are at fault, that lack features, or whose features do not fit
-    their labels or the model; with `data.strict` false where nothing else remains.
+    Raises `UserError` naming the clips with faulty entries, without features, or with features that do not fit their
+    labels or the model; with `data.strict` false only if no clip remains.
     """
     path = data.root / file
-    clips, faults = read_sound_clips(path, need)
+    clips, faults = read_valid_clips(path, need)
     flatten = model.head == "flatten"
     unfit = structure_faults(clips, store, model.text_tokens if flatten else None)
     dataset = ClipDataset(
@@ -235,9 +235,9 @@ def open_dataset(data: DataConfig, file: str, need: Need, store: FeatureStore, m
         left_out=list(dict.fromkeys(fault.clip for fault in faults)),
     ).without(unfit)
     if data.strict or not len(dataset):
-        advice = ["mend or remove them"] * bool(faults)
+        advice = ["fix or remove them"] * bool(faults)
         advice += [f"extract its features again into {', '.join(data.features)}"] * bool(unfit)
-        advice += [LEAVE_OUT if data.strict else "no other clip is in it"]
+        advice += [LEAVE_OUT if data.strict else "no valid clip remains"]
         raise_faults(path, [str(fault) for fault in [*faults, *unfit]], ", ".join(advice))
     return dataset
 

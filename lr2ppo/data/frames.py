@@ -1,7 +1,7 @@
-"""Frames of a clip: which of them are taken, which files may be read, and how they are read from wherever they are.
+"""Frames of a clip: choose them, check their files, and read them from any source.
 
-A folder, a video, image files, PIL images and arrays all give the same: RGB images, of which no others are decoded than
-those that are taken. A file is refused by its header, before any of its pixels is decoded.
+A folder, a video, image files, PIL images and arrays all become RGB images; only chosen frames are decoded. A bad file
+is refused by its header, before any pixel is decoded.
 """
 
 import os
@@ -24,40 +24,40 @@ from lr2ppo.errors import UserError, raise_faults
 Frame = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 # A folder of images, a video or an image; or a clip's frames in time order.
 Frames = str | PathLike[str] | Image.Image | NDArray[np.uint8] | Sequence[Frame]
-# Which of so many frames are taken.
+# From the number of frames, the positions of those to use.
 Choose = Callable[[int], NDArray[np.int64]]
 
-# PIL knows more, of which some start other programs.
+# PIL reads more formats, some by starting other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-# What ffmpeg may take a file for: no lists of other files and no addresses, which a file could lead it to.
+# The formats ffmpeg may read: no playlists and no URLs, through which a file could open others.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,mxf"
-# Encoders scale the shorter side, to 224 pixels and the like: the longer one follows.
-MOST_ELONGATED = 100
+# Encoders scale the shorter side, for example to 224 pixels, which would make a narrow image huge.
+MAX_ASPECT_RATIO = 100
 
 
 def evenly_spaced(available: int, wanted: int) -> NDArray[np.int64]:
-    """Positions of `wanted` frames of those available, from the first to the last; of fewer, some come again."""
+    """Positions of `wanted` of the available frames, from the first to the last; if there are fewer, some repeat."""
     return np.linspace(0, available - 1, wanted).round().astype(np.int64)
 
 
 def check_size(width: int, height: int) -> None:
-    """Raises ValueError for a picture that is empty, is huge or is but a thread."""
-    if max(1, width, height) > MOST_ELONGATED * min(width, height):
-        raise ValueError(f"is of {width} x {height} pixels, wanted sides of at most 1 to {MOST_ELONGATED}")
+    """Raise ValueError if an image is empty, too large or too narrow."""
+    if max(1, width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ValueError(f"has {width} x {height} pixels, wanted an aspect ratio of at most {MAX_ASPECT_RATIO}")
     if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(f"is of {width} x {height} pixels, wanted at most {Image.MAX_IMAGE_PIXELS} in all")
+        raise ValueError(f"has {width} x {height} pixels, wanted at most {Image.MAX_IMAGE_PIXELS} in all")
 
 
 def open_image(path: Path) -> Image.Image:
-    """An image of which the header alone is read; raises ValueError where it is none, is huge or is but a thread."""
+    """Open an image and read only its header; raises ValueError if it is no image, too large or too narrow."""
     try:
         with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
             image = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(f"is no image of the formats {', '.join(FORMATS)}") from None
+        raise ValueError(f"is not an image of the formats {', '.join(FORMATS)}") from None
     except Exception as error:
-        # PIL reports a damaged header in a dozen ways, and a huge image as a danger that it then decodes.
+        # PIL raises many types for a damaged header, and only warns about a huge image.
         raise ValueError(f"cannot be used: {error}") from None
     try:
         check_size(*image.size)
@@ -68,7 +68,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def read_image(path: Path) -> Image.Image:
-    """An image decoded to RGB; raises `UserError` where that cannot be done."""
+    """Decode an image to RGB; raises `UserError` if that fails."""
     try:
         with (
             warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
@@ -76,17 +76,17 @@ def read_image(path: Path) -> Image.Image:
         ):
             return image.convert("RGB")
     except Exception as error:
-        # So it does with what is wrong behind the header.
+        # Likewise for damage after the header.
         raise UserError(f"{path}: is not a readable image: {error}; replace it and run again") from None
 
 
 def missing_frames(clips: Iterable[Clip], frames_root: Path) -> list[str]:
-    """Paths of the clips' frames that lead to no file."""
+    """Paths of the clips' frames that do not exist as files."""
     return [image for clip in clips for image in clip.images if not os.path.isfile(frames_root / image)]
 
 
 def unusable_frames(clips: Iterable[Clip], frames_root: Path) -> list[ClipFault]:
-    """Frames that are there, but outside the folder that they are to lie in, or that are no images of a usable size."""
+    """Faults of existing frames that are outside `frames_root` or are not images of a usable size."""
     root = frames_root.resolve()
     faults = []
     for clip in clips:
@@ -97,7 +97,7 @@ def unusable_frames(clips: Iterable[Clip], frames_root: Path) -> list[ClipFault]
 
 
 def require_frames(clips: Sequence[Clip], frames_root: Path) -> None:
-    """Raises `UserError` naming the clips whose frames are not there, and each frame that cannot be used."""
+    """Raise `UserError` naming the clips whose frames are missing, and each frame that cannot be used."""
     faults = []
     for clip in clips:
         missing = missing_frames([clip], frames_root)
@@ -110,7 +110,7 @@ def require_frames(clips: Sequence[Clip], frames_root: Path) -> None:
 def _frame_fault(root: Path, image: str) -> str | None:
     place = Path(os.path.realpath(root / image))
     if not place.is_relative_to(root):
-        return f"lies at {place}, outside {root}; give --frames-root the folder that holds the frames themselves"
+        return f"is at {place}, outside {root}; set --frames-root to the folder that holds the frames"
     try:
         if os.path.isfile(place):
             open_image(place).close()
@@ -120,9 +120,9 @@ def _frame_fault(root: Path, image: str) -> str | None:
 
 
 def read_frames(frames: Frames, choose: Choose) -> list[Image.Image]:
-    """The chosen frames as RGB images, of which no others are decoded.
+    """Read the chosen frames as RGB images, decoding no others.
 
-    Raises `UserError` where there are none, or where one of those chosen cannot be read.
+    Raises `UserError` if there are none, or if a chosen one cannot be read.
     """
     if isinstance(frames, str | PathLike):
         path = Path(frames)
@@ -142,7 +142,7 @@ def _take(frames: Sequence[Any], choose: Choose) -> list[Image.Image]:
     if not frames:
         raise UserError("frames: found none, wanted at least one image")
     chosen = choose(len(frames)).tolist()
-    # A frame that is taken several times is decoded once.
+    # A frame chosen several times is decoded once.
     decoded = {position: _decode(position, frames[position]) for position in dict.fromkeys(chosen)}
     return [decoded[position] for position in chosen]
 
@@ -164,7 +164,7 @@ def _decode(position: int, frame: Any) -> Image.Image:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """A folder's images in the order of their names; raises `UserError` where there are none."""
+    """A folder's images in the order of their names; raises `UserError` if there are none."""
     images = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."]
     if not images:
         raise UserError(f"{folder}: found no images, wanted some that end in {', '.join(IMAGE_SUFFIXES)}")
@@ -172,42 +172,42 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def sort_by_name(paths: Iterable[Path]) -> list[Path]:
-    """Paths in the order of their names, in which 10 comes after 9."""
+    """Sort paths by name, with 10 after 9."""
     return sorted(paths, key=lambda path: [int(part) if part.isdecimal() else part for part in _parts(path.name)])
 
 
 def _parts(name: str) -> list[str]:
-    """Texts and numbers in turn."""
+    """Split a name into alternating text and numbers."""
     return re.split(r"(\d+)", name)
 
 
 def read_video(path: Path, choose: Choose) -> list[Image.Image]:
-    """The frames of a video that `choose` takes of so many, as RGB images.
+    """Read the frames of a video that `choose` picks, as RGB images.
 
-    Raises `UserError` where the file is no video, is damaged, or where PyAV is not installed.
+    Raises `UserError` if the file is no video, is damaged, or if PyAV is not installed.
     """
     with _open_video(path) as container:
         times = sorted(packet.pts for packet in container.demux(video=0) if packet.size and packet.pts is not None)
     if not times:
-        raise UserError(f"{path}: found no frames with a time; convert it, to mp4 for example")
+        raise UserError(f"{path}: found no frames with a timestamp; convert it, to mp4 for example")
     positions = choose(len(times)).tolist()
     wanted = sorted({times[position] for position in positions})
-    frames = _seek_each(path, wanted) or _play_through(path, wanted)
+    frames = _seek_each(path, wanted) or _decode_all(path, wanted)
     if not frames:
-        raise UserError(f"{path}: not one of its frames can be decoded; convert it, to mp4 for example")
-    # A file cut short lacks the last ones of those that it names.
+        raise UserError(f"{path}: none of its frames can be decoded; convert it, to mp4 for example")
+    # A truncated file lacks the last frames of its index.
     return [frames[min(frames, key=lambda found: abs(found - times[position]))] for position in positions]
 
 
 def _seek_each(path: Path, times: Sequence[int]) -> dict[int, Image.Image]:
-    """The frames at some times, each decoded from the key frame before it; none where the file leads elsewhere."""
+    """The frames at some times, each decoded from the key frame before it; none if seeking is unreliable."""
     frames = {}
     with _open_video(path) as container:
         for time in times:
             container.seek(time, stream=container.streams.video[0], backward=True)
             shown = container.decode(video=0)
             first = next(shown, None)
-            # Files without an index, such as broadcasts, may lead to a later frame, or to one that needs others.
+            # Files without an index, such as broadcasts, may seek to a later frame, or to one that needs others.
             if first is None or not first.key_frame or first.pts is None or first.pts > time:
                 return {}
             frame = next((each for each in chain([first], shown) if each.pts is not None and each.pts >= time), None)
@@ -216,8 +216,8 @@ def _seek_each(path: Path, times: Sequence[int]) -> dict[int, Image.Image]:
     return frames
 
 
-def _play_through(path: Path, times: Sequence[int]) -> dict[int, Image.Image]:
-    """The frames at some times, met while all of the video is decoded."""
+def _decode_all(path: Path, times: Sequence[int]) -> dict[int, Image.Image]:
+    """The frames at some times, found by decoding the video from its start."""
     frames: dict[int, Image.Image] = {}
     left = list(times)
     with _open_video(path) as container:
@@ -234,12 +234,12 @@ def _open_video(path: Path) -> Iterator[Any]:
     try:
         import av
     except ImportError:
-        raise UserError(f"{path}: videos are read by PyAV, which is not here: pip install '.[video]'") from None
+        raise UserError(f"{path}: reading videos needs PyAV, which is not installed: pip install '.[video]'") from None
     try:
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
         with av.open(str(path.resolve()), options=options) as container:
             if not container.streams.video:
-                raise UserError(f"{path}: found no pictures in it, wanted a video")
+                raise UserError(f"{path}: found no video stream, wanted a video")
             stream = container.streams.video[0]
             check_size(stream.width, stream.height)
             yield container

@@ -1,7 +1,7 @@
-"""The embedded benchmark: generated clips of coloured shapes in LRMovieNet's layout, with real JPEG frames.
+"""The mini benchmark: generated clips of coloured shapes in LRMovieNet's layout, with real JPEG frames.
 
-A label is a noun with a fixed look (shape and colour). Source clips are graded by how much of the picture a thing
-fills; target clips by whether the description says that the clip is about it and how steadily it is seen.
+A label is a noun with a fixed look (shape and colour). Source clips are graded by how much of the picture an object
+fills; target clips by whether the description says the clip is about it and in how many frames it is visible.
 """
 
 import csv
@@ -55,7 +55,7 @@ Generator = np.random.Generator
 
 @dataclass(frozen=True)
 class World:
-    """The look of every noun: an index into SHAPES and one into COLOURS; no two nouns look the same."""
+    """The look of every noun: an index into SHAPES and one into COLOURS, unique per noun."""
 
     looks: NDArray[np.int64]
 
@@ -68,7 +68,7 @@ class World:
 def draw_frame(
     world: World, nouns: Sequence[int], radii: NDArray[np.float64], scene: str, rng: Generator
 ) -> tuple[Picture, NDArray[np.int64]]:
-    """Paint things on a scene, large first: the picture `[64, 64, 3]` and each thing's visible pixels."""
+    """Paint objects on a scene, large first: the picture `[64, 64, 3]` and each object's visible pixels."""
     picture = np.full((SIZE, SIZE, 3), SCENES[scene], dtype=np.float64)
     owner = np.full((SIZE, SIZE), -1)
     rows, columns = np.mgrid[0:SIZE, 0:SIZE]
@@ -101,13 +101,13 @@ def _covers(shape: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArr
 
 
 def source_grades(visible: NDArray[np.int64], mentioned: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Dominance: what fills much of the picture. visible: [frames, labels] pixels; what is mentioned plays no part."""
+    """Dominance: what fills much of the picture. visible: [frames, labels] pixels; `mentioned` is not used."""
     filled = visible.mean(0) / SIZE**2
     return np.select([filled >= 0.035, filled >= 0.009], [2, 1], 0)
 
 
 def target_grades(visible: NDArray[np.int64], mentioned: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """What the clip is about: mentioned and steadily seen. visible: [frames, labels] pixels; mentioned: [labels]."""
+    """The clip's topic: mentioned and often visible. visible: [frames, labels] pixels; mentioned: [labels]."""
     steadiness = (visible >= SEEN_PIXELS).mean(0)
     return np.select([mentioned & (steadiness >= 0.5), mentioned | (steadiness >= 0.75)], [2, 1], 0)
 
@@ -128,7 +128,7 @@ def draw_clip(world: World, domain: str, name: str, root: Path, rng: Generator) 
         images.append(_write_picture(root, f"frames/{name}/{frame:04d}.jpg", picture))
     absent = np.setdiff1d(np.arange(LABELS), present)
     if domain == "source":
-        # Words drawn from all candidates: were present things favoured, a mention would give presence away.
+        # Words are drawn from all candidates, so that a mention does not reveal what is in the picture.
         words = rng.permutation(LABELS)[: rng.integers(3, 5)]
         description = f"a {scene} video with " + " , ".join(NOUNS[candidates[word]] for word in words)
     else:
@@ -153,7 +153,7 @@ def draw_clip(world: World, domain: str, name: str, root: Path, rng: Generator) 
 
 
 def draw_captioned_frame(world: World, name: str, root: Path, rng: Generator) -> Clip:
-    """Draw one ungraded frame of 1 to 4 things with a caption that names them all."""
+    """Draw one ungraded frame of 1 to 4 objects with a caption that names them all."""
     nouns = rng.permutation(len(NOUNS))[: rng.integers(1, 5)].tolist()
     radii = np.array([rng.uniform(*RADII[rng.choice(3, p=RADIUS_SHARES)]) for _ in nouns])
     scene = str(rng.choice(list(SCENES)))
@@ -164,7 +164,7 @@ def draw_captioned_frame(world: World, name: str, root: Path, rng: Generator) ->
 
 
 def annotate_pairs(clip: Clip, rng: Generator) -> Clip:
-    """Draw the annotated 10 %: 20 random label pairs, those of different grades kept as (better, worse)."""
+    """Draw the annotated 10 %: of 20 random label pairs, those with different grades, as (better, worse)."""
     every_pair = np.array([(a, b) for a in range(LABELS) for b in range(a)])
     drawn = every_pair[rng.permutation(len(every_pair))[:PAIRS_DRAWN]]
     grades = graded(clip)[drawn]
@@ -203,7 +203,7 @@ def write_mini(root: Path, seed: int, sizes: SplitSizes = SIZES) -> None:
 
 
 def write_table(root: Path, seed: int, clips: int) -> None:
-    """Write target clips as a table of one's own would be, for `lr2ppo convert`: table.csv and frames."""
+    """Write target clips as a user's table for `lr2ppo convert`: table.csv and frames."""
     rng = np.random.default_rng(seed)
     world = World.draw(rng)
     root.mkdir(parents=True)
@@ -224,10 +224,10 @@ def _write_picture(root: Path, name: str, picture: Picture) -> str:
 
 
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the name `out` once all is written; raises `UserError` where `out` has files.
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder to write into, renamed to `out` once complete, so that `out` is never partial.
 
-    A folder of that name is then a whole one.
+    Raises `UserError` if `out` has files.
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: is not empty; give a new folder, or remove this one first")

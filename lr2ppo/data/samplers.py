@@ -1,4 +1,4 @@
-"""What each stage reads of its clips, in an order that follows from the seed and the epoch alone."""
+"""What each stage reads of its clips, in an order set only by the seed and the epoch."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,10 +18,10 @@ Draw = Callable[[np.random.Generator], list[ClipRequest]]
 
 
 class EpochSampler(Sampler[list[ClipRequest]]):
-    """Batches of one process: each global batch of `world_size * batch_size` requests is dealt out over processes."""
+    """Batches of one process: each global batch of `world_size * batch_size` requests is split over the processes."""
 
     def __init__(self, draw: Draw, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        """`draw` makes an epoch's requests in order, as many in each epoch."""
+        """`draw` returns an epoch's requests in order, the same number each epoch."""
         self.draw, self.batch_size, self.seed = draw, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
@@ -30,11 +30,11 @@ class EpochSampler(Sampler[list[ClipRequest]]):
 
     @property
     def global_batch(self) -> int:
-        """Requests of a batch over all processes."""
+        """Requests per batch over all processes."""
         return self.batch_size * self.world_size
 
     def set_epoch(self, epoch: int, done: int = 0) -> None:
-        """What is iterated over next: an epoch's requests, without the first `done` of them."""
+        """Set the epoch to iterate over next, without its first `done` requests."""
         self.epoch, self._first = epoch, done
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ class EpochSampler(Sampler[list[ClipRequest]]):
 
     def __iter__(self) -> Iterator[list[ClipRequest]]:
         requests = self.draw(np.random.default_rng([self.seed, self.epoch]))
-        # Every process needs as many requests in every batch, so that gradients weigh the same: wrap a few around.
+        # Wrap a few around: with equal batches on all processes, gradients weigh the same.
         requests += list(islice(cycle(requests), -len(requests) % self.world_size))
         step = self.global_batch
         for start in range(self._first, len(requests), step):
@@ -54,7 +54,7 @@ class EpochSampler(Sampler[list[ClipRequest]]):
 def graded_lists(clips: Sequence[Clip], max_labels: int, fill: bool = True) -> Draw:
     """Stage 1: every clip once, shuffled, with a list of at most `max_labels` graded labels.
 
-    With `fill`, as published, shorter lists repeat labels until they have as many.
+    With `fill`, as published, shorter lists repeat labels to reach `max_labels`.
     """
 
     def draw(rng: np.random.Generator) -> list[ClipRequest]:
@@ -78,7 +78,7 @@ def fill_list(grades: Positions, length: int) -> Positions:
 
 
 def annotated_pairs(clips: Sequence[Clip], pairs_per_clip: int) -> Draw:
-    """Stage 2: each annotated pair once, shuffled, up to `pairs_per_clip` of a clip together; shown in random order."""
+    """Stage 2: each annotated pair once, shuffled, up to `pairs_per_clip` per request; shown in random order."""
 
     def draw(rng: np.random.Generator) -> list[ClipRequest]:
         requests = []
@@ -92,7 +92,7 @@ def annotated_pairs(clips: Sequence[Clip], pairs_per_clip: int) -> Draw:
 
 
 def random_pairs(clips: Sequence[Clip], pairs_per_clip: int, visits: int) -> Draw:
-    """Stage 3: every clip of at least two labels `visits` times, shuffled, each time with new random label pairs."""
+    """Stage 3: every clip with at least two labels `visits` times, shuffled, each time with new random label pairs."""
     eligible = [clip for clip, item in enumerate(clips) if len(item.labels) > 1]
 
     def draw(rng: np.random.Generator) -> list[ClipRequest]:
@@ -110,13 +110,13 @@ def random_pairs(clips: Sequence[Clip], pairs_per_clip: int, visits: int) -> Dra
 
 
 def whole_lists(draw: Draw, clips: Sequence[Clip]) -> Draw:
-    """What `draw` draws, with all labels of each clip, for models that compare a clip's labels with each other."""
+    """Extend each request of `draw` to all labels of its clip, for models that compare a clip's labels."""
     return lambda rng: [with_all_labels(request, clips[request.clip]) for request in draw(rng)]
 
 
 def with_all_labels(request: ClipRequest, clip: Clip) -> ClipRequest:
-    """The same request, of all labels of its clip."""
-    listed, pairs = (None if own is None else request.labels[own] for own in (request.listed, request.pairs))
+    """Extend a request to all labels of its clip."""
+    listed, pairs = (None if part is None else request.labels[part] for part in (request.listed, request.pairs))
     return replace(request, labels=np.arange(len(clip.labels)), listed=listed, pairs=pairs)
 
 
@@ -126,7 +126,7 @@ def whole_clips(clips: Sequence[Clip]) -> list[ClipRequest]:
 
 
 def graded_pairs(clips: Sequence[Clip], pairs_per_clip: int, seed: int) -> list[ClipRequest]:
-    """Stage 2's validation: a fixed set of pairs of labels of different grades, up to `pairs_per_clip` a clip."""
+    """Stage 2's validation: a fixed set of label pairs with different grades, up to `pairs_per_clip` per clip."""
     rng = np.random.default_rng(seed)
     requests = []
     for clip, item in enumerate(clips):
@@ -146,7 +146,7 @@ def evaluation_loader(
     world_size: int,
     workers: int = 0,
 ) -> Iterable[ClipBatch]:
-    """Batches of this process's share of the requests: each is read exactly once over all processes."""
+    """Batches of this process's share of the requests: all processes together read each exactly once."""
     share = requests[rank::world_size]
     batches = [list(share[start : start + batch_size]) for start in range(0, len(share), batch_size)]
     return _loader(dataset, batches, workers)
@@ -159,7 +159,7 @@ def training_loader(dataset: ClipDataset, sampler: EpochSampler, workers: int) -
 def _loader(
     dataset: ClipDataset, batches: Iterable[list[ClipRequest]], workers: int, persistent: bool = False
 ) -> Iterable[ClipBatch]:
-    # No more readers than the machine has cores.
+    # No more workers than cores.
     workers = min(workers, os.cpu_count() or 1)
     loader: DataLoader[Any] = DataLoader(
         dataset,
@@ -168,14 +168,14 @@ def _loader(
         num_workers=workers,
         persistent_workers=persistent and workers > 0,
         worker_init_fn=follow_training_process,
-        # Its own, so that starting to read draws nothing from the generator that dropout draws from.
+        # A separate generator, so that the loader draws nothing from the one that dropout uses.
         generator=torch.Generator(),
     )
     return loader
 
 
 def _annotated_request(clip: int, pairs: Positions, rng: np.random.Generator) -> ClipRequest:
-    """A request for (better, worse) pairs, each shown in an order drawn at random."""
+    """A request for (better, worse) pairs, each shown in random order."""
     first_is_better = rng.random(len(pairs)) < 0.5
     shown = np.where(first_is_better[:, None], pairs, pairs[:, ::-1])
     labels, positions = np.unique(shown, return_inverse=True)

@@ -1,7 +1,7 @@
-"""Checks of data: of single clips and their features, as every stage makes them, and of a whole data folder.
+"""Check data: single clips and their features, as every stage does, and a whole data folder.
 
-A check of clips returns their faults, of which the caller decides what happens. The check of a folder prints what the
-folder holds and returns what keeps training from starting; it is a command too.
+A check of clips returns their faults and leaves the rest to the caller. The check of a folder prints a summary and
+returns the faults that prevent training; it is also a command.
 """
 
 import json
@@ -14,8 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from lr2ppo.data import annotations
-from lr2ppo.data.annotations import Clip, ClipFault, Need, read_sound_clips
-from lr2ppo.data.features.layout import DAMAGE
+from lr2ppo.data.annotations import Clip, ClipFault, Need, read_valid_clips
+from lr2ppo.data.features.layout import HDF5_ERRORS
 from lr2ppo.data.features.store import FeatureStore, find_feature_files
 from lr2ppo.data.frames import missing_frames, unusable_frames
 from lr2ppo.errors import UserError, raise_faults
@@ -28,28 +28,28 @@ NEEDS: dict[str, Need] = {
     annotations.VALIDATION: "grades",
     annotations.TEST: "grades",
 }
-# These two hold the same clips on purpose: the annotated pairs are of the target clips.
+# These two share clips on purpose: the annotated pairs belong to target clips.
 SAME_CLIPS = {annotations.TARGET_PAIRS, annotations.TARGET_TRAIN}
-# So may these, where clips of one domain serve all three stages.
+# These may share clips too, if one domain serves all three stages.
 TRAINING = {annotations.SOURCE_TRAIN, *SAME_CLIPS}
 LEAVE_OUT = "or leave such clips out with data.strict=false"
 
 
 def overlap(first: Iterable[Clip], second: Iterable[Clip]) -> list[str]:
-    """Ids of the clips that are in both, sorted."""
+    """Ids of the clips in both, sorted."""
     return sorted({clip.id for clip in first} & {clip.id for clip in second})
 
 
-def structure_faults(clips: Iterable[Clip], store: FeatureStore, most_tokens: int | None = None) -> list[ClipFault]:
-    """Clips without features, or whose features have other labels, widths or, where limited, numbers of text tokens."""
+def structure_faults(clips: Iterable[Clip], store: FeatureStore, max_tokens: int | None = None) -> list[ClipFault]:
+    """Faults of clips without features, or with the wrong number of labels, widths or more than `max_tokens` tokens."""
     faults = []
     for clip in clips:
-        if fault := _structure_fault(clip, store, most_tokens):
+        if fault := _structure_fault(clip, store, max_tokens):
             faults.append(ClipFault(clip.id, fault))
     return faults
 
 
-def _structure_fault(clip: Clip, store: FeatureStore, most_tokens: int | None) -> str | None:
+def _structure_fault(clip: Clip, store: FeatureStore, max_tokens: int | None) -> str | None:
     if clip.id not in store:
         return "has no features"
     try:
@@ -62,14 +62,14 @@ def _structure_fault(clip: Clip, store: FeatureStore, most_tokens: int | None) -
     if widths != store.widths(clip.id):
         return f"found feature widths {widths}, others have {store.widths(clip.id)}"
     if features.tokens == 0:
-        return "has features of no text token, wanted at least one"
-    if most_tokens is not None and features.tokens > most_tokens:
-        return f"found {features.tokens} text tokens, the model takes {most_tokens}"
+        return "has features without text tokens, wanted at least one"
+    if max_tokens is not None and features.tokens > max_tokens:
+        return f"found {features.tokens} text tokens, the model takes {max_tokens}"
     return None
 
 
 def value_faults(clips: Iterable[Clip], store: FeatureStore) -> list[ClipFault]:
-    """Clips of which a feature is not finite or cannot be read; reads all their features."""
+    """Faults of clips with features that are not finite or cannot be read; reads all their features."""
     return [ClipFault(clip.id, fault) for clip in clips for fault in _value_faults(clip, store)]
 
 
@@ -78,7 +78,7 @@ def _value_faults(clip: Clip, store: FeatureStore) -> list[str]:
         text, lengths = store.text(clip.id, range(len(clip.labels)))
         spans = store.label_spans(clip.id, np.arange(len(clip.labels)), lengths)
         frames = store.frames(clip.id)
-    except DAMAGE as error:
+    except HDF5_ERRORS as error:
         return [f"its features cannot be read: {error}"]
     faults = []
     wrong = [length for length in lengths.tolist() if not 1 <= length <= text.shape[1]]
@@ -94,8 +94,8 @@ def _value_faults(clip: Clip, store: FeatureStore) -> list[str]:
     return faults
 
 
-class SoundClips:
-    """Which clips' features were read and found finite: kept beside the feature file while that does not change."""
+class CheckedClips:
+    """The clips whose features were found finite: saved next to the feature file, valid until that changes."""
 
     def __init__(self, store: FeatureStore) -> None:
         self._path = store.paths[0].with_name(f".{store.paths[0].name}.checked.json")
@@ -108,7 +108,7 @@ class SoundClips:
             self._ids = set()
 
     def missing(self, clips: Iterable[Clip]) -> list[Clip]:
-        """Those of the clips that are yet to be checked."""
+        """The clips that are not yet checked."""
         return [clip for clip in clips if clip.id not in self._ids]
 
     def add(self, clips: Iterable[Clip]) -> None:
@@ -116,16 +116,16 @@ class SoundClips:
         try:
             write_json(self._path, {"files": self._files, "clips": sorted(self._ids)})
         except UserError:
-            # A folder that cannot be written to costs another check next time, nothing more.
+            # In a read-only folder they are only checked again next time.
             return
 
 
 def read_splits(root: Path, faults: list[str]) -> dict[str, list[Clip]]:
-    """The sound clips of each annotation file that has any; what is wrong with the others is added to `faults`."""
+    """The valid clips of each annotation file that has any; faults of the others are added to `faults`."""
     splits = {}
     for name, need in NEEDS.items():
         try:
-            clips, found = read_sound_clips(root / name, need)
+            clips, found = read_valid_clips(root / name, need)
         except UserError as error:
             faults.append(str(error))
             continue
@@ -136,10 +136,10 @@ def read_splits(root: Path, faults: list[str]) -> dict[str, list[Clip]]:
 
 
 def check_folder(splits: Mapping[str, Sequence[Clip]], root: Path, features: Sequence[str]) -> list[str]:
-    """Print what a folder in LRMovieNet's layout holds; returns what keeps training from starting."""
+    """Print a summary of a folder in LRMovieNet's layout; returns the faults that prevent training."""
     for name, clips in splits.items():
         print(f"{name}\n    {describe_clips(clips)}")
-        warn_of_pairs(name, clips)
+        warn_about_pairs(name, clips)
     for (first, clips), (second, others) in combinations(splits.items(), 2):
         shared = overlap(clips, others)
         if shared and {first, second} != SAME_CLIPS:
@@ -153,48 +153,48 @@ def check_folder(splits: Mapping[str, Sequence[Clip]], root: Path, features: Seq
 
 
 def check_features(splits: Mapping[str, Sequence[Clip]], store: FeatureStore) -> list[str]:
-    """Print what the store holds of the clips; returns its faults."""
+    """Print a summary of the clips' features; returns their faults."""
     found = {name: structure_faults(clips, store) for name, clips in splits.items()}
     faulty = {fault.clip for faults in found.values() for fault in faults}
-    fitting = [clip for clip in every_clip(splits) if clip.id not in faulty]
-    if fitting:
-        print(f"{', '.join(path.name for path in store.paths)}\n    {describe_store(store, fitting)}")
-    sound = SoundClips(store)
-    unread = sound.missing(fitting)
+    readable = [clip for clip in unique_clips(splits) if clip.id not in faulty]
+    if readable:
+        print(f"{', '.join(path.name for path in store.paths)}\n    {describe_store(store, readable)}")
+    checked = CheckedClips(store)
+    unread = checked.missing(readable)
     bad = value_faults(tqdm(unread, desc="reading all features", unit="clip", disable=None), store)
     if not bad:
-        sound.add(unread)
+        checked.add(unread)
     return [f"{name}: {fault}" for name, faults in found.items() for fault in faults] + [str(fault) for fault in bad]
 
 
 def check_frames(splits: Mapping[str, Sequence[Clip]], frames_root: Path) -> list[str]:
-    """Print how many frames are missing, which training does without; returns the faults of those that are there."""
-    clips = every_clip(splits)
+    """Print how many frames are missing, which training does not need; returns the faults of the others."""
+    clips = unique_clips(splits)
     missing = missing_frames(clips, frames_root)
     if missing:
         print(
             f"warning: {len(missing):,} of {sum(len(clip.images) for clip in clips):,} frames are not under "
-            f"{frames_root}, such as {missing[0]}; training goes by the features alone"
+            f"{frames_root}, such as {missing[0]}; training reads only the features"
         )
     progress = tqdm(clips, desc="reading the frames' headers", unit="clip", disable=None)
     return [str(fault) for fault in unusable_frames(progress, frames_root)]
 
 
-def warn_of_pairs(name: str, clips: Iterable[Clip]) -> None:
-    """Pairs are judgements of their own, so that grades which say otherwise stop no training."""
+def warn_about_pairs(name: str, clips: Iterable[Clip]) -> None:
+    """Warn if pairs contradict the grades; they may, since they are separate judgements."""
     for clip in clips:
         if clip.grades is not None and len(clip.pairs) and (np.diff(clip.grades[clip.pairs]) >= 0).any():
-            print(f"warning: {name} has pairs whose first label is not of the higher grade, as in clip {clip.id}")
+            print(f"warning: {name} has pairs whose first label has no higher grade, as in clip {clip.id}")
             return
 
 
-def every_clip(splits: Mapping[str, Sequence[Clip]]) -> list[Clip]:
+def unique_clips(splits: Mapping[str, Sequence[Clip]]) -> list[Clip]:
     """The clips of all files, each id once."""
     return list({clip.id: clip for clips in splits.values() for clip in clips}.values())
 
 
 def describe_clips(clips: Sequence[Clip]) -> str:
-    """How many clips, labels, grades and pairs there are."""
+    """Count clips, labels, grades and pairs, as one line."""
     labels = [len(clip.labels) for clip in clips]
     parts = [f"{len(clips):,} clips", f"{sum(labels):,} labels, {min(labels)} to {max(labels)} a clip"]
     grades = Counter(grade for clip in clips if clip.grades is not None for grade in clip.grades.tolist())
@@ -206,7 +206,7 @@ def describe_clips(clips: Sequence[Clip]) -> str:
 
 
 def describe_store(store: FeatureStore, clips: Iterable[Clip]) -> str:
-    """The store's widths, and its clips' text tokens and frames."""
+    """The store's widths, and its clips' text tokens and frames, as one line."""
     shapes = [store.shape(clip.id) for clip in clips]
     text = f"text of up to {max(shape.tokens for shape in shapes)} tokens x {store.text_width}"
     frames = f"{min(shape.frames for shape in shapes)} to {max(shape.frames for shape in shapes)} frames a clip"
@@ -214,17 +214,17 @@ def describe_store(store: FeatureStore, clips: Iterable[Clip]) -> str:
     return f"{text}; {frames}, {per_frame}"
 
 
-def require_sound(root: Path, features: Sequence[str], frames_root: Path) -> None:
-    """Print what a folder in LRMovieNet's layout holds; raises `UserError` naming its faults and its frames'."""
+def require_valid(root: Path, features: Sequence[str], frames_root: Path) -> None:
+    """Print a summary of a folder in LRMovieNet's layout; raises `UserError` naming its faults and its frames'."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give one in LRMovieNet's layout")
     faults: list[str] = []
     splits = read_splits(root, faults)
     faults += check_folder(splits, root, features)
-    of_frames = check_frames(splits, frames_root)
-    says = (
-        "training cannot start until they are corrected"
+    frame_faults = check_frames(splits, frames_root)
+    advice = (
+        "training cannot start until they are fixed"
         if faults
         else "training can start, but these frames cannot be encoded"
     )
-    raise_faults(root, [*faults, *of_frames], says)
+    raise_faults(root, [*faults, *frame_faults], advice)

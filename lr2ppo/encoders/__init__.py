@@ -12,7 +12,7 @@ _MODULES = {"ImageEncoder": "image", "TextEncoder": "text"}
 
 
 def __getattr__(name: str) -> Any:
-    """What the room exports, imported where it is first asked for: the encoders' libraries take seconds."""
+    """Import an exported name on first use: the encoders' libraries take seconds to load."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,6 +1,6 @@
-"""Run the encoders over a folder in LRMovieNet's layout into a feature store; an interrupted run is continued.
+"""Extract features of a folder in LRMovieNet's layout into a feature store; a stopped extraction resumes.
 
-Several processes write a file each: `clean_feat-00-of-04.h5` and so on, in place of `clean_feat.h5`.
+Several processes write one file each: `clean_feat-00-of-04.h5` and so on, instead of `clean_feat.h5`.
 """
 
 import os
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from lr2ppo.data.annotations import Clip, read_clips
 from lr2ppo.data.features.layout import group_name
 from lr2ppo.data.features.store import find_shards, shards_setting
-from lr2ppo.data.features.writer import Facts, FeatureWriter, StoredType, read_clip_names
+from lr2ppo.data.features.writer import FeatureWriter, Metadata, StoredType, read_clip_names
 from lr2ppo.data.frames import read_image, require_frames
 from lr2ppo.data.validate import NEEDS
 from lr2ppo.distributed.processes import Processes, choose_device, join_processes
@@ -26,11 +26,11 @@ from lr2ppo.encoders.image import FrameTokens, ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
 from lr2ppo.errors import UserError, raise_faults
 
-SECONDS_TO_TELL = 60
+SECONDS_TO_REPORT = 60
 
 
 def find_clips(data: Path) -> list[Clip]:
-    """All clips of the folder's annotation files, each id once; raises `UserError` where two files disagree."""
+    """All clips of the folder's annotation files, each id once; raises `UserError` if two files disagree."""
     found = [name for name in NEEDS if (data / name).is_file()]
     if not found:
         raise UserError(f"{data}: found none of the annotation files {', '.join(NEEDS)}")
@@ -40,19 +40,19 @@ def find_clips(data: Path) -> list[Clip]:
         for clip in read_clips(data / name, need="labels"):
             known = clips.setdefault(clip.id, clip)
             if (known.labels, known.description, known.images) != (clip.labels, clip.description, clip.images):
-                faults.append(f"clip {clip.id} of {name}: another file has it with other labels, text or frames")
+                faults.append(f"clip {clip.id} of {name}: another file has it with different labels, text or frames")
     raise_faults(data, faults, "give different clips different ids")
     return list(clips.values())
 
 
 def shard_path(out: Path, rank: int, processes: int) -> Path:
-    """The file that one of several processes writes; `out` itself where it is alone."""
+    """The file that a process writes: `out` itself if there is one process, else a shard of it."""
     return out if processes == 1 else out.with_name(f"{out.stem}-{rank:02d}-of-{processes:02d}{out.suffix}")
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one process extracts: `clips` into `path`, of as many as `missing` that all processes extract together."""
+    """One process's work: it extracts `clips` into `path`; `missing` counts those of all processes."""
 
     path: Path
     clips: Sequence[Clip]
@@ -60,14 +60,14 @@ class Share:
 
 
 def find_share(
-    clips: Sequence[Clip], out: Path, facts: Facts, dtype: StoredType, rank: int = 0, processes: int = 1
+    clips: Sequence[Clip], out: Path, metadata: Metadata, dtype: StoredType, rank: int = 0, processes: int = 1
 ) -> Share:
-    """Every `processes`-th clip of those that neither `out` nor any shard of it holds, whoever wrote them.
+    """Every `processes`-th clip of those that are neither in `out` nor in any of its shards.
 
-    Raises `UserError` where one of these files cannot be read or holds features made with other facts.
+    Raises `UserError` if one of these files cannot be read or holds features with other metadata.
     """
     files = [path for path in (out, *find_shards(out)) if path.exists()]
-    held = {name for path in files for name in read_clip_names(path, facts, dtype)}
+    held = {name for path in files for name in read_clip_names(path, metadata, dtype)}
     missing = [clip for clip in clips if group_name(clip.id) not in held]
     return Share(shard_path(out, rank, processes), missing[rank::processes], len(missing))
 
@@ -80,7 +80,7 @@ def extract(
     out: FeatureWriter,
     show_progress: bool = True,
 ) -> None:
-    """Write the features of each of the clips."""
+    """Encode the clips and write their features."""
     hidden = None if show_progress else True
     for clip in tqdm(clips, desc="extracting features", unit="clip", disable=hidden):
         texts = [(label, clip.description) for label in clip.labels]
@@ -93,8 +93,8 @@ def extract(
 
 
 @contextmanager
-def one_tells(processes: Processes) -> Iterator[None]:
-    """Work that every process does: of those that meet a `UserError` in it one tells; all leave it together."""
+def report_once(processes: Processes) -> Iterator[None]:
+    """Run the same work in every process; the first rank with a `UserError` raises it, and all others exit too."""
     fault = None
     try:
         yield
@@ -104,8 +104,8 @@ def one_tells(processes: Processes) -> Iterator[None]:
     if fault is not None and processes.rank == faulty[0]:
         raise fault
     if faulty:
-        # The launcher ends this process once the one that tells has ended.
-        time.sleep(SECONDS_TO_TELL)
+        # The launcher ends this process once the reporting one has ended.
+        time.sleep(SECONDS_TO_REPORT)
         sys.exit(2)
 
 
@@ -121,34 +121,33 @@ def extract_folder(
     dtype: StoredType,
     device: str,
 ) -> None:
-    """Extract this process's share of a folder's clips by the encoders at these paths, and print what was written.
+    """Extract this process's share of a folder's clips with the encoders at these paths, and print a summary.
 
-    Raises `UserError`, before any work, where the encoders, the clips, their frames or what is there already cannot be
+    Raises `UserError`, before any work, if the encoders, the clips, their frames or an existing feature file cannot be
     used.
     """
-    # They are together for what goes before the work alone, and on no GPU, which two of them may share. No process
-    # writes before all have seen what is there: then their shares are of the same clips.
-    with join_processes("cpu") as processes, one_tells(processes):
-        reader = TextEncoder.load(text, tokenizer)
-        reader.require_tokenizer()
+    # Processes communicate only before extraction, on the CPU, since two may share a GPU. No process writes before all
+    # have read the existing files, so that their shares are of the same clips.
+    with join_processes("cpu") as processes, report_once(processes):
+        text_encoder = TextEncoder.load(text, tokenizer)
+        text_encoder.require_tokenizer()
         clips = find_clips(data)
         require_frames(clips, frames_root)
         chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
-        reader = reader.to(chosen)
-        viewer = ImageEncoder.load(image, frame_tokens).to(chosen)
-        encoding = describe_encoding(reader, text, viewer, image, dtype)
-        told = encoding.model_dump()
-        facts = {name: told.pop(name) for name in ("text_encoder", "image_encoder", "frame_tokens")}
-        facts["tokens_per_frame"] = viewer.tokens_per_frame
-        share = find_share(clips, out, facts, dtype, processes.rank, processes.world_size)
+        text_encoder = text_encoder.to(chosen)
+        image_encoder = ImageEncoder.load(image, frame_tokens).to(chosen)
+        notes = describe_encoding(text_encoder, text, image_encoder, image, dtype).model_dump()
+        metadata = {name: notes.pop(name) for name in ("text_encoder", "image_encoder", "frame_tokens")}
+        metadata["tokens_per_frame"] = image_encoder.tokens_per_frame
+        share = find_share(clips, out, metadata, dtype, processes.rank, processes.world_size)
     if share.clips:
-        with FeatureWriter(share.path, facts, dtype, told) as writer:
-            extract(share.clips, frames_root, reader, viewer, writer, show_progress=processes.is_main)
+        with FeatureWriter(share.path, metadata, dtype, notes) as writer:
+            extract(share.clips, frames_root, text_encoder, image_encoder, writer, show_progress=processes.is_main)
     if processes.is_main:
         of_all = f", its share of {share.missing}" if processes.world_size > 1 else ""
-        there = len(clips) - share.missing
-        print(f"{share.path}: wrote {len(share.clips)} clips{of_all}, {there} were there already")
+        existing = len(clips) - share.missing
+        print(f"{share.path}: wrote {len(share.clips)} clips{of_all}, {existing} were there already")
         if frameless := [clip.id for clip in clips if not clip.images]:
-            print(f"note: {len(frameless)} clips name no frames, such as {frameless[0]}: their labels have text alone")
+            print(f"note: {len(frameless)} clips name no frames, such as {frameless[0]}: they have only text features")
         if find_shards(out):
             print(f"train on all of them with '{shards_setting(out)}'")

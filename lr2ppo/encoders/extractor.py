@@ -1,4 +1,4 @@
-"""Both encoders together: raw clips become the features that extraction stored of the clips a run learned from."""
+"""Encode raw clips with a text and an image encoder, into the same features as those a run was trained on."""
 
 import os
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from PIL import Image
 from torch import Tensor
 
 from lr2ppo.config.schema import ModelConfig
-from lr2ppo.data.features.encoders import Encoding, differing_facts
+from lr2ppo.data.features.encoders import Encoding, encoding_differences
 from lr2ppo.data.features.writer import StoredType
 from lr2ppo.encoders.image import FrameTokens, ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
 from lr2ppo.errors import UserError
 from lr2ppo.tensors import fingerprint
 
-GIVE = "give its path with text=, tokenizer= or image= (--text, --tokenizer, --image)"
+HINT = "give its path with text=, tokenizer= or image= (--text, --tokenizer, --image)"
 
 
 @dataclass(frozen=True)
 class EncoderPaths:
-    """Where the encoders are, as far as that is given."""
+    """The encoders' paths, None if not given."""
 
     text: Path | None = None
     tokenizer: Path | None = None
@@ -32,7 +32,7 @@ class EncoderPaths:
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """A clip's features: text `[tokens, text width]` a label, label_span [labels, 2], frames [rows, image width]."""
+    """A clip's features: text `[tokens, text width]` per label, label_span [labels, 2], frames [rows, image width]."""
 
     text: list[Tensor]
     label_span: Tensor
@@ -40,7 +40,7 @@ class EncodedClip:
 
 
 class ClipEncoder:
-    """Text and image encoder of a run; features are rounded as they were stored."""
+    """A run's text and image encoder; features are rounded to the dtype they were stored in."""
 
     def __init__(self, text: TextEncoder, image: ImageEncoder, encoding: Encoding) -> None:
         self.text, self.image, self.encoding = text, image, encoding
@@ -48,13 +48,13 @@ class ClipEncoder:
 
     @torch.inference_mode()
     def __call__(self, labels: Sequence[str], description: str, frames: Sequence[Image.Image]) -> EncodedClip:
-        """Encode a clip; a frame that is given several times is encoded once."""
+        """Encode a clip; repeated frames are encoded once."""
         texts = [(label, description) for label in labels]
         spans = torch.tensor(self.text.label_spans(texts))
         return EncodedClip([self._as_stored(row) for row in self.text(texts)], spans, self._encode_frames(frames))
 
     def _encode_frames(self, frames: Sequence[Image.Image]) -> Tensor:
-        """Frame features `[frames * tokens a frame, image width]`."""
+        """Frame features `[frames * tokens per frame, image width]`."""
         if not frames:
             return torch.zeros(0, self.image.width)
         distinct = {id(frame): frame for frame in frames}
@@ -69,8 +69,8 @@ class ClipEncoder:
 def describe_encoding(
     text: TextEncoder, text_path: Path, image: ImageEncoder, image_path: Path, dtype: StoredType
 ) -> Encoding:
-    """What is told of the features that two encoders, read from these paths, make."""
-    # Names in no encoding could not be told.
+    """Describe the features of two encoders, read from these paths."""
+    # Paths may hold bytes that are not valid UTF-8, which cannot be stored.
     paths = (text_path, image_path, text.tokenizer_folder)
     text_path, image_path, folder = (Path(os.fsencode(path).decode(errors="replace")) for path in paths)
     return Encoding(
@@ -89,9 +89,9 @@ def describe_encoding(
 def open_encoders(
     run: str, wanted: Encoding | None, given: EncoderPaths, model: ModelConfig, device: torch.device
 ) -> ClipEncoder:
-    """The encoders that a run names, from where they were at extraction or from the paths given.
+    """Load a run's encoders from the paths given, or from those at extraction.
 
-    A run that names none takes those given. Raises `UserError` where one is not there, is not the one that the run
+    A run that names no encoders uses those given. Raises `UserError` if one is missing, is not the one that the run
     names, or does not fit its model.
     """
     text_path = given.text or _known_path(run, "text", wanted)
@@ -101,31 +101,31 @@ def open_encoders(
         tokenizer = Path(wanted.tokenizer_path)
     text = TextEncoder.load(text_path, tokenizer)
     text.require_tokenizer()
-    by_model: FrameTokens = "class" if model.tokens_per_frame == 1 else "patches"
-    image = ImageEncoder.load(image_path, wanted.frame_tokens if wanted else by_model)
+    model_tokens: FrameTokens = "class" if model.tokens_per_frame == 1 else "patches"
+    image = ImageEncoder.load(image_path, wanted.frame_tokens if wanted else model_tokens)
     if wanted is not None:
         text.max_tokens = min(text.max_tokens, wanted.max_text_tokens)
     found = describe_encoding(text, text_path, image, image_path, wanted.dtype if wanted else "float32")
-    if wanted is not None and (differing := differing_facts(found, wanted)):
+    if wanted is not None and (differences := encoding_differences(found, wanted)):
         raise UserError(
-            f"{run}: was trained on features of other encoders: found {'; '.join(differing)} "
-            f"({text_path}, {image_path}); {GIVE}"
+            f"{run}: was trained on features of other encoders: found {'; '.join(differences)} "
+            f"({text_path}, {image_path}); {HINT}"
         )
     if model.head == "flatten":
         text.max_tokens = min(text.max_tokens, model.text_tokens)
     misfits = model.misfits(text_width=text.width, image_width=image.width, tokens_per_frame=image.tokens_per_frame)
     if misfits:
         raise UserError(
-            f"{run}: features do not fit its model: found {'; '.join(misfits)} ({text_path}, {image_path}); {GIVE}"
+            f"{run}: features do not fit its model: found {'; '.join(misfits)} ({text_path}, {image_path}); {HINT}"
         )
     return ClipEncoder(text.to(device), image.to(device), found)
 
 
 def _known_path(run: str, encoder: Literal["text", "image"], wanted: Encoding | None) -> Path:
     if wanted is None:
-        raise UserError(f"{run}: the features it was trained on name no {encoder} encoder; {GIVE}")
-    of_each = {"text": (wanted.text_encoder, wanted.text_path), "image": (wanted.image_encoder, wanted.image_path)}
-    name, path = of_each[encoder]
+        raise UserError(f"{run}: the features it was trained on name no {encoder} encoder; {HINT}")
+    known = {"text": (wanted.text_encoder, wanted.text_path), "image": (wanted.image_encoder, wanted.image_path)}
+    name, path = known[encoder]
     if not Path(path).exists():
-        raise UserError(f"{run}: its {encoder} encoder {name} was {path} at extraction, which is not there now; {GIVE}")
+        raise UserError(f"{run}: its {encoder} encoder {name} was {path} at extraction, which no longer exists; {HINT}")
     return Path(path)

@@ -15,12 +15,12 @@ from lr2ppo.encoders.weights.vit import load_vit
 from lr2ppo.ops.linear import quicken
 
 FrameTokens = Literal["class", "patches"]
-# Patch tokens are averaged to a grid of this many rows and columns a frame.
+# Patch tokens are averaged to a grid of this many rows and columns per frame.
 PATCH_GRID = 4
 
 
 class ImageEncoder(nn.Module):
-    """A ViT and its own preprocessing; a frame is its class token, or its patch tokens pooled to a small grid."""
+    """A ViT and its preprocessing; a frame becomes its class token, or its patch tokens pooled to a small grid."""
 
     def __init__(self, model: VisionTransformer, frame_tokens: FrameTokens = "class") -> None:
         super().__init__()
@@ -31,10 +31,10 @@ class ImageEncoder(nn.Module):
 
     @classmethod
     def load(cls, path: Path | str, frame_tokens: FrameTokens = "class") -> Self:
-        """Read a timm or Hugging Face ViT folder, its weights file alone, or TencentPretrain's ViT file.
+        """Read a timm or Hugging Face ViT folder, only its weights file, or TencentPretrain's ViT file.
 
-        Which it is, its tensors tell; the number of attention heads is as `checkpoints.count_heads` says. Raises
-        `UserError` where something is missing or does not fit.
+        The layout is detected from the tensors; for the number of attention heads see `weights.files.count_heads`.
+        Raises `UserError` if something is missing or does not fit.
         """
         return cls(load_vit(Path(path)), frame_tokens)
 
@@ -52,7 +52,7 @@ class ImageEncoder(nn.Module):
         return tokens
 
     def frame_features(self, tokens: Tensor) -> Tensor:
-        """What a frame is made of, from all its tokens: `[B, 1 + patches, D] -> [B, tokens_per_frame, D]`."""
+        """Select or pool a frame's tokens: `[B, 1 + patches, D] -> [B, tokens_per_frame, D]`."""
         if self.frame_tokens == "class":
             return tokens[:, :1]
         patches = tokens[:, self.model.num_prefix_tokens :]

@@ -1,7 +1,7 @@
-"""Train tiny encoders from a folder's own pictures and texts, for work without pretrained weights.
+"""Train tiny encoders from a folder's pictures and texts, for work without pretrained weights.
 
 Three losses of equal weight: which pictures' captions name a label (contrast between the label's token and each
-picture's best patch), masked words, and whether a label stands in the text beside it.
+picture's best patch), masked words, and whether the text contains the label.
 """
 
 import math
@@ -41,7 +41,7 @@ MATCHED_LOSS_LIMIT = 0.3
 
 @dataclass(frozen=True)
 class Captions:
-    """Pictures with captions, other texts, and the words to be recognised: `named [pictures, words]`."""
+    """Pictures with captions, other texts, and the words to recognise: `named [pictures, words]`."""
 
     pictures: Sequence[Path]
     captions: Sequence[str]
@@ -51,9 +51,9 @@ class Captions:
 
 
 def read_captions(data: Path, limit: int, rng: np.random.Generator) -> Captions:
-    """Captioned pictures of `pretrain_data.json` or, without it, the training clips' frames and descriptions.
+    """Read captioned pictures from `pretrain_data.json` or, without it, the training clips' frames and descriptions.
 
-    Raises `UserError` where a file or a picture cannot be used, or where no caption names a label.
+    Raises `UserError` if a file or a picture cannot be used, or if no caption names a label.
     """
     clips = [clip for name in TRAINING_FILES if (data / name).is_file() for clip in read_clips(data / name)]
     if not clips:
@@ -67,10 +67,10 @@ def read_captions(data: Path, limit: int, rng: np.random.Generator) -> Captions:
     captions = [caption for _, caption in shown]
     named = contains_words(captions, words)
     if not named.any():
-        raise UserError(f"{data}: no description names any label, so that the tiny encoders have nothing to learn from")
+        raise UserError(f"{data}: no description names any label; the tiny encoders need some that do")
     faults = [str(fault) for fault in unusable_frames(captioned, data)]
     faults += [f"no file {image}" for image in missing_frames(captioned, data)]
-    raise_faults(data, faults, "mend or remove these frames")
+    raise_faults(data, faults, "fix or remove these frames")
     keep = np.flatnonzero(named.any(1))
     return Captions(
         pictures=[shown[i][0] for i in keep],
@@ -82,13 +82,13 @@ def read_captions(data: Path, limit: int, rng: np.random.Generator) -> Captions:
 
 
 def contains_words(texts: Sequence[str], words: Sequence[str]) -> NDArray[np.bool_]:
-    """Which words stand in which texts, as whole words: `[texts, words]`."""
+    """Whether each text contains each word, as a whole word: `[texts, words]`."""
     patterns = [re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE) for word in words]
     return np.array([[pattern.search(text) is not None for pattern in patterns] for text in texts], dtype=bool)
 
 
 def build_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on the texts, with RoBERTa's special tokens."""
+    """Train a byte-level BPE tokenizer on the texts, with RoBERTa's special tokens."""
     bpe = ByteLevelBPETokenizer(add_prefix_space=True)
     bpe.train_from_iterator(
         texts, vocab_size=vocabulary, min_frequency=2, special_tokens=[*SPECIAL_TOKENS], show_progress=False
@@ -97,7 +97,7 @@ def build_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def build_text_model(vocabulary: int, width: int, layers: int, heads: int, max_tokens: int) -> RobertaForMaskedLM:
-    """A tiny RoBERTa that starts off the plateau on which it would match no text with another."""
+    """A tiny RoBERTa, initialised so that training does not stall on a plateau where it matches no texts."""
     config = RobertaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -113,7 +113,7 @@ def build_text_model(vocabulary: int, width: int, layers: int, heads: int, max_t
     model = RobertaForMaskedLM(config)
     with torch.no_grad():
         for layer in model.roberta.encoder.layer:
-            # Keys that start as queries let equal words attend to each other from the first step.
+            # With keys equal to queries, equal words attend to each other from the first step.
             layer.attention.self.key.weight.copy_(layer.attention.self.query.weight)
     return model
 
@@ -121,7 +121,7 @@ def build_text_model(vocabulary: int, width: int, layers: int, heads: int, max_t
 def build_image_model(
     width: int, layers: int, heads: int, size: int, patch: int
 ) -> tuple[VisionTransformer, dict[str, int]]:
-    """A tiny timm ViT and the arguments that build it again."""
+    """A tiny timm ViT and the arguments to rebuild it."""
     shape = {"img_size": size, "patch_size": patch, "embed_dim": width, "depth": layers, "num_heads": heads}
     model = timm.create_model(BASE_VIT, num_classes=0, **shape)
     model.pretrained_cfg |= {"input_size": (3, size, size), "crop_pct": 1.0, "num_classes": 0}
@@ -129,7 +129,7 @@ def build_image_model(
 
 
 class Pretraining(nn.Module):
-    """The two encoders and the small heads of the three losses, which are thrown away afterwards."""
+    """The two encoders and the small heads of the three losses; the heads are discarded afterwards."""
 
     def __init__(self, text: RobertaForMaskedLM, encoder: TextEncoder, image: ImageEncoder, captions: Captions) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class Pretraining(nn.Module):
     def forward(self, pixels: Tensor, pictures: NDArray[np.int64], rng: np.random.Generator) -> dict[str, Tensor]:
         """The three losses of a batch of pictures `[B, 3, H, W]` with numbers `pictures [B]`."""
         named = self.captions.named
-        # Half of the texts are the pictures' own captions, half are others: a label looks the same beside any text.
+        # Half of the texts are other than the pictures' captions: a label must look the same with any text.
         others = rng.integers(len(self.texts), size=len(pictures))
         texts = np.where(rng.random(len(pictures)) < 0.5, pictures, others)
         words = np.array([_draw_word(self.text_names[text], rng) for text in texts])
@@ -168,7 +168,7 @@ class Pretraining(nn.Module):
         }
 
     def _mask_words(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask a share of the description's tokens, but no token of the label: it is to be looked up there."""
+        """Mask a share of the description's tokens, but no token of the label, which the model must find there."""
         tokenizer = self.encoder.tokenizer
         separator = ids == tokenizer.sep_token_id
         description = (separator.cumsum(1) >= 2) & ~separator & mask.bool()
@@ -180,13 +180,13 @@ class Pretraining(nn.Module):
 
 
 def _draw_word(named: NDArray[np.bool_], rng: np.random.Generator) -> int:
-    """A word of the text or one that is not in it, with equal chances."""
+    """Draw a word of the text or one that is not in it, with equal probability."""
     wanted = named if rng.random() < 0.5 and named.any() else ~named
     return int(rng.choice(np.flatnonzero(wanted))) if wanted.any() else int(rng.integers(len(named)))
 
 
 def _contrast(logits: Tensor, names: Tensor) -> Tensor:
-    """Cross-entropy of texts against pictures and back, all true matches `[texts, pictures]` sharing the target."""
+    """Cross-entropy of texts against pictures and back; all true matches `[texts, pictures]` share the target."""
     loss = logits.new_zeros(())
     for rows, matches in ((logits, names), (logits.T, names.T)):
         some = matches.any(1)
@@ -196,7 +196,7 @@ def _contrast(logits: Tensor, names: Tensor) -> Tensor:
 
 
 def load_pictures(paths: Sequence[Path], image: ImageEncoder) -> Tensor:
-    """All pictures as the encoder wants them, in half precision: `[pictures, 3, H, W]`."""
+    """Load all pictures, preprocessed for the encoder, in half precision: `[pictures, 3, H, W]`."""
     pictures = []
     for path in tqdm(paths, desc="reading pictures", unit="picture", disable=None):
         pictures.append(image.transform(read_image(path)).half())
@@ -206,7 +206,7 @@ def load_pictures(paths: Sequence[Path], image: ImageEncoder) -> Tensor:
 def train(
     model: Pretraining, pixels: Tensor, steps: int, batch: int, learning_rate: float, seed: int
 ) -> dict[str, float]:
-    """AdamW with a cosine schedule; returns each loss, averaged over the last tenth of the steps."""
+    """Train with AdamW and a cosine schedule; returns each loss, averaged over the last tenth of the steps."""
     rng = np.random.default_rng(seed)
     optimizer, schedule = build_optimizer(
         model, OptimizerConfig(learning_rate=learning_rate, weight_decay=0.01, warmup=0.1), steps
@@ -249,7 +249,7 @@ def pretrain(
 ) -> dict[str, float]:
     """Train both encoders on a data folder and write them as `OUT/roberta` and `OUT/vit`; returns their last losses.
 
-    Raises `UserError` where the folder cannot be used, or the encoders learned nothing.
+    Raises `UserError` if the folder cannot be used or the encoders did not learn.
     """
     torch.manual_seed(seed)
     captions = read_captions(data, pictures, np.random.default_rng(seed))
@@ -262,7 +262,7 @@ def pretrain(
     losses = train(model, load_pictures(captions.pictures, image), steps, batch, learning_rate, seed)
     if losses["in_text"] > MATCHED_LOSS_LIMIT:
         raise UserError(
-            f"pretraining did not learn to tell whether a label stands in a text (loss {losses['in_text']:.2f}, wanted "
+            f"pretraining did not learn whether a text contains a label (loss {losses['in_text']:.2f}, wanted "
             f"at most {MATCHED_LOSS_LIMIT}); try another --seed or more --steps"
         )
     save(out, text, tokenizer, vit, shape)

@@ -40,11 +40,11 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def load(cls, path: Path | str, tokenizer: Path | str | None = None) -> Self:
-        """Read a Hugging Face RoBERTa folder, or TencentPretrain's RoBERTa file or a folder with that file alone.
+        """Read a Hugging Face RoBERTa folder, or TencentPretrain's RoBERTa file or a folder with only that file.
 
-        Which it is, its tensors tell; the number of attention heads is as `checkpoints.count_heads` says. The tokenizer
-        is that of the folder `tokenizer` or, without one, of the folder that holds the weights, where it may be
-        missing as long as no text is read. Raises `UserError` where something else is missing or does not fit.
+        The layout is detected from the tensors; for the number of attention heads see `weights.files.count_heads`. The
+        tokenizer comes from the folder `tokenizer`, by default that of the weights, where it may be missing as long as
+        no text is encoded. Raises `UserError` if something else is missing or does not fit.
         """
         source = Path(path)
         model = load_roberta(source)
@@ -65,25 +65,25 @@ class TextEncoder(nn.Module):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer; raises `UserError` where the encoder was loaded without one."""
+        """The tokenizer; raises `UserError` if the encoder was loaded without one."""
         self.require_tokenizer()
         return self._tokenizer
 
     def require_tokenizer(self) -> None:
-        """Raises `UserError` where the encoder was loaded without a tokenizer, so that it can read no text."""
+        """Raise `UserError` if the encoder was loaded without a tokenizer and so cannot encode text."""
         if self._tokenizer is None:
             raise UserError(
                 f"{self.tokenizer_folder}: found no tokenizer.json or vocab.json with merges.txt; "
-                "copy the encoder's tokenizer files there or tell the folder that holds them"
+                "copy the encoder's tokenizer files there or give the folder that holds them"
             )
 
     def tokenizer_fingerprint(self) -> str:
-        """A short hash of the tokenizer's vocabulary, to tell different tokenizers apart."""
+        """A short hash of the tokenizer's vocabulary, to distinguish tokenizers."""
         vocabulary = sorted(cast(Mapping[str, int], self.tokenizer.get_vocab()).items())
         return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:12]
 
     def tokenize(self, texts: Sequence[tuple[str, str]]) -> Mapping[str, Tensor]:
-        """`<s> label </s></s> description </s>`, cut to the longest text read and padded: [B, T] ids and mask."""
+        """Tokenize as `<s> label </s></s> description </s>`, cut to `max_tokens` and padded: [B, T] ids and mask."""
         return cast(Mapping[str, Tensor], self._encode(texts))
 
     def _encode(self, texts: Sequence[tuple[str, str]]) -> BatchEncoding:
@@ -93,11 +93,11 @@ class TextEncoder(nn.Module):
         )
 
     def label_spans(self, texts: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
-        """Where the tokens of each text's label start and stop among all its tokens."""
+        """Start and stop of the label's tokens in each text."""
         spans = []
         for text in self._encode(texts).encodings:
-            own = [place for place, part in enumerate(text.sequence_ids) if part == 0]
-            spans.append((own[0], own[-1] + 1) if own else (0, 1))
+            label = [position for position, part in enumerate(text.sequence_ids) if part == 0]
+            spans.append((label[0], label[-1] + 1) if label else (0, 1))
         return spans
 
     def encode_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class TextEncoder(nn.Module):
 
     @torch.inference_mode()
     def forward(self, texts: Sequence[tuple[str, str]]) -> list[Tensor]:
-        """Features of (label, description) texts: a `[tokens, D]` tensor each, without padding."""
+        """Features of (label, description) texts: one `[tokens, D]` tensor each, without padding."""
         tokens = self.tokenize(texts)
         device = self.model.device
         hidden = self.encode_ids(tokens["input_ids"].to(device), tokens["attention_mask"].to(device))
@@ -114,7 +114,7 @@ class TextEncoder(nn.Module):
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
-    """The tokenizer of a folder, None where it holds none; raises `UserError` where its files cannot be read."""
+    """The tokenizer of a folder, None if it has none; raises `UserError` if its files cannot be read."""
     whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if not (whole.is_file() or (vocabulary.is_file() and merges.is_file())):
         return None

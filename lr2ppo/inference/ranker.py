@@ -104,7 +104,7 @@ class LabelRanker:
     def identity(self) -> dict[str, str | int]:
         """Return what determines the scores: the run's name, and fingerprints of its weights and encoders."""
         weights = fingerprint(self._model.state_dict())
-        return {"run": self.name, "weights": weights, **self._clips.encoding.facts()}
+        return {"run": self.name, "weights": weights, **self._clips.encoding.fingerprints()}
 
     @property
     def has_preferences(self) -> bool:
@@ -176,7 +176,7 @@ class LabelRanker:
     def _item(self, place: int, query: Query) -> ClipItem:
         if not isinstance(query.description, str) or UNWRITABLE.search(query.description):
             raise UserError(f"description: found {query.description!r}, wanted a text")
-        choose = partial(choose_frames, most=self._use.frames, order=self._use.frame_order, exact=self._exact)
+        choose = partial(choose_frames, max_frames=self._use.frames, order=self._use.frame_order, exact=self._exact)
         frames = [] if query.frames is None else read_frames(query.frames, choose)
         encoded = self._clips(query.labels, query.description, frames)
         none = torch.zeros(0, dtype=torch.long)

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from lr2ppo.config.schema import Count, Positive, Section
-from lr2ppo.data.features.encoders import Encoding, differing_facts, read_features_file
+from lr2ppo.data.features.encoders import Encoding, encoding_differences, read_features_file
 from lr2ppo.errors import UserError
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import describe_model
@@ -112,5 +112,5 @@ def _find_before(folder: Path, encoding: Encoding | None) -> Trained | None:
     if found is None:
         return None
     before = _open_run(found)
-    others = before.use.encoders is not None and differing_facts(before.use.encoders, encoding)
+    others = before.use.encoders is not None and encoding_differences(before.use.encoders, encoding)
     return None if others else before

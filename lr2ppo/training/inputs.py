@@ -10,7 +10,7 @@ from lr2ppo.config.schema import DataConfig, ModelConfig, PointwiseConfig, Rewar
 from lr2ppo.data.annotations import Need
 from lr2ppo.data.dataset import ClipDataset, open_dataset
 from lr2ppo.data.features.store import FeatureStore
-from lr2ppo.data.validate import LEAVE_OUT, SoundClips, overlap, value_faults
+from lr2ppo.data.validate import LEAVE_OUT, CheckedClips, overlap, value_faults
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import FAULTS_SHOWN, UserError, raise_faults
 from lr2ppo.models.weights import describe_model
@@ -27,8 +27,8 @@ def open_inputs(
     used, where a clip or a feature cannot and `data.strict` is true, or where no clip of a file remains.
     """
     datasets = [open_dataset(data, file, need, store, model) for file, need in files]
-    sound = SoundClips(store)
-    unread = sound.missing({clip.id: clip for dataset in datasets for clip in dataset.clips}.values())
+    checked = CheckedClips(store)
+    unread = checked.missing({clip.id: clip for dataset in datasets for clip in dataset.clips}.values())
     share = unread[processes.rank :: processes.world_size]
     progress = tqdm(
         share, desc="checking the features", unit="clip", leave=False, disable=None if processes.is_main else True
@@ -40,7 +40,7 @@ def open_inputs(
         raise_faults(", ".join(map(str, store.paths)), [str(fault) for fault in faults], advice)
     if unread and processes.is_main:
         faulty = {fault.clip for fault in faults}
-        sound.add(clip for clip in unread if clip.id not in faulty)
+        checked.add(clip for clip in unread if clip.id not in faulty)
     return kept
 
 

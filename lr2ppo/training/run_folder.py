@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lr2ppo.config.load import config_leaves, dump_config
 from lr2ppo.config.schema import ComputeConfig, RunConfig
-from lr2ppo.data.features.encoders import FEATURES_FILE, differing_facts, read_features_file
+from lr2ppo.data.features.encoders import FEATURES_FILE, encoding_differences, read_features_file
 from lr2ppo.data.features.store import FeatureStore
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError, raise_faults
@@ -89,7 +89,7 @@ def check_resumable(folder: Path, config: RunConfig, store: FeatureStore) -> Non
     )
     # Runs of earlier versions have no such file.
     if (folder / FEATURES_FILE).is_file():
-        others = differing_facts(store.encoding, read_features_file(folder))
+        others = encoding_differences(store.encoding, read_features_file(folder))
         raise_faults(
             folder,
             [f"{store.paths[0]}: made with {fact}" for fact in others],

@@ -1,4 +1,4 @@
-"""Annotation files: what is read, what may be missing, and what is said of faults."""
+"""Annotation files: what is read, what may be missing, and the messages about faults."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from lr2ppo.data.annotations import (
     Need,
     better_worse_pairs,
     read_clips,
-    read_sound_clips,
+    read_valid_clips,
     write_clips,
 )
 from lr2ppo.errors import FAULTS_SHOWN, UserError, raise_faults
@@ -53,7 +53,7 @@ def plain(clip: Clip) -> dict[str, Any]:
 
 
 def entry(clip_id: str = "clip", **keys: Any) -> dict[str, Any]:
-    """A whole clip of three graded labels, with some keys given otherwise."""
+    """A complete clip with three graded labels, some keys replaced."""
     tags = [{"tag": "a", "target": 2}, {"tag": "b", "target": 0}, {"tag": "c", "target": 1}]
     whole = {"id": clip_id, "tags": tags, "description": "d", "filename": "f", "image": ["i"], "index": [[0, 1]]}
     return whole | keys
@@ -123,13 +123,13 @@ def test_labels_without_grades_are_enough_where_only_labels_are_needed(tmp_path:
     assert clip.grades is None
 
 
-def test_unknown_keys_are_kept_out_of_the_way(tmp_path: Path) -> None:
+def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
     tags = [{"tag": "a", "target": 1, "weight": 0.3}, {"tag": "b", "target": 2}]
     clip = read_one(tmp_path, entry(tags=tags, movie="tt01", source={"deep": [1]}))
     assert clip.labels == ("a", "b")
 
 
-def test_equal_labels_of_one_clip_stay_apart(tmp_path: Path) -> None:
+def test_equal_labels_of_one_clip_stay_separate(tmp_path: Path) -> None:
     tags = [{"tag": "a", "target": 0}, {"tag": "a", "target": 2}]
     clip = read_one(tmp_path, entry(tags=tags))
     assert clip.labels == ("a", "a")
@@ -138,19 +138,19 @@ def test_equal_labels_of_one_clip_stay_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "expected"),
     [
-        pytest.param({"id": 5}, "id: found 5, wanted a text", id="id is a number"),
-        pytest.param({"id": ""}, "id: found '', wanted a text", id="id is empty"),
-        pytest.param({"id": None}, "id: found None, wanted a text", id="id is null"),
+        pytest.param({"id": 5}, "id: found 5, wanted a string", id="id is a number"),
+        pytest.param({"id": ""}, "id: found '', wanted a string", id="id is empty"),
+        pytest.param({"id": None}, "id: found None, wanted a string", id="id is null"),
         pytest.param({"tags": None}, "tags: wanted a list", id="no tags"),
         pytest.param({"tags": "a b"}, "tags: wanted a list", id="tags are a text"),
         pytest.param({"tags": ["a"]}, "tags: wanted a list", id="a tag is a text"),
         pytest.param({"tags": [{"target": 1}]}, "tags: wanted a list", id="a tag without its label"),
         pytest.param({"tags": [{"tag": 3, "target": 1}]}, "tags: wanted a list", id="a label is a number"),
         pytest.param({"tags": []}, "tags: found no labels", id="empty tags"),
-        pytest.param({"description": ["d"]}, "description: found ['d'], wanted a text", id="description is a list"),
-        pytest.param({"filename": 3}, "filename: found 3, wanted a text", id="filename is a number"),
+        pytest.param({"description": ["d"]}, "description: found ['d'], wanted a string", id="description is a list"),
+        pytest.param({"filename": 3}, "filename: found 3, wanted a string", id="filename is a number"),
         pytest.param({"description": "half \ud800"}, "description: found 'half \\ud800', wanted", id="half a letter"),
         pytest.param({"image": ["a\0.jpg"]}, "image: wanted a list of paths", id="null in a path"),
         pytest.param({"tags": [{"tag": "\udfff", "target": 1}]}, "tags: wanted a list", id="a label is half a letter"),
@@ -166,11 +166,11 @@ def test_equal_labels_of_one_clip_stay_apart(tmp_path: Path) -> None:
         pytest.param({"index": [[0, 1.0]]}, "index: found [0, 1.0]", id="pair holds a share"),
     ],
 )
-def test_a_fault_names_the_clip_and_what_was_wanted(tmp_path: Path, keys: dict[str, Any], told: str) -> None:
+def test_a_fault_names_the_clip_and_what_was_wanted(tmp_path: Path, keys: dict[str, Any], expected: str) -> None:
     message = message_of(write_json(tmp_path, [entry("fine"), entry("bad") | keys]))
     assert "1 fault found" in message
     assert f"clip 1 ({keys.get('id', 'bad')}): " in message
-    assert told in message
+    assert expected in message
 
 
 @pytest.mark.parametrize("target", [11, -1, 0.5, True, "high", "", [1], {}, float("nan"), float("inf"), None])
@@ -193,11 +193,11 @@ def test_a_clip_without_id_is_named_by_its_place(tmp_path: Path) -> None:
 
 def test_a_second_clip_of_the_same_id_is_refused(tmp_path: Path) -> None:
     message = message_of(write_json(tmp_path, [entry("one"), entry("two"), entry("one")]))
-    assert "clip 2 (one): a second clip of the same id" in message
+    assert "clip 2 (one): a second clip with the same id" in message
 
 
 @pytest.mark.parametrize(
-    ("need", "keys", "told"),
+    ("need", "keys", "expected"),
     [
         (
             "grades",
@@ -209,11 +209,11 @@ def test_a_second_clip_of_the_same_id_is_refused(tmp_path: Path) -> None:
         ("images", {"image": []}, "image: found no frames"),
     ],
 )
-def test_what_a_stage_needs_is_missed_by_that_stage_alone(
-    tmp_path: Path, need: Need, keys: dict[str, Any], told: str
+def test_only_the_stage_that_needs_a_key_misses_it(
+    tmp_path: Path, need: Need, keys: dict[str, Any], expected: str
 ) -> None:
     path = write_json(tmp_path, [entry("bare", **keys)])
-    assert f"clip 0 (bare): {told}" in message_of(path, need)
+    assert f"clip 0 (bare): {expected}" in message_of(path, need)
     assert read_clips(path)[0].id == "bare"
 
 
@@ -223,7 +223,7 @@ def test_captioned_pictures_need_no_labels(tmp_path: Path) -> None:
     assert clip.images == ("i",)
 
 
-def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
     entries = [entry("a", tags=[]), entry("fine"), entry("b", index=[[0, 0]]), entry("c", image=3)]
     message = message_of(write_json(tmp_path, entries))
     assert "3 faults found" in message
@@ -234,21 +234,21 @@ def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_all_faults_of_a_clip_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_of_a_clip_are_reported_at_once(tmp_path: Path) -> None:
     tags = [{"tag": "a", "target": 11}, {"tag": "b", "target": -6}, {"tag": "c", "target": 1}]
     bad = entry("bad", tags=tags, index=[[0, 1], [0, 9], [2, 2]], image=3, description=4)
     lines = message_of(write_json(tmp_path, [bad])).splitlines()[1:]
     assert [line.strip() for line in lines] == [
-        "clip 0 (bad): target of label 'a': found 11, wanted a whole number from 0 to 10 (and so for 1 more)",
-        "clip 0 (bad): description: found 4, wanted a text",
+        "clip 0 (bad): target of label 'a': found 11, wanted a whole number from 0 to 10 (and 1 more)",
+        "clip 0 (bad): description: found 4, wanted a string",
         "clip 0 (bad): image: wanted a list of paths",
-        "clip 0 (bad): index: found [0, 9], wanted two different positions below 3 (and so for 1 more)",
+        "clip 0 (bad): index: found [0, 9], wanted two different positions below 3 (and 1 more)",
     ]
 
 
-def test_sound_clips_are_read_beside_those_at_fault(tmp_path: Path) -> None:
+def test_valid_clips_are_read_beside_those_at_fault(tmp_path: Path) -> None:
     path = write_json(tmp_path, [entry("a"), entry("b", tags=[]), entry("a"), entry("c")])
-    clips, faults = read_sound_clips(path)
+    clips, faults = read_valid_clips(path)
     assert [clip.id for clip in clips] == ["a", "c"]
     assert [fault.clip for fault in faults] == ["1 (b)", "2 (a)"]
 
@@ -268,7 +268,7 @@ def test_no_fault_is_no_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"[{]", "is not JSON"),
         (b"", "is not JSON"),
@@ -280,10 +280,10 @@ def test_no_fault_is_no_error() -> None:
         (b"[" + b"1" * 5_000 + b"]", "is not JSON"),
     ],
 )
-def test_a_file_that_is_no_list_of_clips_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_file_that_is_no_list_of_clips_is_refused(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "clips.json"
     path.write_bytes(content)
-    assert told in message_of(path)
+    assert expected in message_of(path)
 
 
 def test_a_missing_file_is_refused_with_the_setting_to_check(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.integers(0, 10), max_size=7))
-def test_pairs_of_different_grades_are_all_there_once_the_better_label_first(grades: list[int]) -> None:
+def test_all_pairs_of_different_grades_are_found_once_the_better_label_first(grades: list[int]) -> None:
     positions = range(len(grades))
     wanted = [[a, b] for a in positions for b in positions if grades[a] > grades[b]]
     assert better_worse_pairs(np.array(grades, dtype=np.int64)).tolist() == wanted

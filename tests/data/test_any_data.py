@@ -1,4 +1,4 @@
-"""Data that is not clips of RoBERTa and ViT features with grades 0 to 2: it is read, batched and learned from."""
+"""Data other than clips with RoBERTa and ViT features and grades 0 to 2: it is read, batched and trained on."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,11 +65,11 @@ def test_the_pooled_head_reads_the_token_at_which_the_data_says_the_label_starts
     with FeatureWriter(tmp_path / "f.h5", {}) as writer:
         writer.write("first", [text], rows(1), label_span=[(0, 1)])
         writer.write("second", [text], rows(1), label_span=[(1, 2)])
-        writer.write("unsaid", [text], rows(1))
-    batch = batch_of(tmp_path / "f.h5", [clip(name, 1) for name in ("first", "second", "unsaid")])
-    first, second, unsaid = ranker("pooled")(**batch.inputs()).flatten().tolist()
+        writer.write("default", [text], rows(1))
+    batch = batch_of(tmp_path / "f.h5", [clip(name, 1) for name in ("first", "second", "default")])
+    first, second, default = ranker("pooled")(**batch.inputs()).flatten().tolist()
     assert first != second
-    assert unsaid == second, "RoBERTa's tokens: the label starts behind <s>"
+    assert default == second, "RoBERTa's tokens: the label starts after <s>"
 
 
 def test_labels_of_a_single_token_are_scored(tmp_path: Path) -> None:
@@ -82,12 +82,12 @@ def test_labels_of_a_single_token_are_scored(tmp_path: Path) -> None:
 
 
 def write_two_domains(root: Path, source_domain: str, target_domain: str) -> None:
-    """A source with 8 features and a target with 5, in a file each, graded 0 to 4."""
+    """Write a source with 8 features and a target with 5, in separate files, graded 0 to 4."""
     sizes = {"source": (8, source_domain), "target": (5, target_domain), "val": (5, target_domain)}
     for name, (width, domain) in sizes.items():
         clips = [clip(f"{name}-{number}", 5, highest=4) for number in range(6)]
-        facts = {"domain": domain} if domain else {}
-        with FeatureWriter(root / f"{name}.h5", facts) as writer:
+        metadata = {"domain": domain} if domain else {}
+        with FeatureWriter(root / f"{name}.h5", metadata) as writer:
             for number, each in enumerate(clips):
                 writer.write(each.id, list(rows(5, width, seed=number)[:, None]), np.zeros((0, 1), np.float32))
         write_clips(root / f"{name}.json", clips)

@@ -1,4 +1,4 @@
-"""The dataset, its batches, and the order in which each stage reads its clips."""
+"""The dataset, its batches, and the order in which each stage reads clips."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -36,12 +36,12 @@ from lr2ppo.errors import UserError
 
 TEXT_WIDTH, IMAGE_WIDTH = 3, 4
 MODERATE = settings(deadline=None, max_examples=60)
-# Labels and frames of each clip: one of each, ordinary ones, and more than the stages take.
+# Labels and frames of each clip: one of each, usual numbers, and more than the stages use.
 SHAPES = ((1, 1), (2, 3), (7, 4), (5, 6), (25, 9))
 
 
 def text_features(clip: int, label: int) -> NDArray[np.float32]:
-    """Tokens that say which clip, label and token they are of; label 0 has 1 token, label 1 has 2, and so on to 5."""
+    """Tokens that hold their clip, label and token; label 0 has 1 token, label 1 has 2, and so on to 5."""
     tokens = 1 + label % 5
     return np.array([[clip + 1, label, token] for token in range(tokens)], dtype=np.float32)
 
@@ -97,7 +97,7 @@ def assert_same_batches(found: Iterable[ClipBatch], expected: Iterable[ClipBatch
 
 
 def numbered(count: int) -> Callable[[np.random.Generator], list[ClipRequest]]:
-    """An epoch of requests, shuffled, each told by its clip."""
+    """An epoch of requests, shuffled, one per clip."""
 
     def draw(rng: np.random.Generator) -> list[ClipRequest]:
         return [ClipRequest(clip, positions(0)) for clip in rng.permutation(count).tolist()]
@@ -164,7 +164,7 @@ def test_a_request_for_some_labels_gets_those_labels(dataset: ClipDataset, data:
 
 
 def shown_labels(batch: ClipBatch, item: int) -> list[tuple[int, int]]:
-    """A clip's pairs as positions in its own label list, read off the text features."""
+    """A clip's pairs as positions in its label list, from the text features."""
     labels = batch.text[item, :, 0, 1]
     return [(int(labels[a]), int(labels[b])) for a, b in batch.pairs[item][batch.pair_mask[item]].tolist()]
 
@@ -216,7 +216,7 @@ def test_stage_1_needs_grades() -> None:
 
 @MODERATE
 @given(st.integers(1, 20), st.integers(1, 40))
-def test_even_frames_are_in_time_order_spaced_alike_from_first_to_last(wanted: int, available: int) -> None:
+def test_even_frames_are_in_time_order_equally_spaced_from_first_to_last(wanted: int, available: int) -> None:
     chosen = ClipDataset([], None, frames=wanted).choose_frames(available, seed=0).tolist()  # type: ignore[arg-type]
     assert len(chosen) == min(wanted, available)
     assert len(set(chosen)) == len(chosen)
@@ -247,7 +247,7 @@ def test_random_frames_come_in_random_order_and_reach_every_frame() -> None:
 
 @pytest.mark.parametrize("order", ["even", "random"])
 @pytest.mark.parametrize("available", [1, 3, 4, 9])
-def test_exact_frames_repeat_a_short_clips_frames_alike(order: str, available: int) -> None:
+def test_exact_frames_repeat_a_short_clips_frames_equally_often(order: str, available: int) -> None:
     dataset = ClipDataset([], None, frames=8, frame_order=order, exact_frames=True)  # type: ignore[arg-type]
     chosen = Counter(dataset.choose_frames(available, seed=5).tolist())
     assert chosen.total() == 8
@@ -288,7 +288,7 @@ def test_an_epoch_on_one_process_reads_every_request_once(count: int, size: int,
     assert epoch_of(again) == batches == epoch_of(sampler)
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+def test_epochs_and_seeds_have_different_orders() -> None:
     orders = []
     for seed in (1, 2):
         sampler = EpochSampler(numbered(20), batch_size=20, seed=seed)
@@ -332,7 +332,7 @@ def test_two_processes_see_the_global_batches_of_one_with_twice_the_size(half: i
 
 
 def original_pairs(request: ClipRequest) -> list[tuple[int, int]]:
-    """A request's pairs as (better, worse) positions in the clip's own label list."""
+    """A request's pairs as (better, worse) positions in the clip's label list."""
     assert request.pairs is not None
     assert request.first_is_better is not None
     shown = request.labels[request.pairs]
@@ -349,7 +349,7 @@ def test_stage_2_reads_each_annotated_pair_once_and_knows_the_better_label(pairs
     assert len(requests) == sum(-(-len(clip.pairs) // pairs_per_clip) for clip in CLIPS)
 
 
-def test_stage_2_shows_pairs_in_either_order_anew_each_epoch(dataset: ClipDataset) -> None:
+def test_stage_2_shows_pairs_in_a_new_random_order_each_epoch(dataset: ClipDataset) -> None:
     sampler = EpochSampler(annotated_pairs(CLIPS, 20), batch_size=5, seed=0)
     shown: set[tuple[int, int, int]] = set()
     for epoch in range(8):
@@ -368,7 +368,9 @@ def test_stage_2_shows_pairs_in_either_order_anew_each_epoch(dataset: ClipDatase
 
 @MODERATE
 @given(st.integers(0, 1000), st.integers(1, 40), st.integers(1, 3))
-def test_stage_3_draws_pairs_of_two_labels_and_visits_each_clip_alike(seed: int, pairs: int, visits: int) -> None:
+def test_stage_3_draws_pairs_of_two_labels_and_visits_each_clip_equally_often(
+    seed: int, pairs: int, visits: int
+) -> None:
     requests = random_pairs(CLIPS, pairs, visits)(np.random.default_rng(seed))
     visited = Counter(request.clip for request in requests)
     assert visited == dict.fromkeys(range(1, len(CLIPS)), visits), "a clip of one label has no pair"
@@ -379,7 +381,9 @@ def test_stage_3_draws_pairs_of_two_labels_and_visits_each_clip_alike(seed: int,
         assert (chosen[:, 0] != chosen[:, 1]).all()
         assert chosen.min() >= 0
         assert chosen.max() < len(CLIPS[request.clip].labels)
-        assert sorted(set(request.pairs.ravel().tolist())) == list(range(len(request.labels))), "no label is read idly"
+        assert sorted(set(request.pairs.ravel().tolist())) == list(range(len(request.labels))), (
+            "no label is read without need"
+        )
 
 
 def test_stage_3_draws_every_pair_both_ways_with_equal_chance() -> None:
@@ -516,7 +520,7 @@ def test_an_annotation_file_opens_with_its_features(tmp_path: Path) -> None:
     assert dataset[whole_clips(dataset.clips)[2]].text[3].tolist() == text_features(2, 3).tolist()
 
 
-def test_clips_that_do_not_fit_their_features_are_told_at_once(tmp_path: Path) -> None:
+def test_all_clips_that_do_not_fit_their_features_are_reported_at_once(tmp_path: Path) -> None:
     write_features(tmp_path / "clean_feat.h5", CLIPS)
     with h5py.File(tmp_path / "clean_feat.h5", "a") as file:
         del file["movie/2"]

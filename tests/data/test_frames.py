@@ -1,4 +1,4 @@
-"""Frames on disk: what is refused of them, by name, before the first of them is decoded."""
+"""Frames on disk: bad ones are refused by name before the first is decoded."""
 
 import contextlib
 import struct
@@ -25,7 +25,7 @@ def write_image(path: Path, size: tuple[int, int] = (8, 6)) -> Path:
 
 
 def png_of_size(width: int, height: int) -> bytes:
-    """A PNG file of a few bytes that says it has so many pixels."""
+    """A PNG file of a few bytes whose header claims this size."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -42,11 +42,11 @@ def root(tmp_path: Path) -> Path:
 
 
 def faults_of(root: Path, *images: str) -> list[str]:
-    return [fault.what for fault in unusable_frames([Clip("clip", ("a",), images=images)], root)]
+    return [fault.message for fault in unusable_frames([Clip("clip", ("a",), images=images)], root)]
 
 
 @pytest.mark.parametrize("image", ["frames/0.jpg", "frames/../frames/0.jpg", "./frames//0.jpg", "frames/gone.jpg"])
-def test_what_lies_in_the_folder_has_no_fault(root: Path, image: str) -> None:
+def test_frames_in_the_folder_have_no_fault(root: Path, image: str) -> None:
     assert faults_of(root, image) == []
 
 
@@ -57,7 +57,7 @@ def test_the_folder_itself_may_be_a_link_and_links_may_stay_in_it(root: Path, tm
     assert faults_of(root, str(tmp_path / "link" / "frames" / "0.jpg")) == []
 
 
-def test_what_lies_outside_is_refused_with_the_setting_that_lets_it_in(root: Path, tmp_path: Path) -> None:
+def test_frames_outside_the_folder_are_refused_with_the_option_that_allows_them(root: Path, tmp_path: Path) -> None:
     (root / "linked.jpg").symlink_to(tmp_path / "elsewhere" / "1.jpg")
     (root / "image").symlink_to(tmp_path / "elsewhere")
     outside = ["../elsewhere/1.jpg", str(tmp_path / "elsewhere" / "1.jpg"), "linked.jpg", "image/1.jpg", "/etc/passwd"]
@@ -65,17 +65,17 @@ def test_what_lies_outside_is_refused_with_the_setting_that_lets_it_in(root: Pat
         require_frames([Clip(f"clip-{i}", ("a",), images=(image,)) for i, image in enumerate(outside)], root)
     assert "5 faults found; check --frames-root" in str(refused.value)
     for number, image in enumerate(outside):
-        assert f"clip clip-{number}: {image} lies at " in str(refused.value)
-    assert "give --frames-root the folder that holds the frames themselves" in str(refused.value)
+        assert f"clip clip-{number}: {image} is at " in str(refused.value)
+    assert "set --frames-root to the folder that holds the frames" in str(refused.value)
     assert faults_of(tmp_path, "data/image/1.jpg", "elsewhere/1.jpg") == []
 
 
-def test_a_folder_beside_with_the_same_beginning_is_outside(root: Path, tmp_path: Path) -> None:
+def test_a_sibling_folder_with_the_same_prefix_is_outside(root: Path, tmp_path: Path) -> None:
     write_image(tmp_path / "data-2" / "0.jpg")
     assert "outside" in faults_of(root, "../data-2/0.jpg")[0]
 
 
-def test_a_link_in_a_circle_and_a_name_too_long_lead_to_no_file(root: Path) -> None:
+def test_a_circular_link_and_a_name_too_long_are_missing_files(root: Path) -> None:
     (root / "circle.jpg").symlink_to(root / "circle.jpg")
     names = ("circle.jpg", "x" * 300, "frames")
     assert missing_frames([Clip("clip", ("a",), images=names)], root) == list(names)
@@ -83,17 +83,17 @@ def test_a_link_in_a_circle_and_a_name_too_long_lead_to_no_file(root: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
-        (b"", "is no image of the formats JPEG, PNG"),
-        (b"these are no pixels", "is no image of the formats JPEG, PNG"),
-        (b"%PDF-1.4", "is no image of the formats JPEG, PNG"),
+        (b"", "is not an image of the formats JPEG, PNG"),
+        (b"these are no pixels", "is not an image of the formats JPEG, PNG"),
+        (b"%PDF-1.4", "is not an image of the formats JPEG, PNG"),
         (b"\xff\xd8\xff\xe0 nor these", "cannot be used: "),
     ],
 )
-def test_a_file_that_is_no_image_is_refused(root: Path, content: bytes, told: str) -> None:
+def test_a_file_that_is_no_image_is_refused(root: Path, content: bytes, expected: str) -> None:
     (root / "frames" / "0.jpg").write_bytes(content)
-    assert f"frames/0.jpg {told}" in faults_of(root, "frames/0.jpg")[0]
+    assert f"frames/0.jpg {expected}" in faults_of(root, "frames/0.jpg")[0]
     with pytest.raises(UserError, match=r"frames/0\.jpg: is not a readable image"):
         read_image(root / "frames" / "0.jpg")
 
@@ -105,8 +105,8 @@ def test_a_format_that_starts_other_programs_is_no_image(root: Path, monkeypatch
     monkeypatch.setattr(subprocess, "check_call", start)
     Image.linear_gradient("L").save(root / "page.eps")
     (root / "page.eps").rename(root / "page.jpg")
-    assert "is no image" in faults_of(root, "page.jpg")[0]
-    with pytest.raises(UserError, match="is no image"):
+    assert "is not an image" in faults_of(root, "page.jpg")[0]
+    with pytest.raises(UserError, match="is not an image"):
         read_image(root / "page.jpg")
 
 
@@ -118,11 +118,11 @@ def test_an_image_too_large_to_decode_is_refused_by_its_header(root: Path, side:
         read_image(root / "bomb.png")
 
 
-def test_a_thread_of_pixels_is_refused_since_scaling_makes_it_huge(root: Path) -> None:
+def test_a_narrow_image_is_refused_since_scaling_makes_it_huge(root: Path) -> None:
     write_image(root / "wide.png", (100, 1))
-    write_image(root / "thread.png", (1, 101))
-    assert faults_of(root, "wide.png", "thread.png") == [
-        "thread.png is of 1 x 101 pixels, wanted sides of at most 1 to 100"
+    write_image(root / "narrow.png", (1, 101))
+    assert faults_of(root, "wide.png", "narrow.png") == [
+        "narrow.png has 1 x 101 pixels, wanted an aspect ratio of at most 100"
     ]
 
 
@@ -134,22 +134,22 @@ def test_an_image_cut_short_is_refused_when_it_is_decoded(root: Path) -> None:
         read_image(path)
 
 
-def test_all_frames_at_fault_are_told_in_one_report(root: Path) -> None:
+def test_all_frames_at_fault_are_reported_at_once(root: Path) -> None:
     (root / "text.jpg").write_text("no image", encoding="utf-8")
     clips = [
-        Clip("sound", ("a",), images=("frames/0.jpg",)),
+        Clip("good", ("a",), images=("frames/0.jpg",)),
         Clip("bad", ("a",), images=("frames/0.jpg", "text.jpg", "../elsewhere/1.jpg")),
         Clip("gone", ("a",), images=("frames/0.jpg", "gone.jpg")),
     ]
     with pytest.raises(UserError) as refused:
         require_frames(clips, root)
-    told = str(refused.value).splitlines()
-    assert "3 faults found" in told[0]
-    assert [line.split(": ")[0].strip() for line in told[1:]] == ["clip gone", "clip bad", "clip bad"]
+    lines = str(refused.value).splitlines()
+    assert "3 faults found" in lines[0]
+    assert [line.split(": ")[0].strip() for line in lines[1:]] == ["clip gone", "clip bad", "clip bad"]
 
 
 @given(available=st.integers(1, 500), wanted=st.integers(0, 40))
-def test_evenly_spaced_frames_go_from_the_first_to_the_last_in_steps_alike(available: int, wanted: int) -> None:
+def test_evenly_spaced_frames_go_from_the_first_to_the_last_in_equal_steps(available: int, wanted: int) -> None:
     positions = evenly_spaced(available, wanted).tolist()
     assert len(positions) == wanted
     assert positions == sorted(positions)

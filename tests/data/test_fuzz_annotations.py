@@ -1,4 +1,4 @@
-"""Broken annotation files are refused with one message, or read as sound clips: never a crash, never nonsense."""
+"""Broken annotation files are refused with one message or read as valid clips: no crashes and no bad clips."""
 
 import json
 from contextlib import nullcontext
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lr2ppo.data.annotations import Clip, Need, read_clips, read_sound_clips, write_clips
+from lr2ppo.data.annotations import Clip, Need, read_clips, read_valid_clips, write_clips
 from lr2ppo.errors import UserError
 from tests.helpers.fuzz import damaged, fuzzed, may_refuse, mutated
 
@@ -28,8 +28,8 @@ ENTRIES: list[dict[str, Any]] = [
 needs = st.sampled_from(get_args(Need))
 
 
-def assert_sound(clips: list[Clip], need: Need, copy: Path) -> None:
-    """What every reader of clips relies on."""
+def assert_valid(clips: list[Clip], need: Need, copy: Path) -> None:
+    """Check what every reader of clips relies on."""
     assert len({clip.id for clip in clips}) == len(clips)
     for clip in clips:
         assert clip.id
@@ -42,7 +42,7 @@ def assert_sound(clips: list[Clip], need: Need, copy: Path) -> None:
         assert (clip.pairs[:, 0] != clip.pairs[:, 1]).all()
         assert ((clip.pairs >= 0) & (clip.pairs < len(clip.labels))).all()
     write_clips(copy, clips)
-    again = read_sound_clips(copy, need)[0] if clips else []
+    again = read_valid_clips(copy, need)[0] if clips else []
     for clip, other in zip(clips, again, strict=True):
         assert (clip.id, clip.labels, clip.description, clip.filename, clip.images) == (
             other.id, other.labels, other.description, other.filename, other.images
@@ -52,9 +52,9 @@ def assert_sound(clips: list[Clip], need: Need, copy: Path) -> None:
 
 def read_or_refuse(path: Path, need: Need) -> None:
     with may_refuse(path):
-        clips, faults = read_sound_clips(path, need)
-        assert_sound(clips, need, path.with_name("copy.json"))
-        # Whoever wants all clips is refused for these faults, and for them alone.
+        clips, faults = read_valid_clips(path, need)
+        assert_valid(clips, need, path.with_name("copy.json"))
+        # `read_clips` raises exactly these faults.
         with pytest.raises(UserError, match=f"{len(faults)} fault") if faults else nullcontext():
             assert len(read_clips(path, need)) == len(clips)
 

@@ -1,4 +1,4 @@
-"""The generated benchmark: repeatable, in LRMovieNet's layout, graded by its rules."""
+"""The mini benchmark: reproducible, in LRMovieNet's layout, graded by its rules."""
 
 import itertools
 import re
@@ -60,7 +60,7 @@ def test_another_seed_writes_other_clips_and_pictures(world: Path, tmp_path: Pat
     assert all(mine[name] != other[name] for name in mine)
 
 
-def test_a_larger_split_begins_with_the_clips_of_a_smaller_one_and_leaves_others_alone(
+def test_a_larger_split_starts_with_the_clips_of_a_smaller_one_and_changes_no_other(
     world: Path, tmp_path: Path
 ) -> None:
     mini.write_mini(tmp_path, seed=7, sizes=SIZES | {"source": 6})
@@ -117,7 +117,7 @@ def test_labels_of_a_clip_are_20_different_nouns_in_no_order(world: Path) -> Non
 
 
 def recording_draw_frame(seen: list[dict[str, int]]) -> Callable[..., tuple[mini.Picture, NDArray[np.int64]]]:
-    """The generator's own `draw_frame`, which notes each thing's visible pixels by its name."""
+    """Wrap the generator's `draw_frame` to record each object's visible pixels by name."""
     draw_frame = mini.draw_frame
 
     def draw(world: mini.World, nouns: Sequence[int], *arguments: Any) -> tuple[mini.Picture, NDArray[np.int64]]:
@@ -131,7 +131,7 @@ def recording_draw_frame(seen: list[dict[str, int]]) -> Callable[..., tuple[mini
 def draw_recorded(
     domain: str, count: int, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> list[tuple[Clip, list[dict[str, int]]]]:
-    """Clips of a domain, each with the visible pixels of the things in its frames."""
+    """Clips of a domain, each with the visible pixels of the objects in its frames."""
     rng = np.random.default_rng(3)
     looks = mini.World.draw(rng)
     seen: list[dict[str, int]] = []
@@ -171,7 +171,7 @@ def test_target_grades_say_what_the_clip_is_about(tmp_path: Path, monkeypatch: p
     assert found == {(0, False), (1, False), (1, True), (2, True)}
 
 
-def test_source_descriptions_mention_things_that_are_there_no_more_than_others(
+def test_source_descriptions_mention_visible_things_no_more_than_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     present_share, mentioned_present = [], []
@@ -211,7 +211,7 @@ def test_every_mention_is_a_candidate_label(domain: str, tmp_path: Path) -> None
         ([573, 0, 0, 0], True, 1, 1),
     ],
 )
-def test_grades_turn_at_their_thresholds(pixels: list[int], mentioned: bool, source: int, target: int) -> None:
+def test_grades_change_at_their_thresholds(pixels: list[int], mentioned: bool, source: int, target: int) -> None:
     visible, words = np.array(pixels)[:, None], np.array([mentioned])
     assert mini.source_grades(visible, words).tolist() == [source]
     assert mini.target_grades(visible, words).tolist() == [target]
@@ -269,13 +269,13 @@ def test_no_two_nouns_of_a_world_look_the_same(seed: int) -> None:
 
 
 def quiet_picture(shape: int, colour: int, scene: str, radius: float = 12.0) -> NDArray[np.float64]:
-    """One thing, drawn with the same random numbers whatever it is."""
+    """One object, always drawn with the same random numbers."""
     looks = mini.World(np.array([[shape, colour]]))
     picture, _ = mini.draw_frame(looks, [0], np.array([radius]), scene, np.random.default_rng(1))
     return picture.astype(np.float64)
 
 
-def test_every_shape_and_colour_can_be_told_apart_on_every_scene() -> None:
+def test_shapes_and_colours_can_be_distinguished_on_every_scene() -> None:
     for scene in mini.SCENES:
         for one, other in itertools.combinations(range(len(mini.SHAPES)), 2):
             changed = np.abs(quiet_picture(one, 0, scene) - quiet_picture(other, 0, scene)).max(-1) > 20
@@ -291,7 +291,7 @@ def test_a_thing_hidden_behind_a_nearer_one_is_counted_by_what_shows() -> None:
     for seed in range(40):
         _, both = mini.draw_frame(looks, [0, 1], np.array([14.0, 9.0]), "snow", np.random.default_rng(seed))
         _, large = mini.draw_frame(looks, [0], np.array([14.0]), "snow", np.random.default_rng(seed))
-        assert both[1] == pytest.approx((2 * 0.85 * 9) ** 2, rel=0.15), "the small thing lies on top"
+        assert both[1] == pytest.approx((2 * 0.85 * 9) ** 2, rel=0.15), "the small thing is on top"
         assert both[0] <= large[0]
         hidden += int(both[0] < large[0])
     assert 0 < hidden < 40

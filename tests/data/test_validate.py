@@ -1,4 +1,4 @@
-"""What is checked of clips and features before a stage trains."""
+"""The checks of clips and features before a stage trains."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 from lr2ppo.cli import main
 from lr2ppo.data import Clip, ClipDataset, FeatureStore, FeatureWriter, annotations
 from lr2ppo.data.frames import missing_frames
-from lr2ppo.data.validate import SoundClips, describe_clips, overlap, structure_faults, value_faults
+from lr2ppo.data.validate import CheckedClips, describe_clips, overlap, structure_faults, value_faults
 from lr2ppo.errors import UserError
 from lr2ppo.training.inputs import note_on
 
@@ -35,14 +35,14 @@ def change(path: Path, name: str, values: object) -> None:
             file[name] = values
 
 
-def test_sound_features_have_no_fault(features: Path) -> None:
+def test_valid_features_have_no_fault(features: Path) -> None:
     store = FeatureStore([features])
-    assert structure_faults(CLIPS, store, most_tokens=5) == []
+    assert structure_faults(CLIPS, store, max_tokens=5) == []
     assert value_faults(CLIPS, store) == []
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "told"),
+    ("name", "values", "expected"),
     [
         ("clip-1/text_emb", np.ones((3, 4)), r"found text_emb (3, 4) and img_emb (1, 2, 6), wanted [labels, tokens,"),
         ("clip-1/img_emb", np.ones((2, 6)), "found text_emb (3, 5, 4) and img_emb (2, 6), wanted"),
@@ -52,7 +52,7 @@ def test_sound_features_have_no_fault(features: Path) -> None:
         ("clip-1/text_emb", np.ones((2, 5, 4)), "found text_len (3,), wanted one number for each of 2 labels"),
         ("clip-1/img_emb", np.ones((1, 2, 7)), "found feature widths (4, 7), others have (4, 6)"),
         ("clip-1/img_emb", np.ones((1, 2, 0)), "img_emb (1, 2, 0), wanted [labels, tokens, width]"),
-        ("clip-1/text_emb", np.ones((3, 0, 4)), "has features of no text token"),
+        ("clip-1/text_emb", np.ones((3, 0, 4)), "has features without text tokens"),
         ("clip-1/text_emb", 3.0, "found text_emb () and"),
         ("clip-1/text_emb", h5py.Empty("f"), "found text_emb None and"),
         ("clip-1/text_emb", np.ones((3, 5, 4), int), "text_emb: found int64, wanted floats"),
@@ -67,17 +67,19 @@ def test_sound_features_have_no_fault(features: Path) -> None:
         ("clip-1", np.ones(3), "has no features"),
     ],
 )
-def test_malformed_features_are_told_with_what_was_found(features: Path, name: str, values: object, told: str) -> None:
+def test_malformed_features_are_reported_with_what_was_found(
+    features: Path, name: str, values: object, expected: str
+) -> None:
     change(features, name, values)
     (fault,) = structure_faults(CLIPS, FeatureStore([features]))
     assert fault.clip == "clip-1"
-    assert told in str(fault)
+    assert expected in str(fault)
 
 
-def test_only_a_model_with_a_fixed_number_of_tokens_minds_longer_texts(features: Path) -> None:
+def test_only_a_model_with_a_fixed_number_of_tokens_refuses_longer_texts(features: Path) -> None:
     store = FeatureStore([features])
-    assert structure_faults(CLIPS, store, most_tokens=None) == []
-    faults = structure_faults(CLIPS, store, most_tokens=4)
+    assert structure_faults(CLIPS, store, max_tokens=None) == []
+    faults = structure_faults(CLIPS, store, max_tokens=4)
     assert str(faults[0]) == "clip clip-0: found 5 text tokens, the model takes 4"
 
 
@@ -87,7 +89,7 @@ def set_value(path: Path, name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_told_with_their_label(features: Path, value: float) -> None:
+def test_values_that_are_not_finite_are_reported_with_their_label(features: Path, value: float) -> None:
     set_value(features, "clip-2/text_emb", value)
     set_value(features, "clip-0/img_emb", value)
     assert [str(fault) for fault in value_faults(CLIPS, FeatureStore([features]))] == [
@@ -109,7 +111,7 @@ def test_damaged_data_are_a_fault_and_no_crash(features: Path) -> None:
 
 
 @pytest.mark.parametrize("lengths", [[2, 5, 0], [2, 5, -1], [2, 6, 3], [-2, -2, -2], [0, 0, 0], [2, 5, 2**40]])
-def test_lengths_of_no_token_or_of_more_than_there_are_are_told(features: Path, lengths: list[int]) -> None:
+def test_lengths_of_no_token_or_of_too_many_are_reported(features: Path, lengths: list[int]) -> None:
     change(features, "clip-1/text_len", lengths)
     store = FeatureStore([features])
     assert structure_faults(CLIPS, store) == []
@@ -120,10 +122,10 @@ def test_lengths_of_no_token_or_of_more_than_there_are_are_told(features: Path, 
 def test_numbers_beyond_float32_are_not_finite(features: Path) -> None:
     change(features, "clip-1/img_emb", np.full((1, 2, 6), 1e300))
     (fault,) = value_faults(CLIPS, FeatureStore([features]))
-    assert fault.what == "frame features are not finite"
+    assert fault.message == "frame features are not finite"
 
 
-def test_an_array_that_was_never_written_is_told_and_a_compressed_one_is_read(features: Path) -> None:
+def test_an_array_that_was_never_written_is_reported_and_a_compressed_one_is_read(features: Path) -> None:
     with h5py.File(features, "a") as file:
         for name in ("clip-0", "clip-1", "clip-2"):
             del file[name]["img_emb"]
@@ -144,32 +146,32 @@ def test_one_clip_of_another_width_does_not_make_the_others_look_at_fault(featur
     assert str(fault) == "clip clip-0: found feature widths (4, 7), others have (4, 6)"
 
 
-def test_clips_found_sound_are_not_read_again_until_the_file_changes(features: Path) -> None:
+def test_checked_clips_are_not_read_again_until_the_file_changes(features: Path) -> None:
     store = FeatureStore([features])
-    assert SoundClips(store).missing(CLIPS) == CLIPS
-    SoundClips(store).add(CLIPS[:2])
-    assert SoundClips(store).missing(CLIPS) == CLIPS[2:]
-    SoundClips(store).add(CLIPS[2:])
-    assert SoundClips(store).missing(CLIPS) == []
+    assert CheckedClips(store).missing(CLIPS) == CLIPS
+    CheckedClips(store).add(CLIPS[:2])
+    assert CheckedClips(store).missing(CLIPS) == CLIPS[2:]
+    CheckedClips(store).add(CLIPS[2:])
+    assert CheckedClips(store).missing(CLIPS) == []
     os.utime(features, ns=(1, 1))
-    assert SoundClips(FeatureStore([features])).missing(CLIPS) == CLIPS
+    assert CheckedClips(FeatureStore([features])).missing(CLIPS) == CLIPS
 
 
 def test_a_record_that_cannot_be_read_or_written_costs_a_check_and_no_more(
     features: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = FeatureStore([features])
-    SoundClips(store).add(CLIPS)
+    CheckedClips(store).add(CLIPS)
     (record,) = features.parent.glob(".*.checked.json")
     record.write_text("[1]", encoding="utf-8")
-    assert SoundClips(store).missing(CLIPS) == CLIPS
+    assert CheckedClips(store).missing(CLIPS) == CLIPS
 
     def refuse(path: Path, value: object) -> None:
         raise UserError(f"{path}: cannot be written")
 
     monkeypatch.setattr("lr2ppo.data.validate.write_json", refuse)
-    SoundClips(store).add(CLIPS)
-    assert SoundClips(store).missing(CLIPS) == CLIPS
+    CheckedClips(store).add(CLIPS)
+    assert CheckedClips(store).missing(CLIPS) == CLIPS
 
 
 def test_clips_frames_and_grades_are_counted() -> None:
@@ -193,7 +195,7 @@ def test_missing_frames_are_found(tmp_path: Path) -> None:
 
 
 def check(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[object, str, str]:
-    """The exit status of the check of a folder, and what it prints and what it refuses."""
+    """The exit status, stdout and stderr of `lr2ppo check`."""
     status: object = 0
     try:
         main(["check", str(folder)])
@@ -205,7 +207,7 @@ def check(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[object, str
 
 @pytest.fixture
 def folder(tiny_world: Path, tmp_path: Path) -> Path:
-    """A whole folder without a fault."""
+    """A complete folder without faults."""
     shutil.copytree(tiny_world, tmp_path / "data")
     return tmp_path / "data"
 
@@ -216,7 +218,7 @@ def change_clip(path: Path, **keys: object) -> None:
     path.write_text(json.dumps([entries[0] | keys, *entries[1:]]), encoding="utf-8")
 
 
-def test_the_check_of_a_folder_goes_on_past_malformed_features(
+def test_the_check_of_a_folder_continues_after_malformed_features(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert check(folder, capsys)[0] == 0
@@ -246,11 +248,11 @@ def test_the_check_of_a_folder_names_frames_that_cannot_be_encoded(
     assert status == 2
     assert f"2 of 3 frames are not under {folder}, such as ../outside.jpg" in printed
     assert "2 faults found; training can start, but these frames cannot be encoded" in refused
-    assert "clip test-0: text.jpg is no image" in refused
-    assert "clip test-0: ../outside.jpg lies at " in refused
+    assert "clip test-0: text.jpg is not an image" in refused
+    assert "clip test-0: ../outside.jpg is at " in refused
 
 
-def test_the_check_of_a_folder_warns_of_pairs_that_grades_contradict(
+def test_the_check_of_a_folder_warns_about_pairs_that_contradict_grades(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tags = [{"tag": f"label {label}", "target": label // 2} for label in range(6)]
@@ -259,4 +261,4 @@ def test_the_check_of_a_folder_warns_of_pairs_that_grades_contradict(
         change_clip(folder / annotations.TARGET_PAIRS, tags=tags, index=[[5, 0], pair])
         status, printed, _ = check(folder, capsys)
         assert status == 0
-        assert "has pairs whose first label is not of the higher grade, as in clip target-0" in printed
+        assert "has pairs whose first label has no higher grade, as in clip target-0" in printed

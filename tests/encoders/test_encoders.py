@@ -52,7 +52,7 @@ def test_text_features_do_not_depend_on_the_texts_beside_them(encoders: Path) ->
         torch.testing.assert_close(features, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_a_text_is_the_pair_of_label_and_description_cut_to_the_most_tokens(encoders: Path) -> None:
+def test_a_text_is_the_pair_of_label_and_description_cut_to_the_maximum_length(encoders: Path) -> None:
     encoder = TextEncoder.load(encoders / "roberta")
     ids = encoder.tokenize([("boat", "the sea")])["input_ids"][0].tolist()
     tokens = encoder.tokenizer.convert_ids_to_tokens(ids)
@@ -129,7 +129,7 @@ def test_pretraining_needs_a_label_that_some_text_names(tmp_path: Path, mini: Pa
         pretrain.read_captions(tmp_path, 100, np.random.default_rng(0))
 
 
-def test_extraction_takes_files_and_tells_in_the_store_which(mini: Path, encoders: Path, tmp_path: Path) -> None:
+def test_extraction_takes_files_and_names_them_in_the_store(mini: Path, encoders: Path, tmp_path: Path) -> None:
     stores: list[Path] = []
     for text, image in (("roberta", "vit"), ("roberta/model.safetensors", "vit/model.safetensors")):
         stores.append(tmp_path / f"{len(stores)}.h5")

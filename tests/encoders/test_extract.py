@@ -1,4 +1,4 @@
-"""Extraction by one or several processes: every clip once, whatever stops them and however many go on."""
+"""Extraction by one or several processes: every clip once, even if stopped and resumed by another number of them."""
 
 import re
 import shutil
@@ -28,9 +28,9 @@ from lr2ppo.errors import UserError
 from tests.helpers.workspace import Workspace
 
 T = TypeVar("T")
-FACTS: dict[str, str | int] = {"text_encoder": "tiny@1", "tokens_per_frame": 1}
+METADATA: dict[str, str | int] = {"text_encoder": "tiny@1", "tokens_per_frame": 1}
 DTYPE: StoredType = "float32"
-# Some are nested, and one is the folder of others.
+# Some are nested, and one is a path prefix of others.
 IDS = ["tt1", *(f"tt1/shot-{number}" for number in range(9)), *(f"flat-{number}" for number in range(11)), "a//b"]
 CLIPS = [Clip(clip_id, ("label",)) for clip_id in IDS]
 
@@ -41,13 +41,13 @@ def features(clip: Clip) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]
 
 
 def run_job(clips: list[Clip], out: Path, processes: int, stopped_after: list[int] | None = None) -> list[str]:
-    """A job whose processes see what is there before any of them writes; returns the ids they wrote, all together."""
-    shares = [find_share(clips, out, FACTS, DTYPE, rank, processes) for rank in range(processes)]
+    """Run a job whose processes all read the existing files before any writes; returns the ids written by all."""
+    shares = [find_share(clips, out, METADATA, DTYPE, rank, processes) for rank in range(processes)]
     written = []
     for share, most in zip(shares, stopped_after or [len(clips)] * processes, strict=False):
         assert share.missing == sum(len(other.clips) for other in shares)
         if share.clips:
-            with FeatureWriter(share.path, FACTS, DTYPE) as writer:
+            with FeatureWriter(share.path, METADATA, DTYPE) as writer:
                 for clip in share.clips[:most]:
                     writer.write(clip.id, *features(clip))
                     written.append(clip.id)
@@ -58,7 +58,7 @@ def store_of(out: Path) -> FeatureStore:
     return FeatureStore(find_feature_files(out.parent, [f"{out.stem}*{out.suffix}"]))
 
 
-# A job: how many processes it has, after how many clips each is stopped, and how many clips the annotations name.
+# A job: its number of processes, the number of clips after which each stops, and the number of clips annotated.
 jobs = st.tuples(
     st.integers(1, 4), st.lists(st.integers(0, 6), min_size=4, max_size=4), st.sampled_from([5, 14, len(CLIPS)])
 )
@@ -77,7 +77,7 @@ def test_stopped_jobs_of_any_number_of_processes_together_write_every_clip_once(
         written += run_job(CLIPS[-known:], out, processes, after)
     written += run_job(CLIPS, out, last)
     assert Counter(written) == Counter(IDS)
-    held = [name for path in out.parent.iterdir() for name in read_clip_names(path, FACTS, DTYPE)]
+    held = [name for path in out.parent.iterdir() for name in read_clip_names(path, METADATA, DTYPE)]
     assert len(held) == len(set(held)) == len(IDS)
     store = store_of(out)
     for clip in CLIPS:
@@ -87,10 +87,10 @@ def test_stopped_jobs_of_any_number_of_processes_together_write_every_clip_once(
     assert run_job(CLIPS, out, 3) == []
 
 
-def test_shares_are_even_whatever_was_there(tmp_path: Path) -> None:
+def test_shares_are_even_with_any_existing_files(tmp_path: Path) -> None:
     out = tmp_path / "clean_feat.h5"
     run_job(CLIPS[:6], out, 2)
-    shares = [find_share(CLIPS, out, FACTS, DTYPE, rank, 4) for rank in range(4)]
+    shares = [find_share(CLIPS, out, METADATA, DTYPE, rank, 4) for rank in range(4)]
     assert [len(share.clips) for share in shares] == [4, 4, 4, 4]
     assert [share.path.name for share in shares] == [f"clean_feat-0{rank}-of-04.h5" for rank in range(4)]
 
@@ -103,18 +103,20 @@ def test_one_process_writes_the_file_itself(tmp_path: Path) -> None:
 def test_files_of_another_name_do_not_count(tmp_path: Path) -> None:
     run_job(CLIPS, tmp_path / "clean_feat-old.h5", 1)
     run_job(CLIPS, tmp_path / "other_feat.h5", 2)
-    assert find_share(CLIPS, tmp_path / "clean_feat.h5", FACTS, DTYPE).missing == len(CLIPS)
+    assert find_share(CLIPS, tmp_path / "clean_feat.h5", METADATA, DTYPE).missing == len(CLIPS)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-@pytest.mark.parametrize(("facts", "dtype"), [(FACTS | {"text_encoder": "tiny@2"}, "float32"), (FACTS, "bfloat16")])
-def test_no_process_adds_to_files_made_otherwise(
-    tmp_path: Path, processes: int, facts: dict[str, str | int], dtype: StoredType
+@pytest.mark.parametrize(
+    ("metadata", "dtype"), [(METADATA | {"text_encoder": "tiny@2"}, "float32"), (METADATA, "bfloat16")]
+)
+def test_no_process_adds_to_files_with_other_metadata(
+    tmp_path: Path, processes: int, metadata: dict[str, str | int], dtype: StoredType
 ) -> None:
     out = tmp_path / "clean_feat.h5"
     run_job(CLIPS[:6], out, 2)
     with pytest.raises(UserError, match=r"clean_feat-00-of-02\.h5: holds features made with .*--out"):
-        find_share(CLIPS, out, facts, dtype, 0, processes)
+        find_share(CLIPS, out, metadata, dtype, 0, processes)
 
 
 def test_a_shard_cut_short_is_refused_and_named(tmp_path: Path) -> None:
@@ -123,7 +125,7 @@ def test_a_shard_cut_short_is_refused_and_named(tmp_path: Path) -> None:
     shard = tmp_path / "clean_feat-01-of-02.h5"
     shard.write_bytes(shard.read_bytes()[:-500])
     with pytest.raises(UserError, match=r"clean_feat-01-of-02\.h5: is not a whole HDF5 file.*remove"):
-        find_share(CLIPS, out, FACTS, DTYPE, 0, 4)
+        find_share(CLIPS, out, METADATA, DTYPE, 0, 4)
 
 
 @pytest.fixture(scope="module")
@@ -150,19 +152,19 @@ def arguments(workspace: Workspace, out: Path, *more: str) -> list[str]:
 
 
 def run_alone(workspace: Workspace, out: Path, *more: str) -> None:
-    """The command, run by one process, this one."""
+    """Run the command in this process only."""
     main(["extract", *arguments(workspace, out, *more)])
 
 
 @pytest.fixture(scope="module")
 def by_one(workspace: Workspace) -> FeatureStore:
-    """What one process extracts."""
+    """The features that one process extracts."""
     out = workspace.root / "by_one" / "clean_feat.h5"
     run_alone(workspace, out)
     return FeatureStore([out])
 
 
-def test_two_processes_write_the_features_that_one_writes_and_one_goes_on(
+def test_two_processes_write_the_features_that_one_writes_and_one_resumes(
     workspace: Workspace, by_one: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "clean_feat.h5"
@@ -184,17 +186,17 @@ def test_two_processes_write_the_features_that_one_writes_and_one_goes_on(
     (tmp_path / "clean_feat-01-of-02.h5").unlink()
     capsys.readouterr()
     run_alone(workspace, out)
-    told = capsys.readouterr().out
-    assert f"{out}: wrote 6 clips, 6 were there already" in told
-    assert "data.features=[clean_feat.h5, clean_feat-*-of-*.h5]" in told
+    text = capsys.readouterr().out
+    assert f"{out}: wrote 6 clips, 6 were there already" in text
+    assert "data.features=[clean_feat.h5, clean_feat-*-of-*.h5]" in text
     assert set(h5py.File(out)) == names["clean_feat-01-of-02.h5"]
 
 
-def test_a_process_writes_once_all_have_seen_what_is_there(
+def test_a_process_writes_only_after_all_have_read_the_existing_files(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Second(Processes):
-        """The second of two, whose first is quick to write once both have met."""
+        """The second of two processes; the first writes right after they synchronise."""
 
         def gather(self, value: T) -> list[T]:
             assert not list(tmp_path.iterdir())
@@ -215,7 +217,7 @@ def test_a_process_writes_once_all_have_seen_what_is_there(
     assert set(h5py.File(tmp_path / "clean_feat-01-of-02.h5")) == set(ids[1::2])
 
 
-def test_faults_are_told_before_anything_is_written(
+def test_faults_are_reported_before_anything_is_written(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -237,44 +239,44 @@ def test_frames_that_cannot_be_encoded_are_named_before_anything_is_written(
     with pytest.raises(SystemExit) as ended:
         run_alone(workspace, tmp_path / "out" / "clean_feat.h5", "--frames-root", str(tmp_path / "root"))
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert "2 faults found; check --frames-root, or replace these frames" in told
-    assert "clip test-0000: frames/test-0000/0001.jpg is no image of the formats" in told
-    assert "clip test-0002: frames/test-0002/0001.jpg lies at " in told
+    message = capsys.readouterr().err
+    assert "2 faults found; check --frames-root, or replace these frames" in message
+    assert "clip test-0000: frames/test-0000/0001.jpg is not an image of the formats" in message
+    assert "clip test-0002: frames/test-0002/0001.jpg is at " in message
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("others_fault", "own_fault", "tells"), [(True, True, False), (True, False, False), (False, True, True)]
+    ("others_fault", "own_fault", "reports"), [(True, True, False), (True, False, False), (False, True, True)]
 )
-def test_of_processes_with_a_fault_one_tells_and_all_end(
-    monkeypatch: pytest.MonkeyPatch, others_fault: bool, own_fault: bool, tells: bool
+def test_one_process_with_a_fault_reports_it_and_all_exit(
+    monkeypatch: pytest.MonkeyPatch, others_fault: bool, own_fault: bool, reports: bool
 ) -> None:
     def work(processes: Processes) -> None:
-        with extract.one_tells(processes):
+        with extract.report_once(processes):
             if own_fault:
                 raise UserError("the fault")
 
     def gather(_: Processes, value: bool) -> list[bool]:
-        told.append(value)
+        gathered.append(value)
         return [others_fault, value]
 
-    told: list[bool] = []
+    gathered: list[bool] = []
     monkeypatch.setattr(Processes, "gather", gather)
-    monkeypatch.setattr(extract, "SECONDS_TO_TELL", 0)
-    with pytest.raises(UserError if tells else SystemExit) as ended:
+    monkeypatch.setattr(extract, "SECONDS_TO_REPORT", 0)
+    with pytest.raises(UserError if reports else SystemExit) as ended:
         work(Processes(rank=1, world_size=2, device=torch.device("cpu")))
-    assert str(ended.value) == ("the fault" if tells else "2")
-    assert told == [own_fault]
+    assert str(ended.value) == ("the fault" if reports else "2")
+    assert gathered == [own_fault]
 
 
 def test_features_of_16_bits_are_those_of_32_bits_rounded(
     workspace: Workspace, by_one: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_alone(workspace, tmp_path / "half.h5", "--dtype", "bfloat16")
-    told = capsys.readouterr().out
-    assert "half.h5: wrote 12 clips, 0 were there already" in told
-    assert "data.features" not in told
+    text = capsys.readouterr().out
+    assert "half.h5: wrote 12 clips, 0 were there already" in text
+    assert "data.features" not in text
     half = FeatureStore([tmp_path / "half.h5"])
     np.testing.assert_array_equal(
         half.frames("test-0000"), torch.from_numpy(by_one.frames("test-0000")).bfloat16().float()

@@ -1,4 +1,4 @@
-"""Encoder weights from every layout: recognised by their content, equal features, and wrong files told by name."""
+"""Encoder weights in every layout: detected from their content, equal features, and bad tensors named."""
 
 import json
 import re
@@ -32,12 +32,12 @@ from lr2ppo.ops.linear import quicken
 from lr2ppo.tensors import fingerprint
 from tests.helpers.golden import GOLDEN
 
-# width, layers, heads, hidden width: the heads are those of the rule; 88 * (60 / 88) is below 60 in floats.
+# width, layers, heads, hidden width: the heads follow the default rule; 88 * (60 / 88) is below 60 in floats.
 SHAPES = [(64, 3, 4, 100), (128, 1, 2, 512), (192, 2, 3, 768), (88, 2, 4, 60)]
 TEXT_BASE, IMAGE_BASE = (768, 12, 12, 3072, 50265, 514), (768, 12, 12, 3072, 16, 224)
 USUAL = {".safetensors": "model.safetensors", ".bin": "pytorch_model.bin"}
 TIGHT: dict[str, Any] = {"rtol": 0, "atol": 1e-5}
-# The modules of a layer of ours and timm's, and those outside of layers -> TencentPretrain's.
+# Map the modules of a layer of ours and timm's, and those outside layers, to TencentPretrain's.
 BLOCK = {
     "attention.self.query": "self_attn.linear_layers.0",
     "attention.self.key": "self_attn.linear_layers.1",
@@ -71,7 +71,7 @@ def _seed() -> None:
 
 
 def roberta(width: int, layers: int, heads: int, hidden: int, vocabulary: int, positions: int) -> RobertaModel:
-    """A RoBERTa with drawn weights, biases and norms; layer norms add 1e-12."""
+    """A RoBERTa with random weights, biases and norms, and layer norm epsilon 1e-12."""
     config = RobertaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -86,7 +86,7 @@ def roberta(width: int, layers: int, heads: int, hidden: int, vocabulary: int, p
 
 
 def timm_vit(width: int, layers: int, heads: int, hidden: int, patch: int, size: int) -> VisionTransformer:
-    """timm's ViT with drawn weights, biases and norms; layer norms add 1e-6."""
+    """timm's ViT with random weights, biases and norms, and layer norm epsilon 1e-6."""
     with torch.device("meta"):
         model = timm.create_model(
             "vit_base_patch16_224",
@@ -102,7 +102,7 @@ def timm_vit(width: int, layers: int, heads: int, hidden: int, patch: int, size:
 
 
 def hf_vit(width: int, layers: int, heads: int, hidden: int, patch: int, size: int, **more: float) -> ViTModel:
-    """transformers' ViT with drawn weights, biases and norms."""
+    """transformers' ViT with random weights, biases and norms."""
     config = ViTConfig(
         hidden_size=width,
         num_hidden_layers=layers,
@@ -116,7 +116,7 @@ def hf_vit(width: int, layers: int, heads: int, hidden: int, patch: int, size: i
 
 
 def _drawn(model: nn.Module) -> nn.Module:
-    # Fresh biases are 0 and fresh norms 1, so that mixing them up would change nothing.
+    # New biases are 0 and new norms 1, so swapping them would change nothing.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             around = 1.0 if re.search(r"norm\d?\w*\.weight$", name, re.IGNORECASE) else 0.0
@@ -125,7 +125,7 @@ def _drawn(model: nn.Module) -> nn.Module:
 
 
 def tencent_roberta(model: RobertaModel) -> dict[str, Tensor]:
-    """TencentPretrain's file of a RoBERTa: no unused positions, rows of its own before the token type, a head."""
+    """TencentPretrain's file of a RoBERTa: no unused positions, extra rows before the token type, a head."""
     state = dict(model.state_dict())
     positions = state.pop("embeddings.position_embeddings.weight")[2:]
     token_type = state.pop("embeddings.token_type_embeddings.weight")
@@ -204,7 +204,7 @@ def test_roberta_gives_the_same_in_both_layouts(shape: tuple[int, ...], tmp_path
     model.save_pretrained(tmp_path / "hf")
     torch.save(tencent_roberta(model), tmp_path / "roberta.bin")
     ids, mask = tokens(vocabulary=shape[4])
-    # What is compared to the last digit is multiplied by one library on both sides, as the encoder does.
+    # For a tight comparison, both sides use the same matrix multiplication as the encoder.
     quicken(model)
     with torch.inference_mode():
         wanted = model(input_ids=ids, attention_mask=mask).last_hidden_state[mask.bool()]
@@ -238,7 +238,7 @@ def test_vit_gives_the_same_in_all_layouts(shape: tuple[int, ...], tmp_path: Pat
         assert encoder.model.pretrained_cfg["input_size"] == (3, size, size)
 
 
-def test_a_timm_folder_or_its_file_is_what_its_config_tells(tmp_path: Path) -> None:
+def test_a_timm_folder_or_its_file_follows_its_config(tmp_path: Path) -> None:
     shape = {"embed_dim": 32, "depth": 2, "num_heads": 8, "patch_size": 4, "img_size": 12, "reg_tokens": 2}
     model = timm.create_model("vit_tiny_patch16_224", num_classes=3, **shape).eval()
     model.pretrained_cfg |= {"input_size": (3, 12, 12), "mean": (0.1, 0.2, 0.3)}
@@ -271,7 +271,7 @@ def test_encoders_inside_models_with_heads_are_read(tmp_path: Path) -> None:
     classifier = ViTForImageClassification(vit.config)
     classifier.vit.load_state_dict(vit.state_dict(), strict=False)
     classifier.save_pretrained(tmp_path / "vit")
-    # Without its config, a Hugging Face file is read with the defaults of its kind.
+    # Without its config, a Hugging Face file is read with its layout's defaults.
     shutil.copy(tmp_path / "vit" / "model.safetensors", tmp_path / "alone.safetensors")
     pixels = torch.randn(2, 3, 12, 12)
     with torch.inference_mode():
@@ -288,7 +288,7 @@ def test_encoders_inside_models_with_heads_are_read(tmp_path: Path) -> None:
     assert fingerprint(again.model.state_dict()) == fingerprint(text.half().float().state_dict())
 
 
-def test_the_preprocessor_tells_the_mean_and_deviation_of_pixels(tmp_path: Path) -> None:
+def test_the_preprocessor_config_sets_the_mean_and_deviation_of_pixels(tmp_path: Path) -> None:
     hf_vit(32, 1, heads=4, hidden=64, patch=4, size=12).save_pretrained(tmp_path)
     assert ImageEncoder.load(tmp_path).model.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
     preprocessor = tmp_path / "preprocessor_config.json"
@@ -308,7 +308,7 @@ def test_the_rule_for_the_number_of_heads(width: int, heads: int) -> None:
 
 
 @pytest.mark.parametrize("key", ["heads_num", "num_attention_heads"])
-def test_a_config_beside_the_file_tells_the_number_of_heads(key: str, tmp_path: Path) -> None:
+def test_a_config_beside_the_file_sets_the_number_of_heads(key: str, tmp_path: Path) -> None:
     model = roberta(64, 2, heads=8, hidden=64, vocabulary=50, positions=30)
     torch.save(tencent_roberta(model), tmp_path / "roberta.bin")
     torch.save(tencent_vit(timm_vit(64, 2, 8, 64, 4, 12)), tmp_path / "vit.bin")
@@ -322,7 +322,7 @@ def test_a_config_beside_the_file_tells_the_number_of_heads(key: str, tmp_path: 
     assert not torch.allclose(text_features(by_rule, ids, mask), wanted, atol=1e-3)
     assert ImageEncoder.load(tmp_path / "vit.bin").model.blocks[0].attn.num_heads == 8
 
-    # The config of a RoBERTa tells nothing of a ViT in the same folder.
+    # The config of a RoBERTa does not apply to a ViT in the same folder.
     config.write_text(json.dumps({key: 8, "model_type": "roberta", "layer_norm_eps": 0.5}))
     assert TextEncoder.load(tmp_path / "roberta.bin").model.config.layer_norm_eps == 0.5
     vit = ImageEncoder.load(tmp_path / "vit.bin").model
@@ -341,7 +341,7 @@ def tokenizer() -> RobertaTokenizerFast:
 
 @pytest.fixture(scope="module")
 def text_file(tmp_path_factory: pytest.TempPathFactory, tokenizer: RobertaTokenizerFast) -> Path:
-    """TencentPretrain's file of a tiny RoBERTa that has a tokenizer somewhere."""
+    """TencentPretrain's file of a tiny RoBERTa, without its tokenizer."""
     path = tmp_path_factory.mktemp("tencent") / "roberta_base_en_model.bin"
     torch.save(tencent_roberta(roberta(32, 1, 4, 64, vocabulary=len(tokenizer), positions=30)), path)
     return path
@@ -351,18 +351,18 @@ def save_whole(tokenizer: RobertaTokenizerFast, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def save_json_alone(tokenizer: RobertaTokenizerFast, folder: Path) -> None:
+def save_only_json(tokenizer: RobertaTokenizerFast, folder: Path) -> None:
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def save_vocabulary(tokenizer: RobertaTokenizerFast, folder: Path) -> None:
-    """vocab.json and merges.txt, as TencentPretrain and RoBERTa's authors give them."""
+    """Save vocab.json and merges.txt, as published by TencentPretrain and RoBERTa's authors."""
     tokenizer.backend_tokenizer.model.save(str(folder))
 
 
-@pytest.mark.parametrize("save", [save_whole, save_json_alone, save_vocabulary])
+@pytest.mark.parametrize("save", [save_whole, save_only_json, save_vocabulary])
 @pytest.mark.parametrize("beside", [True, False])
-def test_the_tokenizer_lies_beside_the_file_or_in_a_folder_of_its_own(
+def test_the_tokenizer_is_beside_the_file_or_in_another_folder(
     save: Callable[[RobertaTokenizerFast, Path], None],
     beside: bool,
     text_file: Path,
@@ -428,7 +428,7 @@ def test_extraction_without_a_tokenizer_ends_before_any_work(
 
 
 def small_files() -> dict[str, Mapping[str, Tensor]]:
-    """One small file of each layout, by name."""
+    """The tensors of a small encoder in each layout, by name."""
     text, image = roberta(32, 1, 4, 64, 50, 30), timm_vit(32, 1, 4, 64, 4, 12)
     return {
         "roberta_hf": text.state_dict(),
@@ -447,7 +447,7 @@ def save_small(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> Path:
 
 
 @pytest.mark.parametrize("name", ["roberta_hf", "roberta_tencent", "vit_timm", "vit_hf", "vit_tencent"])
-def test_the_other_encoders_file_is_refused_for_what_it_is(name: str, tmp_path: Path) -> None:
+def test_the_other_encoders_file_is_refused(name: str, tmp_path: Path) -> None:
     path = save_small(tmp_path, name, small_files()[name])
     if name.startswith("roberta"):
         TextEncoder.load(path)
@@ -476,14 +476,14 @@ def test_each_tensor_that_is_missing_misshapen_or_out_of_place_is_named(name: st
         assert "1 fault found" in message
         assert f"{key}: is missing" in message
         narrow = refused(whole | {key: tensor[..., :-1]})
-        # One position fewer is no square of patches, and one pixel fewer another patch size.
+        # One position less is no square of patches, and one pixel less is another patch size.
         assert key in narrow or "positions" in narrow, (key, narrow)
         assert f"{key}: found shape []" in refused(whole | {key: torch.tensor(1.0)})
     assert "wanted floats" in refused(whole | {key: tensor.long()})
 
 
 class Touch:
-    """Makes a file where it is unpickled."""
+    """Create a file when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -509,7 +509,7 @@ def test_files_that_hold_no_encoder_are_refused(encoder: Any, as_folder: bool, t
         "short.safetensors": "is not a whole safetensors file",
         "short.bin": "is cut short or damaged",
         "code.bin": "holds more than tensors",
-        "other.safetensors": r"holds no encoder of a layout read here \(its tensors: conv1\); wanted a",
+        "other.safetensors": r"holds no encoder in a supported layout \(its tensors: conv1\); wanted a",
     }
     for name, message in refusals.items():
         path = tmp_path / name

@@ -137,8 +137,8 @@ def test_a_missing_video_package_is_reported(tmp_path: Path, monkeypatch: pytest
         ([], "frames: found none"),
         ("gone", "gone: no such file or folder"),
         ([np.zeros((4, 4, 3), np.float32)], r"frame 0: found float32 \(4, 4, 3\), wanted a path"),
-        (np.zeros((1, 200, 3), np.uint8), "frame 0: is of 200 x 1 pixels"),
-        ([np.zeros((0, 0, 3), np.uint8)], "frame 0: is of 0 x 0 pixels"),
+        (np.zeros((1, 200, 3), np.uint8), "frame 0: has 200 x 1 pixels"),
+        ([np.zeros((0, 0, 3), np.uint8)], "frame 0: has 0 x 0 pixels"),
         ([None], "frame 0: found NoneType"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from lr2ppo.config.schema import DataConfig, ModelConfig
 from lr2ppo.data import Clip, ClipDataset, FeatureStore, FeatureWriter, write_clips
 from lr2ppo.data.dataset import open_store
-from lr2ppo.data.validate import SoundClips
+from lr2ppo.data.validate import CheckedClips
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
 from lr2ppo.training.inputs import check_fit, left_out_note, open_inputs
@@ -64,7 +64,7 @@ def test_a_strict_stage_refuses_all_faults_of_a_file_at_once_and_says_how_to_go_
     with pytest.raises(UserError) as refused:
         open_folder(folder, alone, strict=True)
     told = str(refused.value)
-    assert "train.json: 2 faults found; mend or remove them, extract its features again into clean_feat.h5" in told
+    assert "train.json: 2 faults found; fix or remove them, extract its features again into clean_feat.h5" in told
     assert "or leave such clips out with data.strict=false" in told
     assert "clip 1 (clip-1): target of label 'a': found 70" in told
     assert "clip clip-2: has no features" in told
@@ -78,7 +78,7 @@ def test_strict_is_what_a_stage_is_unless_told_otherwise(folder: Path) -> None:
 def test_clips_left_out_are_checked_again_next_time(folder: Path, alone: Processes) -> None:
     open_folder(folder, alone, strict=False)
     store = FeatureStore([folder / "clean_feat.h5"])
-    assert [clip.id for clip in SoundClips(store).missing(Clip(name, ("a", "b")) for name in IDS)] == IDS[1:4]
+    assert [clip.id for clip in CheckedClips(store).missing(Clip(name, ("a", "b")) for name in IDS)] == IDS[1:4]
     train, _ = open_folder(folder, alone, strict=False)
     assert "clip-3" in train.left_out
 
@@ -86,8 +86,8 @@ def test_clips_left_out_are_checked_again_next_time(folder: Path, alone: Process
 @pytest.mark.parametrize(
     ("number", "told"),
     [
-        (1, r"val\.json: 1 fault found; mend or remove them, no other clip is in it"),
-        (2, r"val\.json: 1 fault found; extract its features again into clean_feat\.h5, no other clip is in it"),
+        (1, r"val\.json: 1 fault found; fix or remove them, no valid clip remains"),
+        (2, r"val\.json: 1 fault found; extract its features again into clean_feat\.h5, no valid clip remains"),
         (3, r"clean_feat\.h5: 1 fault found; extract these features again, no other clip"),
     ],
 )

@@ -1,1 +1,1 @@
-"""From a table of one's own clips to a data folder."""
+"""Convert a table of clips into a data folder."""

@@ -1,4 +1,4 @@
-"""A data folder in LRMovieNet's layout, made of a table of one's own clips."""
+"""Convert a table of clips into a data folder in LRMovieNet's layout."""
 
 import importlib.util
 import shutil
@@ -28,9 +28,9 @@ PAIR_SHARE = 0.1
 
 
 def read_table(path: Path, preferences: Path | None, names: Mapping[str, str]) -> tuple[list[TableClip], list[str]]:
-    """The clips of a table with people's preferences, and all faults of both files.
+    """Read the clips of a table with their preferences, and all faults of both files.
 
-    Raises `UserError` where one of them is no table or lacks a column.
+    Raises `UserError` if one of them is no table or lacks a column.
     """
     faults: list[str] = []
     records, found = read_records(path, COLUMNS, names, faults)
@@ -42,21 +42,21 @@ def read_table(path: Path, preferences: Path | None, names: Mapping[str, str]) -
         domains = {clip.is_source for clip in clips.values()}
         if len(domains) == 1 and not faults:
             raise UserError(
-                f"{path}: every clip is of the {'source' if domains.pop() else 'target'}; with clips of one domain, "
-                "leave the column domain out"
+                f"{path}: every clip is in the {'source' if domains.pop() else 'target'} domain; with one domain only, "
+                "leave out the column domain"
             )
     if preferences is not None:
-        of_preferences: list[str] = []
-        records, found = read_records(preferences, PREFERENCES, {}, of_preferences)
+        preference_faults: list[str] = []
+        records, found = read_records(preferences, PREFERENCES, {}, preference_faults)
         if records:
             require_columns(preferences, found, {}, *([column] for column in PREFERENCES))
-        add_preferences(records, clips, of_preferences)
-        faults += [f"{preferences.name} {fault}" for fault in of_preferences]
+        add_preferences(records, clips, preference_faults)
+        faults += [f"{preferences.name} {fault}" for fault in preference_faults]
     return list(clips.values()), faults
 
 
 def make_clip(clip: TableClip, images: tuple[str, ...], graded: bool = True, pairs: Pairs | None = None) -> Clip:
-    """A clip as the annotation files have it."""
+    """Convert a table's clip into one for the annotation files."""
     video = Path(clip.about.get("video", "")).name
     return Clip(
         id=clip.id,
@@ -72,7 +72,7 @@ def make_clip(clip: TableClip, images: tuple[str, ...], graded: bool = True, pai
 def make_files(
     splits: Splits, pairs: Sequence[Pairs], images: Mapping[str, tuple[str, ...]]
 ) -> dict[str, tuple[str, list[Clip]]]:
-    """What each annotation file is for, and its clips."""
+    """Each annotation file's purpose and clips, by file name."""
 
     def graded(clips: Iterable[TableClip]) -> list[Clip]:
         return [make_clip(clip, images[clip.id]) for clip in clips]
@@ -85,30 +85,30 @@ def make_files(
         annotations.SOURCE_TRAIN: ("stage 1, graded", graded(splits.source)),
         annotations.TARGET_PAIRS: ("stage 2, pairs", annotated),
         annotations.TARGET_TRAIN: ("stage 3, no grades", ungraded),
-        annotations.VALIDATION: ("chooses weights", graded(splits.validation)),
+        annotations.VALIDATION: ("model selection", graded(splits.validation)),
         annotations.TEST: ("evaluation", graded(splits.test)),
     }
 
 
 def describe(files: Mapping[str, tuple[str, Sequence[Clip]]], splits: Splits) -> str:
-    """The summary: what each file holds, and what of the table is in none of them."""
+    """The summary: the contents of each file, and what of the table is in none of them."""
     lines = [f"{'file':57s}{'for':20s}{'clips':>8s}{'labels':>9s}{'pairs':>9s}"]
     for name, (purpose, clips) in files.items():
         labels, pairs = sum(len(clip.labels) for clip in clips), sum(len(clip.pairs) for clip in clips)
         lines.append(f"{name:57s}{purpose:20s}{len(clips):8,d}{labels:9,d}{f'{pairs:,}' if pairs else '':>9s}".rstrip())
     if splits.left_out:
         lines.append(
-            f"left out: {len(splits.left_out)} clips, such as {splits.left_out[0].id}, of groups that are held out for "
-            "validation or test, but without grades or of the source"
+            f"left out: {len(splits.left_out)} clips, such as {splits.left_out[0].id}, in groups held out for "
+            "validation or test, but ungraded or in the source domain"
         )
     unused = sum(len(clip.preferences) for clip in [*splits.validation, *splits.test, *splits.left_out])
     if unused:
-        lines.append(f"not used: {unused} preferences on clips that are held out for validation or test")
+        lines.append(f"not used: {unused} preferences on clips held out for validation or test")
     return "\n".join(lines)
 
 
 def read_names(text: str) -> dict[str, str]:
-    """What columns are called in the table, of `clip=video_id,label=tag`; raises `UserError` where it is not that."""
+    """Parse column names such as `clip=video_id,label=tag`; raises `UserError` if the text has another form."""
     names = {}
     for part in filter(None, text.split(",")):
         column, equals, name = (piece.strip() for piece in part.partition("="))
@@ -131,19 +131,19 @@ def write_folder(
     pair_share: float | None,
     seed: int,
 ) -> str:
-    """Turn a table into the data folder `out`, whole or not at all; returns the summary of what it holds.
+    """Convert a table into the data folder `out`, completely or not at all; returns a summary of the folder.
 
-    Paths in the table are relative to `frames_root` or, without it, to the table's folder. Without a `pair_share` it is
-    a tenth, or none where there are preferences. Raises `UserError` naming all faults of the table and its frames.
+    Paths in the table are relative to `frames_root` or, without it, to the table's folder. `pair_share` defaults to a
+    tenth, or to none if there are preferences. Raises `UserError` naming all faults of the table and its frames.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
-            f"{out}: is there and not empty; give a new folder, or remove this one, "
-            "for features in it would be taken for those of the new clips"
+            f"{out}: exists and is not empty; give a new folder, or remove this one, "
+            "since its features would be used for the new clips"
         )
     clips, faults = read_table(table, preferences, names)
     sources = find_sources(clips, frames_root or table.parent, faults)
-    raise_faults(table, faults, "correct the table and run again; nothing was written")
+    raise_faults(table, faults, "fix the table and run again; nothing was written")
     rng = np.random.default_rng(seed)
     if pair_share is None:
         pair_share = PAIR_SHARE if preferences is None else 0
@@ -154,10 +154,10 @@ def write_folder(
         raise UserError(f"{table}: {error}") from None
 
     if any(source.video for source in sources.values()) and importlib.util.find_spec("av") is None:
-        raise UserError("videos are read by PyAV, which is not here: pip install '.[video]'")
-    # Under another name first, so that a folder of the right name is a whole one.
-    whole = out.resolve()
-    partial = whole.with_name(f".{whole.name}.partial")
+        raise UserError("reading videos needs PyAV, which is not installed: pip install '.[video]'")
+    # Write under another name first, so that `out` is never partial.
+    complete = out.resolve()
+    partial = complete.with_name(f".{complete.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     images = {}
     for clip in tqdm(clips, desc="placing frames", unit="clip", disable=None):
@@ -167,9 +167,9 @@ def write_folder(
             faults.append(f"row {clip.row}: clip {clip.id}: {fault}")
     if faults:
         shutil.rmtree(partial)
-    raise_faults(table, faults, "correct these and run again; nothing was written")
+    raise_faults(table, faults, "fix these and run again; nothing was written")
     files = make_files(splits, pairs, images)
-    for name, (_, of_file) in files.items():
-        write_clips(partial / name, of_file)
-    partial.replace(whole)
+    for name, (_, file_clips) in files.items():
+        write_clips(partial / name, file_clips)
+    partial.replace(complete)
     return describe(files, splits)

@@ -1,4 +1,4 @@
-"""Frames of a table's clips: where they come from, and how they are put into a data folder."""
+"""Frames of a table's clips: find them and put them into a data folder."""
 
 import glob
 import os
@@ -15,8 +15,8 @@ from lr2ppo.data.convert.table import TableClip
 from lr2ppo.data.frames import evenly_spaced, list_images, open_image, read_video, sort_by_name
 from lr2ppo.errors import UserError
 
-# Bytes: a file's name may have 255.
-LONGEST_NAME = 200
+# File systems allow 255.
+MAX_NAME_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Source:
 
 
 def find_sources(clips: Iterable[TableClip], root: Path, faults: list[str]) -> dict[str, Source]:
-    """Where each clip's frames come from, paths being relative to `root`; what is missing is added to `faults`."""
+    """Find each clip's frames, with paths relative to `root`; faults are added to `faults`."""
     sources = {}
     for clip in tqdm(clips, desc="looking at the frames", unit="clip", disable=None):
         try:
@@ -39,8 +39,8 @@ def find_sources(clips: Iterable[TableClip], root: Path, faults: list[str]) -> d
 
 
 def _find_source(clip: TableClip, root: Path) -> Source:
-    if len(os.fsencode(folder_name(clip.id))) > LONGEST_NAME:
-        raise ValueError(f"its id is too long for the name of a folder; give one of at most {LONGEST_NAME} letters")
+    if len(os.fsencode(folder_name(clip.id))) > MAX_NAME_BYTES:
+        raise ValueError(f"its id is too long for a folder's name; give one of at most {MAX_NAME_BYTES} letters")
     if "video" in clip.about:
         video = root / clip.about["video"]
         if not video.is_file():
@@ -58,7 +58,7 @@ def _find_source(clip: TableClip, root: Path) -> Source:
 
 
 def _find(root: Path, part: str) -> list[Path]:
-    """The images that a file's, a folder's or a pattern's name stands for, in the order of their names."""
+    """The images of a file, a folder or a pattern, in the order of their names."""
     place = root / part
     if place.is_file():
         return [place]
@@ -71,18 +71,21 @@ def _find(root: Path, part: str) -> list[Path]:
 
 
 def folder_name(clip_id: str) -> str:
-    """A name for a clip's folder that no other id has and that leads to no other folder."""
+    """A name for a clip's folder, unique to its id and without path separators."""
     name = re.sub(r"[^\w.-]", lambda found: quote(found[0], safe=""), clip_id)
     return name.replace(".", "%2E") if name.strip(".") == "" else name
 
 
-def place_frames(clip: TableClip, source: Source, out: Path, most: int) -> tuple[str, ...]:
-    """Put a clip's frames into the data folder; returns their paths there. Raises `UserError` for an unusable video."""
+def place_frames(clip: TableClip, source: Source, out: Path, max_frames: int) -> tuple[str, ...]:
+    """Put a clip's frames into the data folder; returns their paths there. Raises `UserError` for an unusable video.
+
+    `max_frames` limits the frames of a video.
+    """
     folder = f"frames/{folder_name(clip.id)}"
     (out / folder).mkdir(parents=True)
     names = []
     if source.video is not None:
-        pictures = read_video(source.video, lambda found: evenly_spaced(found, min(found, most)))
+        pictures = read_video(source.video, lambda found: evenly_spaced(found, min(found, max_frames)))
         for number, picture in enumerate(pictures):
             names.append(f"{folder}/{number:04d}.jpg")
             picture.save(out / names[-1], format="JPEG", quality=90)

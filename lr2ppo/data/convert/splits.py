@@ -1,4 +1,4 @@
-"""Which of a table's clips are trained on and which are held out, and which pairs the reward model learns from."""
+"""Split a table's clips into training and held-out clips, and draw the pairs for the reward model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +15,10 @@ Pairs = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Splits:
-    """`source` is what stage 1 learns from; without a domain of its own it is the graded part of `train`.
+    """The clips of each split.
 
-    `left_out` belong to groups that are held out, but are of no use there: they have no grades, or are of the source.
+    `source` is for stage 1; with one domain only, it is the graded part of `train`. `left_out` are the unusable clips
+    of held-out groups: without grades, or in the source domain.
     """
 
     source: list[TableClip]
@@ -30,15 +31,15 @@ class Splits:
 def draw_splits(
     clips: Sequence[TableClip], validation_share: float, test_share: float, rng: np.random.Generator
 ) -> Splits:
-    """Hold out shares of the groups (without groups: of the clips) that have graded target clips, at least one of each.
+    """Hold out shares of the groups (without groups: of the clips) with graded target clips, at least one for each.
 
-    Raises `UserError` where too few remain for one of the files.
+    Raises `UserError` if too few remain for one of the files.
     """
     has_source = any(clip.is_source for clip in clips)
     candidates = list(dict.fromkeys(clip.unit for clip in clips if clip.is_graded and not clip.is_source))
     others = {clip.unit for clip in clips if not clip.is_source}.difference(candidates)
     for_test, for_validation = (max(1, round(share * len(candidates))) for share in (test_share, validation_share))
-    # Stage 1 needs grades to train on, which a source has of its own.
+    # Stage 1 needs graded clips; a source domain has its own.
     least = for_test + for_validation + (0 if has_source and others else 1)
     if len(candidates) < least:
         raise UserError(
@@ -52,14 +53,14 @@ def draw_splits(
     train = [clip for clip in kept if not clip.is_source]
     source = [clip for clip in kept if (clip.is_source if has_source else clip.is_graded)]
     useful = [clip for clip in clips if clip.is_graded and not clip.is_source]
-    of_test, of_validation = ([clip for clip in useful if clip.unit in units] for units in (test, validation))
-    used = {clip.id for clip in [*source, *train, *of_validation, *of_test]}
-    splits = Splits(source, train, of_validation, of_test, [clip for clip in clips if clip.id not in used])
+    test_clips, validation_clips = ([clip for clip in useful if clip.unit in units] for units in (test, validation))
+    used = {clip.id for clip in [*source, *train, *validation_clips, *test_clips]}
+    splits = Splits(source, train, validation_clips, test_clips, [clip for clip in clips if clip.id not in used])
     if not source:
-        raise UserError("every source clip is of a group that is held out; give more groups, or another --seed")
-    if not any(len(set(clip.grades)) > 1 for clip in of_validation):
+        raise UserError("every source clip is in a held-out group; give more groups, or another --seed")
+    if not any(len(set(clip.grades)) > 1 for clip in validation_clips):
         raise UserError(
-            "no clip drawn for validation has labels of different grades, by which the best weights are chosen; "
+            "no clip drawn for validation has labels of different grades, needed to choose the best weights; "
             "raise --validation-share, or give another --seed"
         )
     return splits
@@ -68,10 +69,10 @@ def draw_splits(
 def draw_pairs(clips: Sequence[TableClip], share: float, rng: np.random.Generator) -> list[Pairs]:
     """Pairs (better, worse) of each clip: a share of all pairs of different grades, at least one, in the list's order.
 
-    Clips with preferences have these as they are, and none that is drawn. Raises `UserError` where there is no pair.
+    Clips with preferences keep these, and no others are drawn. Raises `UserError` if there is no pair.
     """
-    every = [_drawable_pairs(clip) for clip in clips]
-    counts = [len(pairs) for pairs in every]
+    drawable = [_drawable_pairs(clip) for clip in clips]
+    counts = [len(pairs) for pairs in drawable]
     total = sum(counts)
     wanted = max(1, round(share * total)) if share > 0 and total else 0
     is_drawn = np.zeros(total, dtype=bool)
@@ -79,18 +80,18 @@ def draw_pairs(clips: Sequence[TableClip], share: float, rng: np.random.Generato
     starts = np.cumsum([0, *counts])
     pairs = [
         np.array(clip.preferences, dtype=np.int64) if clip.preferences else own[is_drawn[start : start + len(own)]]
-        for clip, own, start in zip(clips, every, starts[:-1], strict=True)
+        for clip, own, start in zip(clips, drawable, starts[:-1], strict=True)
     ]
     if not any(map(len, pairs)):
         raise UserError(
-            "no training clip has a pair of labels of different grades or a preference, which the reward model is "
-            "to learn from; grade more clips of the target, or give --preferences FILE"
+            "no training clip has a pair of labels of different grades or a preference, which the reward model needs; "
+            "grade more target clips, or give --preferences FILE"
         )
     return pairs
 
 
 def _drawable_pairs(clip: TableClip) -> Pairs:
-    """The pairs that may be drawn: all of different grades, none where people's preferences stand."""
+    """The pairs that may be drawn: all of different grades, none if the clip has preferences."""
     if clip.preferences or not clip.is_graded:
         return np.empty((0, 2), dtype=np.int64)
     return better_worse_pairs(np.array(clip.grades))

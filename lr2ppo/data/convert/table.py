@@ -1,4 +1,4 @@
-"""A table of people's own: CSV or JSON lines, one row a label of a clip, gathered to clips with all that is wrong."""
+"""Read a user's table, CSV or JSON lines with one row per label of a clip, into clips and a list of faults."""
 
 import csv
 import io
@@ -14,9 +14,9 @@ from lr2ppo.data.features.layout import group_name
 from lr2ppo.errors import UserError
 from lr2ppo.files import UNWRITABLE
 
-# What all rows of a clip say alike, or leave empty but once.
-OF_A_CLIP = ("description", "frames", "video", "group", "domain")
-COLUMNS = ("clip", "label", "grade", *OF_A_CLIP)
+# Columns with one value per clip, given in at least one of its rows.
+CLIP_COLUMNS = ("description", "frames", "video", "group", "domain")
+COLUMNS = ("clip", "label", "grade", *CLIP_COLUMNS)
 PREFERENCES = ("clip", "better", "worse")
 DOMAINS = ("source", "target")
 DELIMITERS = ",;\t"
@@ -25,7 +25,7 @@ JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 @dataclass(frozen=True)
 class Record:
-    """One row: where it stands in its file, counted as spreadsheets do, and its cells by column."""
+    """One row: its number in the file, counted as spreadsheets do, and its cells by column."""
 
     row: int
     cells: Mapping[str, str]
@@ -33,7 +33,7 @@ class Record:
 
 @dataclass
 class TableClip:
-    """A clip as a table has it: `grades [labels]` are None where empty, `preferences` are positions (better, worse)."""
+    """A clip of a table: `grades [labels]` are None where empty, `preferences` are positions (better, worse)."""
 
     id: str
     row: int
@@ -52,7 +52,7 @@ class TableClip:
 
     @property
     def unit(self) -> tuple[str, str]:
-        """What is never torn apart by a split: the clip's group or, without one, the clip."""
+        """The unit that stays in one split: the clip's group or, without one, the clip."""
         group = self.about.get("group", "")
         return ("group", group) if group else ("clip", self.id)
 
@@ -60,9 +60,9 @@ class TableClip:
 def read_records(
     path: Path, wanted: Sequence[str], names: Mapping[str, str], faults: list[str]
 ) -> tuple[list[Record], list[str]]:
-    """The rows of a table and the `wanted` columns that it has; `names` says what a column is called there.
+    """The rows of a table and the `wanted` columns that it has; `names` maps columns to their names in the table.
 
-    What is wrong with single rows is added to `faults`. Raises `UserError` where the file is no table.
+    Faults of single rows are added to `faults`. Raises `UserError` if the file is no table.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -89,12 +89,12 @@ def read_records(
     for record in records:
         for column, cell in record.cells.items():
             if UNWRITABLE.search(cell):
-                faults.append(f"row {record.row}: {column}: found {cell!r}, which holds what is no character")
+                faults.append(f"row {record.row}: {column}: found {cell!r}, which holds an invalid character")
     return records, found
 
 
 def require_columns(path: Path, found: Sequence[str], names: Mapping[str, str], *choices: Sequence[str]) -> None:
-    """Raises `UserError` where of one of the `choices` no column is there."""
+    """Raise `UserError` if the table has no column of one of the `choices`."""
     missing = [
         " or ".join(names.get(column, column) for column in choice)
         for choice in choices
@@ -102,7 +102,7 @@ def require_columns(path: Path, found: Sequence[str], names: Mapping[str, str], 
     ]
     if missing:
         raise UserError(
-            f"{path}: found no column {', '.join(missing)}; {_has(found)}; rename them, or say which is which with "
+            f"{path}: found no column {', '.join(missing)}; {_has(found)}; rename them, or map them with "
             "--columns clip=video_id,label=tag"
         )
 
@@ -112,7 +112,7 @@ def _has(found: Sequence[str]) -> str:
 
 
 def _read_csv(path: Path, text: str, called: Mapping[str, str], faults: list[str]) -> list[tuple[int, dict[str, str]]]:
-    """Rows by their column names in small letters; blank rows are left out, missing last cells are empty."""
+    """Rows by their column names in lower case; blank rows are left out, missing last cells are empty."""
     first = text.lstrip().partition("\n")[0]
     delimiter = max(DELIMITERS, key=lambda mark: len(set(_header(first.split(mark))) & set(called.values())))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -124,12 +124,12 @@ def _read_csv(path: Path, text: str, called: Mapping[str, str], faults: list[str
                 continue
             if not header:
                 header = _header(cells)
-                if twice := [name for name in header if name and header.count(name) > 1]:
-                    raise UserError(f"{path}: has two columns {twice[0]}; rename one of them")
+                if duplicates := [name for name in header if name and header.count(name) > 1]:
+                    raise UserError(f"{path}: has two columns {duplicates[0]}; rename one of them")
             elif len(cells) > len(header):
                 faults.append(
                     f"row {number}: found {len(cells)} cells, wanted {len(header)}; "
-                    f"put a text that holds {delimiter!r} in double quotes"
+                    f"put text that contains {delimiter!r} in double quotes"
                 )
             else:
                 padded = [cell.strip() for cell in cells] + [""] * (len(header) - len(cells))
@@ -144,7 +144,7 @@ def _header(cells: Iterable[str]) -> list[str]:
 
 
 def _read_json_lines(text: str, faults: list[str]) -> list[tuple[int, dict[str, str]]]:
-    """Rows of objects, one a line; an object with a list `labels` is as many rows as that has labels."""
+    """Rows of objects, one per line; an object with a list `labels` becomes one row per label."""
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -154,21 +154,21 @@ def _read_json_lines(text: str, faults: list[str]) -> list[tuple[int, dict[str, 
         except (ValueError, RecursionError):
             entry = None
         if not isinstance(entry, dict):
-            faults.append(f'row {number}: wanted a JSON object on a line of its own, such as {{"clip": "c1", ...}}')
+            faults.append(f'row {number}: wanted one JSON object per line, such as {{"clip": "c1", ...}}')
             continue
         entry = {name.casefold(): value for name, value in entry.items()}
         labels = entry.pop("labels", None)
         for label in labels if isinstance(labels, list) else [{} if labels is None else labels]:
             own = label if isinstance(label, dict) else {"label": label}
             cells = {name: _cell(value) for name, value in {**entry, **own}.items()}
-            if strange := [name for name, cell in cells.items() if cell is None]:
-                faults.append(f"row {number}: {strange[0]}: found {shortened(entry | own)}, wanted a text")
+            if invalid := [name for name, cell in cells.items() if cell is None]:
+                faults.append(f"row {number}: {invalid[0]}: found {shortened(entry | own)}, wanted a string")
             rows.append((number, {name: cell or "" for name, cell in cells.items()}))
     return rows
 
 
 def _cell(value: Any) -> str | None:
-    """A JSON value as a cell has it; None for what no cell holds."""
+    """Convert a JSON value into a cell's text; None if it has no such form."""
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ";".join(value)
     if isinstance(value, str | int | float) and not isinstance(value, bool):
@@ -177,7 +177,7 @@ def _cell(value: Any) -> str | None:
 
 
 def gather_clips(records: Iterable[Record], faults: list[str]) -> dict[str, TableClip]:
-    """The clips of a table's rows by id, in the order of their first rows; what is wrong is added to `faults`."""
+    """The clips of a table's rows by id, in the order of their first rows; faults are added to `faults`."""
     clips: dict[str, TableClip] = {}
     rows_of: dict[tuple[str, str, str], int] = {}
     for record in records:
@@ -191,7 +191,7 @@ def gather_clips(records: Iterable[Record], faults: list[str]) -> dict[str, Tabl
             faults.append(f"row {record.row}: clip {name} has the label {label!r} in row {first} already")
         clip.labels.append(label)
         clip.grades.append(_read_grade(record, faults))
-        for column in OF_A_CLIP:
+        for column in CLIP_COLUMNS:
             if value := record.cells.get(column, ""):
                 first = rows_of.setdefault((name, column, ""), record.row)
                 known = clip.about.setdefault(column, value)
@@ -201,7 +201,7 @@ def gather_clips(records: Iterable[Record], faults: list[str]) -> dict[str, Tabl
                         f"in row {first} {shortened(known)}"
                     )
     for clip in clips.values():
-        faults += [f"row {clip.row}: clip {clip.id} {what}" for what in _clip_faults(clip)]
+        faults += [f"row {clip.row}: clip {clip.id} {fault}" for fault in _clip_faults(clip)]
     return clips
 
 
@@ -210,16 +210,16 @@ def _read_grade(record: Record, faults: list[str]) -> int | None:
     grade = parse_grade(cell)
     if cell and grade is None:
         faults.append(f"row {record.row}: grade: found {shortened(cell)}, wanted {GRADES_WANTED}, or nothing")
-        # Not None, or the clip would be told to lack a grade, too.
+        # Not None, or the clip would also be reported as lacking a grade.
         return 0
     return grade
 
 
 def _clip_faults(clip: TableClip) -> list[str]:
-    """What is wrong with a clip as a whole."""
+    """Faults of a clip as a whole."""
     faults = []
     if group_name(clip.id) != clip.id:
-        faults.append("has an id with nothing, or a dot alone, between slashes; give it another")
+        faults.append("has an id with nothing, or only a dot, between slashes; give it another")
     ungraded = clip.grades.count(None)
     if 0 < ungraded < len(clip.grades):
         faults.append(f"has {ungraded} of {len(clip.grades)} labels without a grade; give all of them one, or none")
@@ -229,19 +229,19 @@ def _clip_faults(clip: TableClip) -> list[str]:
 
 
 def domain_faults(clips: Iterable[TableClip]) -> list[str]:
-    """What is wrong with the domains of a table that has that column."""
+    """Faults of the domains of a table that has that column."""
     faults = []
     for clip in clips:
         domain = clip.about.get("domain", "")
         if domain not in DOMAINS:
             faults.append(f"row {clip.row}: clip {clip.id}: domain: found {domain!r}, wanted source or target")
         elif clip.is_source and not clip.is_graded:
-            faults.append(f"row {clip.row}: clip {clip.id} of the source has no grades, for which the source is there")
+            faults.append(f"row {clip.row}: clip {clip.id} is in the source domain but has no grades")
     return faults
 
 
 def add_preferences(records: Iterable[Record], clips: Mapping[str, TableClip], faults: list[str]) -> None:
-    """Give the clips the preferences of people among their labels; what is wrong is added to `faults`."""
+    """Add people's preferences between labels to the clips; faults are added to `faults`."""
     for record in records:
         name, *labels = (record.cells[column] for column in PREFERENCES)
         if name not in clips:
@@ -254,7 +254,7 @@ def add_preferences(records: Iterable[Record], clips: Mapping[str, TableClip], f
         elif labels[0] == labels[1]:
             faults.append(f"row {record.row}: clip {name}: {labels[0]!r} is both better and worse")
         elif clip.is_source:
-            faults.append(f"row {record.row}: clip {name} is of the source; preferences are of target clips")
+            faults.append(f"row {record.row}: clip {name} is in the source domain; preferences are for target clips")
         else:
             better, worse = (clip.labels.index(label) for label in labels)
             clip.preferences.append((better, worse))

@@ -1,4 +1,4 @@
-"""How a clip's features stand in an HDF5 file, and what is told of those that stand there otherwise."""
+"""The layout of a clip's features in an HDF5 file, and messages about features in another one."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ import h5py
 
 from lr2ppo.errors import UserError
 
-# What a clip's group holds; label_span and text_len may be missing.
+# The arrays in a clip's group; label_span and text_len may be missing.
 CLIP_PARTS = ("text_len", "label_span", "text_emb", "img_emb")
-# h5py tells a damaged file in all these ways.
-DAMAGE = (OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
-# Zeros, the best case of deflate, become 1/1032 of their size.
-MOST_COMPRESSED = 1100
+# h5py raises any of these for a damaged file.
+HDF5_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
+# Deflate compresses at best, on zeros, to 1/1032.
+MAX_COMPRESSION = 1100
 
 
 @dataclass(frozen=True)
 class ClipShape:
-    """How many labels, text tokens a label and frames a clip's features have, and their widths."""
+    """The numbers of labels, text tokens per label and frames of a clip's features, and their widths."""
 
     labels: int
     tokens: int
@@ -28,71 +28,72 @@ class ClipShape:
 
 
 @dataclass(frozen=True)
-class FileFacts:
-    """What a feature file tells of all its clips."""
+class FileInfo:
+    """A feature file's attributes, which hold for all its clips."""
 
     in_bfloat16: bool
     tokens_per_frame: int
-    # Features of one domain have the same widths; files that name none are all of one.
+    # Features of one domain have the same widths; files without a domain share one.
     domain: str = ""
 
 
 def open_features(path: Path) -> h5py.File:
-    """A feature file, open for reading; raises `UserError` where it is not whole."""
+    """Open a feature file for reading; raises `UserError` if it is not complete."""
     try:
         return h5py.File(path, "r")
-    except DAMAGE as error:
+    except HDF5_ERRORS as error:
         raise UserError(
             f"{path}: is not a whole HDF5 file, or is still being written: {error}; wait, or remove and make it again"
         ) from None
 
 
-def read_facts(file: h5py.File, path: Path) -> FileFacts:
-    """Raises `UserError` where the file's attributes cannot be read or make no sense."""
+def read_info(file: h5py.File, path: Path) -> FileInfo:
+    """Read a file's attributes; raises `UserError` if they cannot be read or are invalid."""
     dtype, per_frame = (read_attribute(file, name, path) for name in ("dtype", "tokens_per_frame"))
     per_frame = 1 if per_frame is None else per_frame
     if not isinstance(per_frame, int) or per_frame < 1:
         raise UserError(f"{path}: attribute tokens_per_frame: found {per_frame!r}, wanted a whole number above 0")
-    return FileFacts(dtype == "bfloat16", per_frame, read_fixed_text(file, "domain", path) or "")
+    return FileInfo(dtype == "bfloat16", per_frame, read_fixed_text(file, "domain", path) or "")
 
 
 def read_attribute(file: h5py.File, name: str, path: Path) -> str | int | None:
-    """A text or a whole number that a file tells, None where it does not; raises `UserError` where that is another."""
+    """Read a string or integer attribute, None if it is missing; raises `UserError` if it has another type."""
     try:
         if name not in file.attrs:
             return None
         stored = file.attrs.get_id(name)
         is_text = h5py.check_string_dtype(stored.dtype) is not None
-        # Reading what damage has made a thing of no known kind can end this process.
+        # Reading a damaged attribute of unknown type can crash this process.
         if stored.shape != () or not (is_text or stored.dtype.kind in "iu"):
-            raise ValueError(f"attribute {name}: found {stored.dtype} {stored.shape}, wanted a text or a whole number")
+            raise ValueError(
+                f"attribute {name}: found {stored.dtype} {stored.shape}, wanted a string or a whole number"
+            )
         value = file.attrs[name]
         if not is_text:
             return int(value)
         return value if isinstance(value, str) else str(value, "utf-8")
-    except DAMAGE as error:
+    except HDF5_ERRORS as error:
         raise damaged(path, error) from None
 
 
 def read_fixed_text(file: h5py.File, name: str, path: Path) -> str | None:
-    """A text of fixed length that a file tells, None where it tells none or one of any length.
+    """Read a fixed-length string attribute, None if it is missing or of variable length.
 
-    Texts of any length lie in a heap of their own, from which HDF5 reads what damage has left there: that can end this
-    process.
+    HDF5 keeps variable-length strings in a heap: reading them from a damaged file can crash this process.
     """
     try:
         is_fixed = name in file.attrs and file.attrs.get_id(name).dtype.kind == "S"
-    except DAMAGE as error:
+    except HDF5_ERRORS as error:
         raise damaged(path, error) from None
     value = read_attribute(file, name, path) if is_fixed else None
     return value if isinstance(value, str) else None
 
 
 def list_clips(file: h5py.File, path: Path) -> list[str]:
-    """The `group_name` of each clip that a file holds; raises `UserError` where its groups cannot be listed."""
+    """The `group_name` of each clip in a file; raises `UserError` if its groups cannot be listed."""
     try:
         return list(clip_names(file))
-    except DAMAGE as error:
+    except HDF5_ERRORS as error:
         raise damaged(path, error) from None
 
 
@@ -101,19 +102,19 @@ def damaged(path: Path, error: BaseException) -> UserError:
 
 
 def group_name(clip_id: str) -> str:
-    """The one name of a clip's group in HDF5, to which empty and `.` parts of its id add nothing."""
+    """The name of a clip's group in HDF5, which ignores empty and `.` parts of its id."""
     return "/".join(part for part in clip_id.split("/") if part not in ("", "."))
 
 
 def clip_names(group: h5py.Group, name: str = "", above: frozenset[object] = frozenset()) -> Iterator[str]:
-    """The names of all groups below that hold a clip; no dataset is opened."""
+    """The names of all groups below `group` that hold a clip; no dataset is opened."""
     info = h5py.h5o.get_info(group.id)
     here = (info.fileno, info.addr)
     if here in above:
-        # A link to a group above would lead round for ever.
+        # A link to a group above would loop for ever.
         return
-    # Clip ids may hold slashes, which nest groups, and one clip's group may hold others'.
-    # A name in another encoding than HDF5's own is the id of no clip.
+    # Slashes in clip ids nest groups, and one clip's group may hold others'.
+    # Names that are not UTF-8 are no clip's id.
     members = [member for member in group if isinstance(member, str)]
     if name and "img_emb" in members:
         yield name
@@ -123,23 +124,23 @@ def clip_names(group: h5py.Group, name: str = "", above: frozenset[object] = fro
             yield from clip_names(inner, f"{name}/{member}" if name else member, above | {here})
 
 
-def read_shape(file: h5py.File, clip_id: str, facts: FileFacts) -> ClipShape:
-    """What a file holds of a clip, found without reading its features; raises ValueError where that is malformed."""
+def read_shape(file: h5py.File, clip_id: str, info: FileInfo) -> ClipShape:
+    """The shape of a clip's features, without reading them; raises ValueError if they are malformed."""
     try:
         group = file[clip_id]
         arrays = {name: _find_array(group, name) for name in CLIP_PARTS if name in group}
         shapes = {name: array.shape for name, array in arrays.items()}
         labels, tokens, rows, text_width, image_width = _read_sizes(shapes)
         for name in ("text_emb", "img_emb"):
-            _check_numbers(name, arrays[name], facts.in_bfloat16)
+            _check_numbers(name, arrays[name], info.in_bfloat16)
         for name in arrays.keys() & {"text_len", "label_span"}:
             if arrays[name].dtype.kind not in "iu":
                 raise ValueError(f"{name}: found {arrays[name].dtype}, wanted whole numbers")
     except (OSError, RuntimeError, TypeError, LookupError) as error:
         raise ValueError(f"its features cannot be read: {error}") from None
-    if rows % facts.tokens_per_frame:
-        raise ValueError(f"found img_emb of {rows} rows, wanted {facts.tokens_per_frame} a frame, as the file tells")
-    return ClipShape(labels, tokens, rows // facts.tokens_per_frame, text_width, image_width)
+    if rows % info.tokens_per_frame:
+        raise ValueError(f"found img_emb of {rows} rows, wanted {info.tokens_per_frame} a frame, as the file says")
+    return ClipShape(labels, tokens, rows // info.tokens_per_frame, text_width, image_width)
 
 
 def _find_array(group: h5py.Group, name: str) -> h5py.Dataset:
@@ -150,7 +151,7 @@ def _find_array(group: h5py.Group, name: str) -> h5py.Dataset:
 
 
 def _read_sizes(shapes: Mapping[str, tuple[int, ...] | None]) -> tuple[int, int, int, int, int]:
-    """Labels, tokens, rows of frames and both widths; raises ValueError where the arrays' shapes are others."""
+    """Labels, tokens, frame rows and both widths; raises ValueError if the arrays have other shapes."""
     text, image = shapes.get("text_emb"), shapes.get("img_emb")
     if text is None or image is None or len(text) != 3 or len(image) != 3 or image[0] != 1 or not text[2] * image[2]:
         raise ValueError(
@@ -166,13 +167,13 @@ def _read_sizes(shapes: Mapping[str, tuple[int, ...] | None]) -> tuple[int, int,
 def _check_numbers(name: str, array: h5py.Dataset, in_bfloat16: bool) -> None:
     dtype = array.dtype
     if in_bfloat16 and (dtype.kind, dtype.itemsize) != ("u", 2):
-        raise ValueError(f"{name}: found {dtype}, wanted bfloat16 stored as uint16, as the file tells")
+        raise ValueError(f"{name}: found {dtype}, wanted bfloat16 stored as uint16, as the file says")
     if not in_bfloat16 and dtype.kind != "f":
         raise ValueError(f"{name}: found {dtype}, wanted floats")
     stored = array.id.get_storage_size()
     if stored >= array.nbytes or array.is_virtual or array.external:
         return
-    # A size that was never written, or is wrong, would be read as so many zeros, if they found a place in memory.
+    # An array that was never written, or has a wrong size, would be read as zeros, or not fit in memory.
     compressed = array.id.get_create_plist().get_nfilters() > 0
-    if not compressed or array.nbytes > stored * MOST_COMPRESSED:
-        raise ValueError(f"{name}: found {stored} bytes, wanted {array.nbytes}; was it written whole?")
+    if not compressed or array.nbytes > stored * MAX_COMPRESSION:
+        raise ValueError(f"{name}: found {stored} bytes, wanted {array.nbytes}; was it fully written?")

@@ -13,30 +13,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lr2ppo.data.features.encoders import common_encoding, read_encoding
-from lr2ppo.data.features.layout import ClipShape, group_name, list_clips, open_features, read_facts, read_shape
+from lr2ppo.data.features.layout import ClipShape, group_name, list_clips, open_features, read_info, read_shape
 from lr2ppo.errors import UserError
 
 Array = NDArray[np.float32]
-MOST_OPEN_FILES = 64
+MAX_OPEN_FILES = 64
 CLIPS_COMPARED = 9
 
 
 class FeatureStore:
     """Features of clips from one or several files, opened on first use in each process.
 
-    Files are read row by row: asking for some labels of a clip reads no others, and nothing read is kept.
+    Files are read row by row: reading some labels of a clip reads no others, and nothing is cached.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Raises `UserError` where a file is missing, is not HDF5 or holds no clip, or two are made otherwise."""
+        """Raises `UserError` if a file is missing or not HDF5, if no clip is found, or if two files do not match."""
         self.paths = list(paths)
         for path in self.paths:
             _require_file(path)
         self._files = _OpenFiles(self.paths)
         self._shard_of: dict[str, int] = {}
         self._unlisted = list(range(len(self.paths)))
-        self._facts = [read_facts(self._files[shard], path) for shard, path in enumerate(self.paths)]
-        per_frame = {facts.tokens_per_frame for facts in self._facts}
+        self._info = [read_info(self._files[shard], path) for shard, path in enumerate(self.paths)]
+        per_frame = {info.tokens_per_frame for info in self._info}
         if len(per_frame) > 1:
             raise UserError(
                 f"{', '.join(map(str, self.paths))}: found {sorted(per_frame)} tokens a frame, wanted the same in all "
@@ -47,28 +47,28 @@ class FeatureStore:
             {path: read_encoding(self._files[shard], path) for shard, path in enumerate(self.paths)}
         )
         self._widths = self._find_widths()
-        # Of several domains with different widths the largest: features of the others have zeros behind them.
+        # The largest widths of all domains: narrower features are padded with zeros.
         self.text_width, self.image_width = (max(widths) for widths in zip(*self._widths.values(), strict=True))
 
     @property
     def bytes_read(self) -> int:
-        """How many bytes of features, as they are stored, this process has read."""
+        """Bytes of stored features that this process has read."""
         return self._files.bytes_read
 
     def __contains__(self, clip_id: str) -> bool:
         return self._find(clip_id) is not None
 
     def shape(self, clip_id: str) -> ClipShape:
-        """What is stored of one clip, found without reading its features; raises ValueError where that is malformed."""
+        """The shape of a clip's features, without reading them; raises ValueError if they are malformed."""
         shard = self._shard(clip_id)
-        return read_shape(self._files[shard], clip_id, self._facts[shard])
+        return read_shape(self._files[shard], clip_id, self._info[shard])
 
     def widths(self, clip_id: str) -> tuple[int, int]:
-        """The text and image widths of the domain that a clip's file is of."""
-        return self._widths[self._facts[self._shard(clip_id)].domain]
+        """The text and image widths of the domain of a clip's file."""
+        return self._widths[self._info[self._shard(clip_id)].domain]
 
     def text(self, clip_id: str, labels: Sequence[int]) -> tuple[Array, NDArray[np.int64]]:
-        """Token features of some labels `[len(labels), T, D]`, zero behind each label's length, and the lengths."""
+        """Token features of some labels `[len(labels), T, D]`, padded with zeros, and each label's length."""
         shard, group = self._group(clip_id)
         dataset = group["text_emb"]
         if "text_len" in group:
@@ -80,12 +80,12 @@ class FeatureStore:
             rows = dataset[:, :tokens]
         else:
             rows = np.stack([dataset[label, :tokens] for label in labels])
-        return _widen(self._as_floats(shard, rows), self.text_width), lengths
+        return _pad_width(self._as_floats(shard, rows), self.text_width), lengths
 
     def label_spans(self, clip_id: str, labels: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the own words of some labels start and stop among their `lengths` tokens: `[len(labels), 2]`.
+        """Start and stop of some labels' words among their `lengths` tokens: `[len(labels), 2]`.
 
-        Files that do not say it hold RoBERTa's tokens, `<s> label ...`: the words start behind the first token.
+        Files without spans hold RoBERTa's tokens, `<s> label ...`: the words start after the first token.
         """
         _, group = self._group(clip_id)
         if "label_span" in group:
@@ -95,29 +95,29 @@ class FeatureStore:
         return np.stack([first, first + 1], axis=1)
 
     def frames(self, clip_id: str) -> Array:
-        """Features of all of a clip's frames `[frames, tokens_per_frame, D]`."""
+        """Features of all frames of a clip: `[frames, tokens_per_frame, D]`."""
         shard, group = self._group(clip_id)
         rows = self._as_floats(shard, group["img_emb"][()])
-        return _widen(rows.reshape(-1, self.tokens_per_frame, rows.shape[-1]), self.image_width)
+        return _pad_width(rows.reshape(-1, self.tokens_per_frame, rows.shape[-1]), self.image_width)
 
     def _as_floats(self, shard: int, rows: NDArray[Any]) -> Array:
         self._files.bytes_read += rows.nbytes
-        if self._facts[shard].in_bfloat16:
+        if self._info[shard].in_bfloat16:
             # A bfloat16 is the upper half of a float32.
             return (rows.astype(np.uint32) << 16).view(np.float32)
-        # What float32 cannot hold becomes infinite, which the check of values tells.
+        # Values beyond float32 become infinite, which the check of values reports.
         with np.errstate(over="ignore"):
             return rows.astype(np.float32, copy=False)
 
     def _find(self, clip_id: str) -> int | None:
-        """The number of the first file that holds a clip; the clips of each file are listed once, when needed."""
+        """The index of the first file that holds a clip; each file's clips are listed once, when needed."""
         name = group_name(clip_id)
         while name not in self._shard_of and self._unlisted:
             self._list_next()
         return self._shard_of.get(name)
 
     def _list_next(self) -> list[str]:
-        """The names of the clips of the first file that was not listed yet."""
+        """List the clips of the next unlisted file; returns their names."""
         shard = self._unlisted.pop(0)
         names = list_clips(self._files[shard], self.paths[shard])
         for name in names:
@@ -135,11 +135,11 @@ class FeatureStore:
         return shard, self._files[shard][clip_id]
 
     def _find_widths(self) -> dict[str, tuple[int, int]]:
-        """The widths of each domain: those that most of its first clips have, so that one at fault does not decide."""
-        counts: dict[str, Counter[tuple[int, int]]] = {facts.domain: Counter() for facts in self._facts}
+        """The widths of each domain: the most common among its first clips, so that one faulty clip does not decide."""
+        counts: dict[str, Counter[tuple[int, int]]] = {info.domain: Counter() for info in self._info}
         fault = ""
         while self._unlisted and not all(counts.values()):
-            widths = counts[self._facts[self._unlisted[0]].domain]
+            widths = counts[self._info[self._unlisted[0]].domain]
             for name in self._list_next():
                 try:
                     shape = self.shape(name)
@@ -153,27 +153,27 @@ class FeatureStore:
         return {domain: widths.most_common(1)[0][0] for domain, widths in counts.items()}
 
 
-def _widen(rows: Array, width: int) -> Array:
-    """Rows with zeros behind them, up to a width."""
+def _pad_width(rows: Array, width: int) -> Array:
+    """Pad rows with zeros to a width."""
     missing = width - rows.shape[-1]
     return np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, missing)]) if missing else rows
 
 
 class _OpenFiles:
-    """Files by number: opened where first asked for, in each process anew, and a limited number at a time."""
+    """Files by index: each process opens its own on first use, a limited number at a time."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
-        self._start_anew()
+        self._reset()
 
     def __reduce__(self) -> tuple[type["_OpenFiles"], tuple[Sequence[Path]]]:
         return type(self), (self._paths,)
 
     def __getitem__(self, number: int) -> h5py.File:
         if self._process != os.getpid():
-            self._start_anew()
+            self._reset()
         if number not in self._open:
-            if len(self._open) == MOST_OPEN_FILES:
+            if len(self._open) == MAX_OPEN_FILES:
                 _, longest_unused = self._open.popitem(last=False)
                 longest_unused.close()
             self._open[number] = open_features(self._paths[number])
@@ -182,21 +182,21 @@ class _OpenFiles:
 
     @property
     def bytes_read(self) -> int:
-        # A forked process begins with its parent's count.
+        # A forked process starts with its parent's count.
         return self._bytes_read if self._process == os.getpid() else 0
 
     @bytes_read.setter
     def bytes_read(self, number: int) -> None:
         self._bytes_read = number
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         self._process = os.getpid()
         self._open: OrderedDict[int, h5py.File] = OrderedDict()
         self._bytes_read = 0
 
 
 def find_feature_files(root: Path, names: Sequence[str]) -> list[Path]:
-    """The feature files of a folder, whose names may be patterns; raises `UserError` where nothing matches."""
+    """The feature files of a folder; names may be patterns. Raises `UserError` if nothing matches."""
     paths: list[Path] = []
     for name in names:
         paths += [root / found for found in sorted(glob(name, root_dir=root))] if has_magic(name) else [root / name]
@@ -206,13 +206,13 @@ def find_feature_files(root: Path, names: Sequence[str]) -> list[Path]:
 
 
 def find_shards(path: Path) -> list[Path]:
-    """The shards there are of a feature file, written by any number of processes."""
+    """The existing shards of a feature file, written by any number of processes."""
     name = re.compile(rf"{re.escape(path.stem)}-\d+-of-\d+{re.escape(path.suffix)}")
     return sorted(found for found in path.parent.glob("*") if name.fullmatch(found.name))
 
 
 def shards_setting(path: Path) -> str:
-    """The setting with which a stage reads a feature file and its shards, as far as they are there."""
+    """The setting with which a stage reads a feature file and its shards, if they exist."""
     names = [path.name] * path.is_file() + [f"{path.stem}-*-of-*{path.suffix}"] * bool(find_shards(path))
     return f"data.features=[{', '.join(names)}]"
 
@@ -221,7 +221,7 @@ def _require_file(path: Path) -> None:
     if path.is_file():
         return
     if find_shards(path):
-        raise UserError(f"{path}: no such feature file, but shards of it; read them with '{shards_setting(path)}'")
+        raise UserError(f"{path}: no such feature file, but it has shards; read them with '{shards_setting(path)}'")
     raise UserError(
         f"{path}: no such feature file; make it with: "
         f"lr2ppo extract --data {path.parent} --text ENCODER --image ENCODER"

@@ -1,4 +1,4 @@
-"""Writing feature files clip by clip, so that an extraction that was stopped goes on."""
+"""Write feature files clip by clip, so that a stopped extraction can resume."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,39 +10,40 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lr2ppo.data.features.layout import CLIP_PARTS, DAMAGE, damaged, list_clips, open_features, read_attribute
+from lr2ppo.data.features.layout import CLIP_PARTS, HDF5_ERRORS, damaged, list_clips, open_features, read_attribute
 from lr2ppo.data.features.store import Array
 from lr2ppo.errors import UserError
 
-Facts = Mapping[str, str | int]
+Metadata = Mapping[str, str | int]
 StoredType = Literal["float32", "float16", "bfloat16"]
 LARGEST = {name: torch.finfo(getattr(torch, name)).max for name in ("float32", "float16", "bfloat16")}
 
 
 class FeatureWriter:
-    """Writes a feature file clip by clip; a file begun earlier with the same `facts` and `dtype` is continued."""
+    """Write a feature file clip by clip; an existing file with the same `metadata` and `dtype` is continued."""
 
     def __init__(
-        self, path: Path, facts: Facts, dtype: StoredType = "float32", notes: Facts = MappingProxyType({})
+        self, path: Path, metadata: Metadata, dtype: StoredType = "float32", notes: Metadata = MappingProxyType({})
     ) -> None:
-        """`facts` say what made the features (encoders, tokens a frame); raises `UserError` where a file's differ.
+        """`metadata` is what made the features (encoders, tokens a frame).
 
-        `notes` are told of the file too, but may be others where it is continued, as paths may.
+        `notes` are stored too, but may change when a file is continued, as paths do. Raises `UserError` if an existing
+        file cannot be continued or has other metadata.
         """
         self._path, self._dtype = path, dtype
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._file = h5py.File(path, "a")
         except OSError as error:
-            raise UserError(f"{path}: cannot be written or continued: {error}; remove it to start anew") from None
+            raise UserError(f"{path}: cannot be written or continued: {error}; remove it to start again") from None
         try:
-            _check_facts(self._file, path, facts, dtype)
+            _check_metadata(self._file, path, metadata, dtype)
         except UserError:
             self._file.close()
             raise
-        for name, fact in {**facts, **notes, "dtype": dtype}.items():
-            # Of fixed length: damage to a text of any length can end the process that reads it.
-            self._file.attrs[name] = np.bytes_(fact.encode()) if isinstance(fact, str) else fact
+        for name, value in {**metadata, **notes, "dtype": dtype}.items():
+            # Fixed length: a damaged variable-length string can crash the process that reads it.
+            self._file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
 
     def __enter__(self) -> Self:
         return self
@@ -53,10 +54,10 @@ class FeatureWriter:
     def write(
         self, clip_id: str, text: Sequence[Array], frames: Array, label_span: Sequence[tuple[int, int]] | None = None
     ) -> None:
-        """Write one clip: `text`, an array `[tokens, D]` a label; `frames [rows, D]`, no rows where it has no frames.
+        """Write one clip: `text`, an array `[tokens, D]` per label; `frames [rows, D]`, no rows if it has no frames.
 
-        `label_span` says where each label's own words start and stop among its tokens (None: behind the first token).
-        Raises `UserError` before anything is written where a feature is too large for the file's dtype.
+        `label_span` is the start and stop of each label's words among its tokens (None: after the first token).
+        Raises `UserError`, before anything is written, if a feature is too large for the file's dtype.
         """
         lengths = np.array([len(tokens) for tokens in text], dtype=np.int32)
         padded = np.zeros((len(text), lengths.max(), text[0].shape[-1]), dtype=np.float32)
@@ -65,9 +66,9 @@ class FeatureWriter:
         stored = {"text_len": lengths, "text_emb": self._as_stored(clip_id, padded)}
         if label_span is not None:
             stored["label_span"] = np.array(label_span, dtype=np.int32)
-        # Written last: a clip counts as done once it is there.
+        # Written last: it marks a clip as complete.
         stored["img_emb"] = self._as_stored(clip_id, frames[None])
-        # A group may hold other clips too: the id of one can be a folder in the id of another.
+        # A group may hold other clips too: one clip's id can be a path prefix of another's.
         group = self._file.require_group(clip_id)
         for part in CLIP_PARTS:
             if part in group:
@@ -86,36 +87,36 @@ class FeatureWriter:
                 f"{largest:g}; extract with --dtype {wider} into another --out, or remove the file first"
             )
         if self._dtype == "bfloat16":
-            # HDF5 has no bfloat16: its bits are stored as whole numbers.
+            # HDF5 has no bfloat16: its bits are stored as integers.
             return torch.tensor(values).bfloat16().view(torch.int16).numpy().view(np.uint16)
         return values.astype(self._dtype, copy=False)
 
 
-def read_clip_names(path: Path, facts: Facts, dtype: StoredType) -> set[str]:
-    """The `group_name` of each clip that a feature file holds.
+def read_clip_names(path: Path, metadata: Metadata, dtype: StoredType) -> set[str]:
+    """The `group_name` of each clip in a feature file.
 
-    Raises `UserError` where the file cannot be read or holds clips made with other facts or of another dtype.
+    Raises `UserError` if the file cannot be read or holds clips with other metadata or of another dtype.
     """
     with open_features(path) as file:
-        _check_facts(file, path, facts, dtype)
+        _check_metadata(file, path, metadata, dtype)
         return set(list_clips(file, path))
 
 
-def _check_facts(file: h5py.File, path: Path, facts: Facts, dtype: StoredType) -> None:
-    wanted = {**facts, "dtype": dtype}
+def _check_metadata(file: h5py.File, path: Path, metadata: Metadata, dtype: StoredType) -> None:
+    wanted = {**metadata, "dtype": dtype}
     try:
         is_new = len(file) == 0
-    except DAMAGE as error:
+    except HDF5_ERRORS as error:
         raise damaged(path, error) from None
     found = wanted if is_new else {key: read_attribute(file, key, path) for key in wanted}
-    told = {key: fact for key, fact in found.items() if fact is not None}
-    # Files made before there was a choice hold float32.
-    if {"dtype": "float32"} | told != wanted:
+    stored = {key: value for key, value in found.items() if value is not None}
+    # Old files without a dtype hold float32.
+    if {"dtype": "float32"} | stored != wanted:
         raise UserError(
-            f"{path}: holds features made with {_listed(told)}, now asked for {_listed(wanted)}; "
+            f"{path}: holds features made with {_listed(stored)}, now asked for {_listed(wanted)}; "
             "remove the file or give another --out"
         )
 
 
-def _listed(facts: Facts) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts.items()) or "what it does not tell"
+def _listed(metadata: Metadata) -> str:
+    return ", ".join(f"{name} {value}" for name, value in metadata.items()) or "unknown encoders"

@@ -1,1 +1,1 @@
-"""Encoder weights in any of their layouts, read as the models that compute with them."""
+"""Read encoder weights in any supported layout into RoBERTa and ViT models."""

@@ -1,10 +1,10 @@
-"""Encoder weights on disk: the file of a folder that holds them, and what a config.json beside it tells."""
+"""Encoder weights on disk: find the weights file of a folder, and read the config.json next to it."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from lr2ppo.encoders.weights.layouts import WANTED, Encoder, Weights, recognise
+from lr2ppo.encoders.weights.layouts import WANTED, Encoder, Weights, match_layout
 from lr2ppo.errors import UserError
 from lr2ppo.tensors import read_tensors
 
@@ -15,9 +15,9 @@ MODEL_TYPES: dict[Encoder, str] = {"text": "roberta", "image": "vit"}
 
 
 def read_weights(path: Path, encoder: Encoder) -> Weights:
-    """The recognised tensors of a file, or of the one weights file of a folder; raises `UserError` without one."""
+    """Read and match the tensors of a file, or of a folder's only weights file; raises `UserError` without one."""
     source = _find_weights(path, encoder) if path.is_dir() else path
-    return recognise(read_tensors(source), source, encoder)
+    return match_layout(read_tensors(source), source, encoder)
 
 
 def _find_weights(folder: Path, encoder: Encoder) -> Path:
@@ -33,9 +33,9 @@ def _find_weights(folder: Path, encoder: Encoder) -> Path:
 
 
 def read_config(weights: Weights) -> dict[str, Any]:
-    """What the config.json beside the weights tells of them: {} where there is none, or another encoder's.
+    """Read the config.json next to the weights: {} if there is none, or if it is another encoder's.
 
-    Raises `UserError` where it is not JSON, or where Hugging Face weights stand beside another model's config.
+    Raises `UserError` if it is not JSON, or if Hugging Face weights have another model's config.
     """
     path = weights.source.parent / "config.json"
     if not path.is_file():
@@ -48,7 +48,7 @@ def read_config(weights: Weights) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a file; raises `UserError` where it is none."""
+    """Read a JSON object from a file; raises `UserError` if it is not one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -59,23 +59,26 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def count_heads(width: int, config: dict[str, Any], source: Path) -> int:
-    """The number of attention heads, which no tensor tells.
+    """The number of attention heads, which the tensors do not determine.
 
-    It is what a config.json beside the weights calls `num_attention_heads` or (TencentPretrain) `heads_num`; without
-    one, width // 64 where the width is at least 128, else 4. Raises `UserError` where it does not divide the width.
+    It is `num_attention_heads` or (TencentPretrain) `heads_num` of a config.json next to the weights; without one,
+    width // 64 if the width is at least 128, else 4. Raises `UserError` if it does not divide the width.
     """
     by_rule = width // 64 if width >= 128 else 4
     heads = config.get("num_attention_heads", config.get("heads_num", by_rule))
     if not isinstance(heads, int) or heads < 1 or width % heads:
         raise UserError(
             f"{source}: found {heads!r} attention heads for width {width}, wanted a divisor of it; "
-            'tell the right number in a config.json beside it: {"num_attention_heads": ...}'
+            'set the right number in a config.json beside it: {"num_attention_heads": ...}'
         )
     return heads
 
 
 def norm_eps(weights: Weights, config: dict[str, Any]) -> float:
-    """What layer norms add to the variance: the config's `layer_norm_eps`, else what the layout is known for."""
+    """The epsilon of layer norms: the config's `layer_norm_eps`, else the layout's default.
+
+    Raises `UserError` if it is not a number above 0.
+    """
     eps = config.get("layer_norm_eps", weights.layout.norm_eps)
     if not isinstance(eps, int | float) or eps <= 0:
         raise UserError(

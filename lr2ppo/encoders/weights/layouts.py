@@ -1,7 +1,7 @@
-"""The layouts that encoder weights come in, recognised by the names of their tensors and renamed to the model's own.
+"""The supported layouts of encoder weights, detected from tensor names, which are mapped to the model's names.
 
-Texts run in transformers' `RobertaModel` and images in timm's `VisionTransformer`: their names are the model's names
-here, but for timm's `attn.qkv`, which other layouts hold in three parts, `attn.q`, `attn.k` and `attn.v`.
+Text runs in transformers' `RobertaModel` and images in timm's `VisionTransformer`: their names are the model's names
+here, except timm's `attn.qkv`, which other layouts hold in three parts, `attn.q`, `attn.k` and `attn.v`.
 """
 
 import re
@@ -29,12 +29,11 @@ NAMES_SHOWN = 5
 
 @dataclass(frozen=True)
 class Layout:
-    """How one program names an encoder's tensors: tables from its names to the model's.
+    """One program's names for an encoder's tensors, mapped to the model's.
 
-    `layers` is what the names of layers begin with, before the layer's number, here and in the model; `each` names the
-    tensors of one layer, `whole` all others. Tensors whose names begin with one of `ignored` belong to heads. `prefix`
-    stands before every name where the encoder is part of a larger model. `norm_eps` is what layer norms add to the
-    variance where no config tells.
+    `layers` is the prefix of layer names, before the layer's number, here and in the model; `each` names the tensors of
+    one layer, `whole` all others. Tensors whose names start with one of `ignored` belong to heads. `prefix` comes
+    before every name if the encoder is part of a larger model. `norm_eps` is the layer norms' epsilon without a config.
     """
 
     encoder: Encoder
@@ -47,14 +46,14 @@ class Layout:
     is_hugging_face: bool = False
 
     def names(self, found: Collection[str]) -> dict[str, str]:
-        """All names of an encoder with as many layers as are found -> the model's names; none without layers."""
+        """Map all names of an encoder with as many layers as found to the model's names; {} without layers."""
         prefix = self.prefix if any(name.startswith(self.prefix) for name in found) else ""
         theirs, ours = self.layers
         numbered = re.compile(rf"{re.escape(prefix + theirs)}\.(\d+)\.")
         depth = len({match[1] for name in found if (match := numbered.match(name))})
-        names = {f"{prefix}{name}": own for name, own in self.whole.items()} if depth else {}
+        names = {f"{prefix}{name}": target for name, target in self.whole.items()} if depth else {}
         for n in range(depth):
-            names |= {f"{prefix}{theirs}.{n}.{name}": f"{ours}.{n}.{own}" for name, own in self.each.items()}
+            names |= {f"{prefix}{theirs}.{n}.{name}": f"{ours}.{n}.{target}" for name, target in self.each.items()}
         return names
 
     def ignores(self, name: str) -> bool:
@@ -62,7 +61,7 @@ class Layout:
 
 
 def _parameters(modules: Mapping[str, str]) -> dict[str, str]:
-    """The weight and bias of each module; TencentPretrain's layer norms call them gamma and beta."""
+    """Map the weight and bias of each module; TencentPretrain's layer norms call them gamma and beta."""
     names: dict[str, str] = {}
     for theirs, ours in modules.items():
         weight, bias = ("gamma", "beta") if "layer_norm" in theirs else ("weight", "bias")
@@ -146,7 +145,7 @@ HF_VIT = Layout(
     prefix="vit.",
     is_hugging_face=True,
 )
-# What transformers 5 calls the same tensors in memory; its own files keep the names above.
+# The names of transformers 5 in memory; its files keep the names above.
 HF_VIT_5 = Layout(
     encoder="image",
     layers=("layers", "blocks"),
@@ -181,7 +180,7 @@ LAYOUTS = (HF_ROBERTA, TENCENT_ROBERTA, TIMM_VIT, HF_VIT, HF_VIT_5, TENCENT_VIT)
 
 @dataclass(frozen=True)
 class Weights:
-    """An encoder's tensors, floats as float32, by their names in the file: `names` leads from these to the model's."""
+    """An encoder's tensors, floats as float32, by their names in the file; `names` maps these to the model's."""
 
     source: Path
     layout: Layout
@@ -189,30 +188,30 @@ class Weights:
     names: Mapping[str, str]
 
     def renamed(self) -> dict[str, Tensor]:
-        """The tensors by the model's names."""
+        """The tensors by the model's names for them."""
         return {ours: self.tensors[name] for name, ours in self.names.items() if name in self.tensors}
 
     def require(self, axes: Mapping[str, int]) -> None:
-        """Raises `UserError` where one of the tensors (the model's names) is missing or has another number of axes."""
+        """Raise `UserError` if one of the tensors (the model's names) is missing or has another number of axes."""
         faults = []
         for name, ours in self.names.items():
             if ours in axes and name not in self.tensors:
                 faults.append(f"{name}: is missing")
             elif ours in axes and self.tensors[name].ndim != axes[ours]:
                 faults.append(f"{name}: found shape {list(self.tensors[name].shape)}, wanted {axes[ours]} axes")
-        raise_faults(self.source, faults, "is it the right file, whole?")
+        raise_faults(self.source, faults, "is it the right file, and complete?")
 
     def check(self, shapes: Mapping[str, torch.Size]) -> None:
-        """Raises `UserError` naming each tensor that the model of these shapes (its names) lacks or cannot take."""
+        """Raise `UserError` naming each tensor that is missing, unknown or of another shape than in `shapes`."""
         wanted = {name: shapes[ours] for name, ours in self.names.items() if ours in shapes}
         check_tensors(wanted, self.tensors, self.source)
 
     def width(self) -> int:
-        """The width that most tensors have, so that a misshapen one is found out rather than believed."""
+        """The most common width of the tensors, so that a misshapen one is reported rather than used."""
         return mode(tensor.shape[-1] for tensor in self.renamed().values() if tensor.ndim)
 
     def hidden_width(self, expansion: str) -> int:
-        """The width inside the feed-forward nets: what most layers' `expansion` has, 4 widths where all lack it."""
+        """The hidden width of the feed-forward nets: the most common of `expansion` over layers, else 4 widths."""
         found = [tensor for name, tensor in self.renamed().items() if f".{expansion}." in name]
         return mode([tensor.shape[0] for tensor in found if tensor.ndim] or [4 * self.width()])
 
@@ -221,17 +220,17 @@ class Weights:
         return len({ours.removeprefix(layer).split(".")[0] for ours in self.names.values() if ours.startswith(layer)})
 
 
-def recognise(tensors: Mapping[str, Tensor], source: Path, encoder: Encoder) -> Weights:
-    """Tell the layout by the tensors' names: the one of whose names most are there, and at least half.
+def match_layout(tensors: Mapping[str, Tensor], source: Path, encoder: Encoder) -> Weights:
+    """Detect the layout from the tensors' names: the one with the most names found, and more than half.
 
-    Raises `UserError` where there is none, or where it is the other encoder's.
+    Raises `UserError` if no layout matches, or if it is the other encoder's.
     """
     tables = [(layout, layout.names(tensors)) for layout in LAYOUTS]
     layout, names = max(tables, key=lambda table: len(table[1].keys() & tensors.keys()))
     if 2 * len(names.keys() & tensors.keys()) <= len(names):
         shown = ", ".join(list(tensors)[:NAMES_SHOWN]) + " and more" * (len(tensors) > NAMES_SHOWN)
         raise UserError(
-            f"{source}: holds no encoder of a layout read here (its tensors: {shown}); wanted {WANTED[encoder]}"
+            f"{source}: holds no encoder in a supported layout (its tensors: {shown}); wanted {WANTED[encoder]}"
         )
     if layout.encoder != encoder:
         raise UserError(f"{source}: holds a {ENCODER_TITLES[layout.encoder]}, wanted {WANTED[encoder]}")

@@ -1,4 +1,4 @@
-"""RoBERTa from any layout of its weights, in transformers' `RobertaModel`."""
+"""Load RoBERTa weights in any layout into transformers' `RobertaModel`."""
 
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from lr2ppo.errors import UserError
 WORDS = "embeddings.word_embeddings.weight"
 POSITIONS = "embeddings.position_embeddings.weight"
 SEGMENTS = "embeddings.token_type_embeddings.weight"
-# RoBERTa numbers positions from 2 on; TencentPretrain leaves out the rows before.
+# RoBERTa numbers positions from 2; TencentPretrain leaves out the rows before.
 UNUSED_POSITIONS = 2
 
 
 def load_roberta(path: Path) -> RobertaModel:
-    """A RoBERTa without pooler of float32; raises `UserError` where its tensors or its config do not fit."""
+    """Load a RoBERTa without pooler, in float32; raises `UserError` if its tensors or its config do not fit."""
     weights = read_weights(path, "text")
     model = _build(weights)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -33,19 +33,19 @@ def load_roberta(path: Path) -> RobertaModel:
         shapes[SEGMENTS] = torch.Size([max(1, len(tensors[SEGMENTS])), width])
         weights.check(shapes)
         tensors[POSITIONS] = pad(tensors[POSITIONS], (0, 0, UNUSED_POSITIONS, 0))
-        # RoBERTa has one token type, which TencentPretrain keeps behind rows of its own.
+        # RoBERTa has one token type, the last row in TencentPretrain's files.
         tensors[SEGMENTS] = tensors[SEGMENTS][-1:]
     transformers_logging.disable_progress_bar()
     return RobertaModel.from_pretrained(None, config=model.config, state_dict=tensors, add_pooling_layer=False)
 
 
 def _build(weights: Weights) -> RobertaModel:
-    """The model of shapes without values that the weights' config, or else their own shapes, tell."""
+    """Build the model on the meta device, as described by the weights' config or by their shapes."""
     given = read_config(weights)
     if not weights.layout.is_hugging_face:
-        arguments = _read_off(weights, given)
+        arguments = _config_from(weights, given)
     elif given:
-        # Features are computed in float32, whatever the config tells.
+        # Features are computed in float32, regardless of the config.
         arguments = {name: value for name, value in given.items() if name not in ("dtype", "torch_dtype")}
     else:
         raise UserError(f"{weights.source}: found no config.json beside it, wanted {WANTED['text']}")
@@ -53,12 +53,12 @@ def _build(weights: Weights) -> RobertaModel:
         with torch.device("meta"):
             return RobertaModel(RobertaConfig.from_dict(arguments), add_pooling_layer=False)
     except Exception as error:
-        # transformers refuses a config in a dozen ways, which all mean the same to a user.
+        # transformers raises many types for a bad config, which mean the same to a user.
         raise UserError(f"{weights.source.parent / 'config.json'}: does not describe a RoBERTa: {error}") from None
 
 
-def _read_off(weights: Weights, given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a config that the tensors tell, and the config beside them where it is given."""
+def _config_from(weights: Weights, given: dict[str, Any]) -> dict[str, Any]:
+    """The config's arguments, from the tensors' shapes and the config next to them, if any."""
     weights.require({WORDS: 2, POSITIONS: 2, SEGMENTS: 2})
     tensors, width = weights.renamed(), weights.width()
     return {

@@ -1,4 +1,4 @@
-"""ViT from any layout of its weights, in timm's `VisionTransformer`."""
+"""Load ViT weights in any layout into timm's `VisionTransformer`."""
 
 import math
 from functools import partial
@@ -15,12 +15,12 @@ from lr2ppo.encoders.weights.layouts import TENCENT_VIT, TIMM_VIT, Weights
 from lr2ppo.errors import UserError
 from lr2ppo.tensors import check_tensors
 
-# Where only tensors tell, they are of this model: its preprocessing, and its shape but for their sizes.
+# The model for files without a timm config: it sets the preprocessing and all but the sizes.
 BASE_VIT = "vit_base_patch16_224"
 
 
 def load_vit(path: Path) -> VisionTransformer:
-    """A ViT without head, of float32; raises `UserError` where its tensors or its config do not fit."""
+    """Load a ViT without head, in float32; raises `UserError` if its tensors or its config do not fit."""
     weights = read_weights(path, "image")
     config = read_config(weights)
     if weights.layout is TIMM_VIT and "architecture" in config:
@@ -28,7 +28,7 @@ def load_vit(path: Path) -> VisionTransformer:
         check_tensors({name: t.shape for name, t in model.state_dict().items()}, weights.tensors, weights.source)
         state = dict(weights.tensors)
     else:
-        model = _build(BASE_VIT, weights.source, **_read_off(weights, config))
+        model = _build(BASE_VIT, weights.source, **_arguments_from(weights, config))
         weights.check(_shapes(model, weights))
         state = _join_qkv(weights.renamed())
         state["pos_embed"] = state["pos_embed"].reshape(model.pos_embed.shape)
@@ -37,20 +37,20 @@ def load_vit(path: Path) -> VisionTransformer:
 
 
 def _build(name: str, source: Path, **arguments: Any) -> VisionTransformer:
-    """The model of shapes without values that timm makes of a name or of a folder's config.json."""
+    """Build timm's model on the meta device, from a name or a folder's config.json."""
     try:
         with torch.device("meta"):
             model = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
     except Exception as error:
-        # timm refuses names and arguments in a dozen ways, which all mean the same to a user.
-        raise UserError(f"{source}: timm cannot build the ViT that it or its config.json tells: {error}") from None
+        # timm raises many types for bad names and arguments, which mean the same to a user.
+        raise UserError(f"{source}: timm cannot build the ViT of this file or its config.json: {error}") from None
     if not isinstance(model, VisionTransformer):
         raise UserError(f"{source}: found {type(model).__name__}, wanted a vision transformer")
     return model
 
 
-def _read_off(weights: Weights, config: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of timm's model that the tensors tell, and the config beside them where it is given."""
+def _arguments_from(weights: Weights, config: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of timm's model, from the tensors' shapes and the config next to them, if any."""
     weights.require({"pos_embed": 2 if weights.layout is TENCENT_VIT else 3, "patch_embed.proj.weight": 4})
     tensors, width = weights.renamed(), weights.width()
     tokens, patch = tensors["pos_embed"].shape[-2], tensors["patch_embed.proj.weight"].shape[-1]
@@ -75,7 +75,10 @@ def _read_off(weights: Weights, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _statistics(weights: Weights) -> dict[str, Any]:
-    """The mean and deviation of pixels that a Hugging Face folder's preprocessor tells, as timm calls them."""
+    """The mean and deviation of pixels in a Hugging Face folder's preprocessor config, by timm's names.
+
+    Raises `UserError` if they are not three numbers each.
+    """
     path = weights.source.parent / "preprocessor_config.json"
     if not (weights.layout.is_hugging_face and path.is_file()):
         return {}
@@ -90,7 +93,7 @@ def _statistics(weights: Weights) -> dict[str, Any]:
 
 
 def _shapes(model: VisionTransformer, weights: Weights) -> dict[str, torch.Size]:
-    """The shapes wanted of the file's tensors, by the model's names and those of the three parts of `attn.qkv`."""
+    """The expected shapes of the file's tensors, by the model's names and those of the three parts of `attn.qkv`."""
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for name, shape in list(shapes.items()):
         if ".attn.qkv." in name:
@@ -101,7 +104,7 @@ def _shapes(model: VisionTransformer, weights: Weights) -> dict[str, torch.Size]
 
 
 def _join_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with the three parts of each layer's `attn.qkv` in one."""
+    """Join the three parts of each layer's `attn.qkv` into one tensor."""
     joined: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if ".attn.q." in name:

@@ -1,4 +1,4 @@
-"""A table of people's own becomes a data folder: what is told of a faulty one, and how a sound one is split."""
+"""Convert a table into a data folder: messages about faulty tables, and splits of valid ones."""
 
 import csv
 import json
@@ -71,7 +71,7 @@ def content(out: Path) -> dict[str, bytes]:
 
 @st.composite
 def tables(draw: st.DrawFn) -> list[TableClip]:
-    """Clips of a few groups or of none, some without grades and, in some tables, some of a source."""
+    """Clips in a few groups or none, some without grades and, in some tables, some in a source domain."""
     has_source, has_groups = draw(st.booleans()), draw(st.booleans())
     clips = []
     for number in range(draw(st.integers(1, 40))):
@@ -148,15 +148,15 @@ def test_the_better_label_of_a_drawn_pair_has_the_higher_grade(clips: list[Table
             assert high > low
 
 
-def test_preferences_stand_as_people_gave_them_whatever_the_grades_say() -> None:
-    said = TableClip("a", 1, ["x", "y", "z"], [0, 1, 2], preferences=[(0, 2), (2, 0), (0, 2)])
+def test_preferences_are_kept_even_if_the_grades_contradict_them() -> None:
+    preferred = TableClip("a", 1, ["x", "y", "z"], [0, 1, 2], preferences=[(0, 2), (2, 0), (0, 2)])
     graded = TableClip("b", 2, ["x", "y"], [0, 1])
-    alone = draw_pairs([said, graded], 0.0, np.random.default_rng(0))
-    assert [own.tolist() for own in alone] == [[[0, 2], [2, 0], [0, 2]], []]
-    both = draw_pairs([said, graded], 1.0, np.random.default_rng(0))
+    only_preferences = draw_pairs([preferred, graded], 0.0, np.random.default_rng(0))
+    assert [own.tolist() for own in only_preferences] == [[[0, 2], [2, 0], [0, 2]], []]
+    both = draw_pairs([preferred, graded], 1.0, np.random.default_rng(0))
     assert [own.tolist() for own in both] == [[[0, 2], [2, 0], [0, 2]], [[1, 0]]]
     more = TableClip("b", 2, ["x", "y", "z", "w"], [0, 0, 1, 1])
-    drawn = [draw_pairs([said, more], 0.5, np.random.default_rng(seed)) for seed in range(10)]
+    drawn = [draw_pairs([preferred, more], 0.5, np.random.default_rng(seed)) for seed in range(10)]
     assert {len(own) for _, own in drawn} == {2}, "a share of the pairs of clips without preferences"
 
 
@@ -174,9 +174,9 @@ def test_without_a_domain_the_training_clips_serve_all_three_stages(folder: Path
         assert clip.pairs.tolist() == ([[0, 1], [0, 2], [1, 2]] if number % 2 else [[0, 1], [0, 2]])
 
 
-def test_with_domains_the_source_is_stage_1_alone_and_the_target_is_split(folder: Path) -> None:
+def test_with_domains_the_source_is_only_for_stage_1_and_the_target_is_split(folder: Path) -> None:
     rows = [[*row, "source" if int(row[0][1:]) < 3 else "target"] for row in ROWS]
-    # What is trained on without grades needs none.
+    # Clips for stage 3 need no grades.
     rows = [[*row[:4], "" if row[0] in ("c8", "c9") else row[4], row[5]] for row in rows]
     run(write_table(folder / "table.csv", rows, [*HEADER, "domain"]), "--out", folder / "out")
     files = read_folder(folder / "out")
@@ -208,11 +208,11 @@ def as_json_clips(rows: list[list[str]]) -> str:
     return "\n".join(map(json.dumps, clips.values())) + "\n"
 
 
-def test_every_dialect_of_a_table_says_the_same(folder: Path) -> None:
+def test_every_dialect_of_a_table_gives_the_same_folder(folder: Path) -> None:
     run(write_table(folder / "plain.csv", ROWS), "--out", folder / "plain")
     capitals = [" Clip ", "FRAMES", "Description", "label", "Grade"]
     write_table(folder / "excel.csv", [*ROWS, ["", "", "", "", ""]], capitals, ";", start="\ufeff")
-    # What a clip has said once need not be said in its other rows, and no order of the columns is needed.
+    # A clip's values may be in one of its rows only, and columns may have any order.
     sparse = [row if row[3] == "boat" else [row[0], "", "", *row[3:]] for row in ROWS]
     write_table(folder / "tabs.csv", [row[::-1] for row in sparse], HEADER[::-1], "\t")
     (folder / "rows.jsonl").write_text(as_json_lines(ROWS), encoding="utf-8")
@@ -225,7 +225,7 @@ def test_every_dialect_of_a_table_says_the_same(folder: Path) -> None:
     assert content(folder / "x") == content(folder / "plain")
 
 
-def test_a_converted_folder_lacks_but_its_features(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_converted_folder_lacks_only_its_features(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(write_table(folder / "table.csv", ROWS), "--out", folder / "out")
     assert "lr2ppo pretrain --data" in capsys.readouterr().out
     with pytest.raises(SystemExit):
@@ -236,7 +236,9 @@ def test_a_converted_folder_lacks_but_its_features(folder: Path, capsys: pytest.
     assert "warning" not in printed.out
 
 
-def test_all_faults_are_told_by_row_and_nothing_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_faults_are_reported_by_row_and_nothing_is_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "pictures" / "text.png").write_text("no image", encoding="utf-8")
     rows = [
         ["a", "pictures/0.png", "a boat", "boat", "11"],
@@ -251,7 +253,7 @@ def test_all_faults_are_told_by_row_and_nothing_is_written(folder: Path, capsys:
     preferences = write_table(
         folder / "said.csv", [["z", "boat", "car"], ["c", "boat", "tree"]], ["clip", "better", "worse"]
     )
-    told = refused(capsys, table, "--out", folder / "out", "--preferences", preferences)
+    message = refused(capsys, table, "--out", folder / "out", "--preferences", preferences)
     for fault in (
         "row 8: found 6 cells, wanted 5",
         "row 2: grade: found '11', wanted a whole number from 0 to 10",
@@ -262,14 +264,14 @@ def test_all_faults_are_told_by_row_and_nothing_is_written(folder: Path, capsys:
         "said.csv row 2: clip 'z' is not in the table",
         "said.csv row 3: clip c has no label 'tree'",
         "row 5: clip b: no frames",
-        "text.png is no image of the formats",
+        "text.png is not an image of the formats",
     ):
-        assert fault in told
+        assert fault in message
     assert sorted(path.name for path in folder.iterdir()) == ["pictures", "said.csv", "table.csv"]
 
 
 @pytest.mark.parametrize(
-    ("header", "rows", "more", "told"),
+    ("header", "rows", "more", "expected"),
     [
         (["id", "frames", "tag"], [["a", "b", "c"]], (), "found no column clip, label; the table has id, frames, tag"),
         (["clip", "label"], [["a", "b"]], (), "found no column frames or video; the table has clip, label"),
@@ -279,25 +281,25 @@ def test_all_faults_are_told_by_row_and_nothing_is_written(folder: Path, capsys:
         (HEADER, ROWS, ("--test-share", "0.9", "--validation-share", "0.1"), "wanted at least 11: 1 for validation"),
         (HEADER, [[*row[:4], "1"] for row in ROWS], (), "no clip drawn for validation has labels of different grades"),
         (HEADER, ROWS, ("--pair-share", "0"), "no training clip has a pair of labels of different grades"),
-        ([*HEADER, "domain"], [[*row, "target"] for row in ROWS], (), "every clip is of the target"),
+        ([*HEADER, "domain"], [[*row, "target"] for row in ROWS], (), "every clip is in the target domain"),
         ([*HEADER, "domain"], [[*row, "here"] for row in ROWS], (), "domain: found 'here', wanted source or target"),
         ([*HEADER, "video"], [[*row, "a.mp4"] for row in ROWS], (), "has both frames and a video"),
         ([*HEADER, "label"], [[*row, "x"] for row in ROWS], (), "has two columns label"),
         (HEADER, ROWS, ("--columns", "label=tag"), "found no column tag, which --columns names; the table has clip"),
         (HEADER, ROWS, ("--columns", "name=tag"), "--columns: found 'name=tag', wanted COLUMN=NAME"),
-        (HEADER, [["a//b", *row[1:]] for row in ROWS[:3]], (), "clip a//b has an id with nothing, or a dot alone"),
-        (HEADER, [[*ROWS[0][:3], "bo\0at", "1"]], (), "row 2: label: found 'bo\\x00at', which holds what is no"),
+        (HEADER, [["a//b", *row[1:]] for row in ROWS[:3]], (), "clip a//b has an id with nothing, or only a dot"),
+        (HEADER, [[*ROWS[0][:3], "bo\0at", "1"]], (), "row 2: label: found 'bo\\x00at', which holds an invalid"),
     ],
 )
-def test_a_table_that_cannot_be_used_is_told_with_what_to_do(
+def test_the_message_about_an_unusable_table_tells_what_to_do(
     folder: Path,
     capsys: pytest.CaptureFixture[str],
     header: list[str],
     rows: list[list[str]],
     more: tuple[str, ...],
-    told: str,
+    expected: str,
 ) -> None:
-    assert told in refused(capsys, write_table(folder / "table.csv", rows, header), "--out", folder / "out", *more)
+    assert expected in refused(capsys, write_table(folder / "table.csv", rows, header), "--out", folder / "out", *more)
     assert not (folder / "out").exists()
 
 
@@ -309,15 +311,15 @@ def test_a_file_that_is_no_table_is_refused(folder: Path, capsys: pytest.Capture
     table.write_text('clip,label\na,"b\n', encoding="utf-8")
     assert "is a double quote not closed?" in refused(capsys, table, "--out", folder / "out")
     (folder / "t.jsonl").write_text('{"clip": "a", "label": "b", "frames": {}}\n[]\n', encoding="utf-8")
-    told = refused(capsys, folder / "t.jsonl", "--out", folder / "out")
-    assert "row 1: frames: found" in told
-    assert "row 2: wanted a JSON object on a line of its own" in told
+    message = refused(capsys, folder / "t.jsonl", "--out", folder / "out")
+    assert "row 1: frames: found" in message
+    assert "row 2: wanted one JSON object per line" in message
 
 
-def test_a_folder_that_holds_something_is_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_empty_is_not_changed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = content(folder / "pictures")
     table = write_table(folder / "table.csv", ROWS)
-    assert "is there and not empty" in refused(capsys, table, "--out", folder / "pictures")
+    assert "exists and is not empty" in refused(capsys, table, "--out", folder / "pictures")
     assert content(folder / "pictures") == before
 
 
@@ -360,13 +362,15 @@ def test_frames_of_a_video_are_written_into_the_data_folder(folder: Path, capsys
     shades = [np.asarray(Image.open(folder / "out" / image)).mean() for image in clip.images]
     assert shades == pytest.approx([6 * number for number in (0, 13, 26, 39)], abs=4)
     (folder / "film.mp4").write_bytes(b"no film")
-    told = refused(capsys, table, "--out", folder / "again")
-    assert "10 faults found" in told
-    assert "film.mp4: is not a readable video" in told
+    message = refused(capsys, table, "--out", folder / "again")
+    assert "10 faults found" in message
+    assert "film.mp4: is not a readable video" in message
     assert not [path for path in folder.iterdir() if "again" in path.name]
 
 
-def test_groups_stay_together_and_what_they_cost_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_groups_stay_together_and_the_clips_left_out_are_reported(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     films = [f"film-{int(row[0][1:]) % 3}" for row in ROWS]
     ungraded = [
         [*row[:4], "" if row[0] in ("c0", "c1", "c2") else row[4], film] for row, film in zip(ROWS, films, strict=True)

@@ -1,4 +1,4 @@
-"""Features name the encoders that made them, and a run keeps these names, also when it goes on."""
+"""Feature files name the encoders that made them, and a run saves these names, also when it resumes."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from tests.helpers.trained_world import TrainedWorld
 
 @pytest.fixture
 def world(trained_world: TrainedWorld, tmp_path: Path) -> TrainedWorld:
-    """Data of its own, so that features may be changed; no runs."""
+    """A copy of the data, so that features may be changed; no runs."""
     shutil.copytree(trained_world.data, tmp_path / "data")
     return TrainedWorld(tmp_path)
 
@@ -38,7 +38,7 @@ def encoding_of(*paths: Path) -> Encoding | None:
     return FeatureStore(paths).encoding
 
 
-def test_a_run_keeps_what_encodes_a_clip_as_its_features_were(trained_world: TrainedWorld) -> None:
+def test_a_run_saves_the_encoding_of_its_features(trained_world: TrainedWorld) -> None:
     wanted = encoding_of(trained_world.data / "clean_feat.h5")
     assert wanted is not None
     encoders = trained_world.encoders
@@ -50,7 +50,7 @@ def test_a_run_keeps_what_encodes_a_clip_as_its_features_were(trained_world: Tra
 
 
 @pytest.mark.parametrize("dtype", get_args(StoredType))
-def test_a_raw_clip_becomes_the_features_that_were_stored_of_it(
+def test_a_raw_clip_is_encoded_into_its_stored_features(
     trained_world: TrainedWorld, tmp_path: Path, dtype: str
 ) -> None:
     out = tmp_path / "clean_feat.h5"
@@ -73,7 +73,7 @@ def test_a_raw_clip_becomes_the_features_that_were_stored_of_it(
         np.testing.assert_allclose(encoded.frames, wanted_frames, atol=largest, rtol=largest)
 
 
-def test_files_that_do_not_tell_all_in_texts_of_fixed_length_name_no_encoders(world: TrainedWorld) -> None:
+def test_files_without_all_fixed_length_attributes_name_no_encoders(world: TrainedWorld) -> None:
     path = world.data / "clean_feat.h5"
     change(path, image_encoder=["vit@1"])
     assert encoding_of(path) is None
@@ -93,10 +93,10 @@ def test_files_that_do_not_tell_all_in_texts_of_fixed_length_name_no_encoders(wo
 def test_shards_of_different_encoders_are_refused_but_paths_may_differ(world: TrainedWorld, tmp_path: Path) -> None:
     first, second = world.data / "clean_feat.h5", tmp_path / "second.h5"
     shutil.copy(first, second)
-    told = encoding_of(first)
-    assert told is not None
-    change(second, image_path="elsewhere/eyes", image_encoder=told.image_encoder.replace("vit@", "eyes@"))
-    assert encoding_of(first, second) == told
+    encoding = encoding_of(first)
+    assert encoding is not None
+    change(second, image_path="elsewhere/eyes", image_encoder=encoding.image_encoder.replace("vit@", "eyes@"))
+    assert encoding_of(first, second) == encoding
     change(second, image_encoder="vit@0123456789ab")
     with pytest.raises(
         UserError, match=r"second\.h5: found .*image_encoder vit@0123456789ab, wanted vit@.*same encoders"
@@ -106,7 +106,7 @@ def test_shards_of_different_encoders_are_refused_but_paths_may_differ(world: Tr
     assert encoding_of(first, second) is None
 
 
-def test_an_extraction_goes_on_with_the_same_encoders_at_another_path(
+def test_an_extraction_resumes_with_the_same_encoders_at_another_path(
     world: TrainedWorld, trained_world: TrainedWorld
 ) -> None:
     shutil.copytree(trained_world.encoders, world.encoders)
@@ -121,7 +121,7 @@ def test_an_extraction_goes_on_with_the_same_encoders_at_another_path(
         assert "test-0000" in file
 
 
-def test_a_run_goes_on_with_features_of_the_same_encoders_alone(
+def test_a_run_resumes_only_with_features_of_the_same_encoders(
     world: TrainedWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class StoppedError(Exception):

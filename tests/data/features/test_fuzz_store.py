@@ -1,4 +1,4 @@
-"""Broken feature files are refused, their clips named, or read as finite features: never a crash in between."""
+"""Broken feature files are refused, their clips named, or read as finite features: never a crash."""
 
 import contextlib
 import shutil
@@ -20,7 +20,7 @@ from tests.helpers.fuzz import damaged, fuzzed, may_refuse, run_apart
 
 LABELS, TOKENS, FRAMES, TEXT_WIDTH, IMAGE_WIDTH = 3, 4, 2, 5, 6
 CLIPS = [Clip(name, ("a", "b", "c")) for name in ("tt01", "tt01/shot-1", "tt02/shot-1", "flat")]
-FACTS: dict[str, str | int] = {"text_encoder": "tiny@1", "tokens_per_frame": 2}
+METADATA: dict[str, str | int] = {"text_encoder": "tiny@1", "tokens_per_frame": 2}
 NOTES: dict[str, str | int] = {
     "image_encoder": "vit@2",
     "tokenizer": "tiny@3",
@@ -32,7 +32,7 @@ NOTES: dict[str, str | int] = {
 
 def write_features(path: Path, dtype: StoredType = "float32") -> Path:
     rng = np.random.default_rng(0)
-    with FeatureWriter(path, FACTS, dtype, NOTES) as writer:
+    with FeatureWriter(path, METADATA, dtype, NOTES) as writer:
         for clip in CLIPS:
             text = [rng.normal(size=(tokens, TEXT_WIDTH)).astype(np.float32) for tokens in (TOKENS, 2, 3)]
             writer.write(clip.id, text, rng.normal(size=(2 * FRAMES, IMAGE_WIDTH)).astype(np.float32))
@@ -40,16 +40,16 @@ def write_features(path: Path, dtype: StoredType = "float32") -> Path:
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a file of each kind."""
-    root = tmp_path_factory.mktemp("sound")
+def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one file per dtype."""
+    root = tmp_path_factory.mktemp("valid")
     for dtype in get_args(StoredType):
         write_features(root / dtype, dtype)
     return root
 
 
 def read(path: Path) -> int:
-    """How many clips are read as a stage reads them, which are whole and finite then."""
+    """Read clips as a stage does, check that they are complete and finite, and return their number."""
     store = FeatureStore([path])
     fitting = ClipDataset(CLIPS, store, frames=FRAMES).without(structure_faults(CLIPS, store))
     kept = fitting.without(value_faults(fitting.clips, store))
@@ -63,17 +63,17 @@ def read(path: Path) -> int:
     return len(kept)
 
 
-def go_on(path: Path) -> None:
-    """Write one more clip, as an extraction that goes on does."""
-    read_clip_names(path, FACTS, "float32")
-    with FeatureWriter(path, FACTS) as writer:
+def resume(path: Path) -> None:
+    """Write one more clip, as a resumed extraction does."""
+    read_clip_names(path, METADATA, "float32")
+    with FeatureWriter(path, METADATA) as writer:
         writer.write("new", [np.ones((2, TEXT_WIDTH), np.float32)], np.ones((2, IMAGE_WIDTH), np.float32))
 
 
 @pytest.mark.parametrize("dtype", get_args(StoredType))
-def test_what_is_not_broken_is_read(sound: Path, dtype: str) -> None:
-    assert read(sound / dtype) == len(CLIPS)
-    assert FeatureStore([sound / dtype]).encoding is not None
+def test_what_is_not_broken_is_read(valid: Path, dtype: str) -> None:
+    assert read(valid / dtype) == len(CLIPS)
+    assert FeatureStore([valid / dtype]).encoding is not None
 
 
 def read_or_refuse(path: Path) -> None:
@@ -81,26 +81,26 @@ def read_or_refuse(path: Path) -> None:
         read(path)
 
 
-def test_files_of_any_bytes(tmp_path: Path, sound: Path) -> None:
-    """In a process of its own, for a damaged file can end the one that reads it; it is the last that was written."""
+def test_files_of_any_bytes(tmp_path: Path, valid: Path) -> None:
+    """Runs in a separate process, which a damaged file can crash; `path` then holds that file."""
     path = tmp_path / "clean_feat.h5"
 
     @fuzzed(500)
     @given(data=st.data(), dtype=st.sampled_from(get_args(StoredType)))
     def check(data: st.DataObject, dtype: str) -> None:
-        path.write_bytes(data.draw(damaged((sound / dtype).read_bytes())))
+        path.write_bytes(data.draw(damaged((valid / dtype).read_bytes())))
         read_or_refuse(path)
 
     run_apart(check)
 
 
-def test_an_attribute_of_a_kind_that_ends_the_process_is_not_read(sound: Path, tmp_path: Path) -> None:
+def test_an_attribute_of_a_type_that_crashes_the_process_is_not_read(valid: Path, tmp_path: Path) -> None:
     path = tmp_path / "clean_feat.h5"
-    shutil.copy(sound / "float32", path)
+    shutil.copy(valid / "float32", path)
     with h5py.File(path, "a") as file:
         file.attrs["dtype"] = "float32"
     content = bytearray(path.read_bytes())
-    # A text of any length becomes a thing of any length of which HDF5 knows no kind.
+    # A variable-length string becomes a variable-length object of unknown type.
     content[content.index(b"dtype\0\0\0\x19\x01") + 9] = 2
     path.write_bytes(content)
 
@@ -136,13 +136,13 @@ NAMES = [f"{clip.id}/{part}" for clip in CLIPS for part in ("text_emb", "img_emb
     ),
 )
 def test_arrays_of_any_kind(
-    tmp_path: Path, sound: Path, changes: list[tuple[str, int | None]], attributes: dict[str, Any]
+    tmp_path: Path, valid: Path, changes: list[tuple[str, int | None]], attributes: dict[str, Any]
 ) -> None:
     path = tmp_path / "clean_feat.h5"
-    shutil.copy(sound / "float32", path)
+    shutil.copy(valid / "float32", path)
     with h5py.File(path, "a") as file:
         for name, value in changes:
-            # A change may have taken away what another is made to.
+            # An earlier change may have deleted it.
             with contextlib.suppress(KeyError, OSError, ValueError):
                 del file[name]
                 if value is not None:
@@ -150,4 +150,4 @@ def test_arrays_of_any_kind(
         file.attrs.update(attributes)
     read_or_refuse(path)
     with may_refuse(path):
-        go_on(path)
+        resume(path)

@@ -16,13 +16,13 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from lr2ppo.data.features.store import MOST_OPEN_FILES, FeatureStore, find_feature_files
+from lr2ppo.data.features.store import MAX_OPEN_FILES, FeatureStore, find_feature_files
 from lr2ppo.data.features.writer import FeatureWriter, StoredType, read_clip_names
 from lr2ppo.errors import UserError
 
 Array = NDArray[np.float32]
 TEXT_WIDTH, IMAGE_WIDTH = 3, 5
-FACTS: dict[str, str | int] = {"text_encoder": "tiny@1", "tokens_per_frame": 1}
+METADATA: dict[str, str | int] = {"text_encoder": "tiny@1", "tokens_per_frame": 1}
 
 
 def draw_features(
@@ -36,10 +36,10 @@ def draw_features(
 def write_store(
     path: Path,
     clips: dict[str, tuple[list[Array], Array]],
-    facts: dict[str, str | int] = FACTS,
+    metadata: dict[str, str | int] = METADATA,
     dtype: StoredType = "float32",
 ) -> Path:
-    with FeatureWriter(path, facts, dtype) as writer:
+    with FeatureWriter(path, metadata, dtype) as writer:
         for clip_id, (text, frames) in clips.items():
             writer.write(clip_id, text, frames)
     return path
@@ -55,7 +55,7 @@ def assert_text(store: FeatureStore, clip_id: str, labels: Sequence[int], expect
 
 
 names = st.text(st.sampled_from("abz019_-é "), min_size=1, max_size=6)
-# The first part says how deep an id goes, so that no id is another's folder.
+# The first part is the number of other parts, so that no id is a path prefix of another.
 clip_ids = st.integers(0, 2).flatmap(
     lambda depth: st.lists(names, min_size=depth, max_size=depth).map(lambda parts: "/".join([str(depth), *parts]))
 )
@@ -166,9 +166,9 @@ def test_a_clip_without_features_is_not_in_the_store(tmp_path: Path) -> None:
 def test_a_continued_file_keeps_finished_clips_and_gains_new_ones(tmp_path: Path) -> None:
     first, second = draw_features([2, 3], 2, seed=1), draw_features([4], 1, seed=2)
     path = write_store(tmp_path / "feat.h5", {"a/1": first})
-    assert read_clip_names(path, FACTS, "float32") == {"a/1"}
+    assert read_clip_names(path, METADATA, "float32") == {"a/1"}
     write_store(path, {"a/2": second})
-    assert read_clip_names(path, FACTS, "float32") == {"a/1", "a/2"}
+    assert read_clip_names(path, METADATA, "float32") == {"a/1", "a/2"}
     store = FeatureStore([path])
     assert_text(store, "a/1", [0, 1], first[0])
     assert_text(store, "a/2", [0], second[0])
@@ -179,9 +179,9 @@ def test_a_clip_cut_short_is_written_again(tmp_path: Path) -> None:
     with h5py.File(path, "a") as file:
         del file["clip/img_emb"]
     text, frames = draw_features([1, 4, 2], 3, seed=2)
-    assert read_clip_names(path, FACTS, "float32") == set()
+    assert read_clip_names(path, METADATA, "float32") == set()
     write_store(path, {"clip": (text, frames)})
-    assert read_clip_names(path, FACTS, "float32") == {"clip"}
+    assert read_clip_names(path, METADATA, "float32") == {"clip"}
     assert_text(FeatureStore([path]), "clip", [0, 1, 2], text)
 
 
@@ -202,7 +202,7 @@ def test_a_published_file_is_not_continued_with_our_encoders(tmp_path: Path) -> 
     with h5py.File(path, "w") as file:
         file["clip/text_emb"], file["clip/img_emb"] = np.zeros((1, 2, 3)), np.zeros((1, 2, 3))
     with pytest.raises(UserError, match="holds features made with"):
-        FeatureWriter(path, FACTS)
+        FeatureWriter(path, METADATA)
 
 
 def test_writing_makes_the_folder(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_file_that_is_not_hdf5_is_not_written_over(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("mine", encoding="utf-8")
     with pytest.raises(UserError, match=r"notes\.txt: cannot be written or continued"):
-        FeatureWriter(path, FACTS)
+        FeatureWriter(path, METADATA)
     assert path.read_text(encoding="utf-8") == "mine"
 
 
@@ -266,7 +266,7 @@ def read_frames(store: FeatureStore, clip_ids: list[str]) -> list[Array]:
 
 
 def forked_loader(clip_ids: list[str], workers: int, read: Callable[[list[str]], Any]) -> DataLoader[Any]:
-    """What `read` returns of two clips at a time, in other processes."""
+    """A loader that calls `read` for two clips at a time in forked processes."""
     return DataLoader(
         clip_ids,  # type: ignore[arg-type]
         batch_size=2,
@@ -286,7 +286,7 @@ def test_a_store_in_use_works_in_forked_workers_and_after_them(tmp_path: Path) -
     assert_text(store, "clip-3", [1], clips["clip-3"][0])
 
 
-def test_a_clip_whose_id_is_a_folder_of_anothers_loses_and_hides_nothing(tmp_path: Path) -> None:
+def test_clips_whose_id_is_a_path_prefix_of_anothers_are_both_read(tmp_path: Path) -> None:
     text, frames = [np.ones((2, 3), np.float32)], np.ones((2, 5), np.float32)
     with FeatureWriter(tmp_path / "f.h5", {}) as writer:
         writer.write("tt01/shot1", text, frames)
@@ -312,7 +312,7 @@ def test_an_id_whose_first_part_is_a_clip_is_no_clip(tmp_path: Path) -> None:
 
 
 def as_stored(values: Array, dtype: StoredType) -> Array:
-    """What torch makes of numbers in a dtype."""
+    """Round numbers to a dtype with torch."""
     return torch.tensor(values).to(getattr(torch, dtype)).float().numpy()
 
 
@@ -340,7 +340,7 @@ def test_features_of_any_dtype_are_read_as_the_nearest_float32(
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("float16", 2), ("bfloat16", 2)])
-def test_a_file_tells_its_dtype_and_16_bits_are_2_bytes_a_number(tmp_path: Path, dtype: StoredType, size: int) -> None:
+def test_a_file_stores_its_dtype_and_16_bits_are_2_bytes_a_number(tmp_path: Path, dtype: StoredType, size: int) -> None:
     with h5py.File(write_store(tmp_path / "feat.h5", {"clip": draw_features([3], 2, seed=0)}, dtype=dtype)) as file:
         assert file.attrs["dtype"] == np.bytes_(dtype)
         assert file["clip/text_emb"].nbytes == 3 * TEXT_WIDTH * size
@@ -353,7 +353,7 @@ def test_what_float16_cannot_hold_is_refused_and_leaves_the_file_as_it_was(tmp_p
     path = write_store(tmp_path / "feat.h5", {"sound": (text, frames)}, dtype="float16")
     (text[1] if where == "text" else frames)[1, 2] = -65600
     with (
-        FeatureWriter(path, FACTS, "float16") as writer,
+        FeatureWriter(path, METADATA, "float16") as writer,
         pytest.raises(UserError, match=r"clip a/large: found a feature of -65600, .*65504; .*--dtype bfloat16"),
     ):
         writer.write("a/large", text, frames)
@@ -367,17 +367,17 @@ def test_what_float16_cannot_hold_is_refused_and_leaves_the_file_as_it_was(tmp_p
 def test_a_file_of_another_dtype_is_not_continued(tmp_path: Path, first: StoredType, second: StoredType) -> None:
     path = write_store(tmp_path / "feat.h5", {"clip": draw_features([2], 1, seed=0)}, dtype=first)
     with pytest.raises(UserError, match=f"dtype {first}, now asked for .*dtype {second}; .*--out"):
-        FeatureWriter(path, FACTS, second)
+        FeatureWriter(path, METADATA, second)
 
 
-def test_a_file_of_before_there_was_a_choice_is_continued_as_float32(tmp_path: Path) -> None:
+def test_an_old_file_without_a_dtype_is_continued_as_float32(tmp_path: Path) -> None:
     path = write_store(tmp_path / "feat.h5", {"a": draw_features([2], 1, seed=0)})
     with h5py.File(path, "a") as file:
         del file.attrs["dtype"]
     with pytest.raises(UserError, match="now asked for"):
-        FeatureWriter(path, FACTS, "float16")
+        FeatureWriter(path, METADATA, "float16")
     write_store(path, {"b": draw_features([2], 1, seed=1)})
-    assert read_clip_names(path, FACTS, "float32") == {"a", "b"}
+    assert read_clip_names(path, METADATA, "float32") == {"a", "b"}
 
 
 def test_files_of_different_dtypes_make_one_store(tmp_path: Path) -> None:
@@ -418,12 +418,12 @@ def test_bytes_read_are_those_of_this_process(tmp_path: Path) -> None:
     assert store.bytes_read == a_clip
 
 
-SHARDS = MOST_OPEN_FILES + 40
+SHARDS = MAX_OPEN_FILES + 40
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Files of three clips each, of which a movie's are spread over all files."""
+    """Files of three clips each; each movie's clips are spread over all files."""
     root = tmp_path_factory.mktemp("shards")
     return [
         write_store(
@@ -440,12 +440,12 @@ def open_files() -> int:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that were opened, one for each time."""
+    """Names of opened files, one for each opening."""
     names: list[str] = []
     start = h5py.File.__init__
 
     def noting(file: h5py.File, source: Any, *more: Any, **options: Any) -> None:
-        # h5py makes file objects of files that are open already, too.
+        # h5py also makes file objects for files that are open already.
         if isinstance(source, Path):
             names.append(source.name)
         start(file, source, *more, **options)
@@ -475,7 +475,7 @@ def test_few_of_many_files_are_open_at_a_time_and_the_last_used_stay(shards: lis
     for shard in np.random.default_rng(1).permutation(SHARDS):
         text, _ = draw_features([2], 1, seed=10 * int(shard) + 1)
         assert_text(store, f"movie-1/{shard}", [0], text)
-        assert open_files() - before <= MOST_OPEN_FILES
+        assert open_files() - before <= MAX_OPEN_FILES
     store.frames("movie-0/0")
     opened.clear()
     for shard in [*range(SHARDS)] * 2:
@@ -494,7 +494,7 @@ def test_of_two_files_with_a_clip_the_first_is_read(tmp_path: Path) -> None:
 def test_a_missing_file_of_which_there_are_shards_is_refused_with_the_setting_that_reads_them(tmp_path: Path) -> None:
     for name in ("feat-00-of-02.h5", "feat-01-of-02.h5", "feat-old.h5"):
         write_store(tmp_path / name, {"clip": draw_features([2], 1, seed=0)})
-    with pytest.raises(UserError, match=r"but shards of it; read them with 'data\.features=\[feat-\*-of-\*\.h5\]'"):
+    with pytest.raises(UserError, match=r"but it has shards; read them with 'data\.features=\[feat-\*-of-\*\.h5\]'"):
         FeatureStore([tmp_path / "feat.h5"])
 
 
@@ -507,14 +507,14 @@ def test_a_number_of_tokens_a_frame_that_makes_no_sense_is_refused(tmp_path: Pat
         FeatureStore([path])
 
 
-def test_rows_that_make_no_whole_frames_are_told(tmp_path: Path) -> None:
+def test_rows_that_do_not_fill_whole_frames_are_reported(tmp_path: Path) -> None:
     clips = {"a": draw_features([2], 4, seed=0), "b": draw_features([2], 6, seed=1)}
     store = FeatureStore([write_store(tmp_path / "feat.h5", clips, {"tokens_per_frame": 4})])
     with pytest.raises(ValueError, match="found img_emb of 6 rows, wanted 4 a frame"):
         store.shape("b")
 
 
-def test_numbers_of_another_kind_than_the_file_tells_are_told(tmp_path: Path) -> None:
+def test_numbers_of_another_dtype_than_the_files_are_reported(tmp_path: Path) -> None:
     path = write_store(tmp_path / "feat.h5", {clip: draw_features([2], 1, seed=0) for clip in "ab"}, dtype="bfloat16")
     with h5py.File(path, "a") as file:
         del file["b/img_emb"]
@@ -523,7 +523,7 @@ def test_numbers_of_another_kind_than_the_file_tells_are_told(tmp_path: Path) ->
         FeatureStore([path]).shape("b")
 
 
-def test_a_dtype_told_in_bytes_is_told(tmp_path: Path) -> None:
+def test_a_dtype_stored_as_bytes_is_read(tmp_path: Path) -> None:
     text, frames = draw_features([2], 1, seed=0)
     path = write_store(tmp_path / "feat.h5", {"clip": (text, frames)}, dtype="bfloat16")
     with h5py.File(path, "a") as file:
@@ -531,15 +531,15 @@ def test_a_dtype_told_in_bytes_is_told(tmp_path: Path) -> None:
     np.testing.assert_array_equal(FeatureStore([path]).frames("clip")[:, 0], as_stored(frames, "bfloat16"))
 
 
-def test_links_that_lead_round_for_ever_are_followed_once(tmp_path: Path) -> None:
+def test_circular_links_are_followed_once(tmp_path: Path) -> None:
     path = write_store(tmp_path / "feat.h5", {"a/b": draw_features([2], 1, seed=0)})
     with h5py.File(path, "a") as file:
         file["a/b/up"], file["a/again"], file["alias"] = file["a"], h5py.SoftLink("/"), file["a/b"]
-    assert read_clip_names(path, FACTS, "float32") == {"a/b", "alias"}
+    assert read_clip_names(path, METADATA, "float32") == {"a/b", "alias"}
     assert "alias" in FeatureStore([path])
 
 
-def test_a_pattern_may_be_a_path_of_its_own(tmp_path: Path) -> None:
+def test_a_pattern_may_name_folders(tmp_path: Path) -> None:
     path = write_store(tmp_path / "one" / "feat-1.h5", {"clip": draw_features([2], 1, seed=0)})
     assert find_feature_files(tmp_path / "other", [f"{tmp_path}/one/feat-*.h5"]) == [path]
     assert find_feature_files(tmp_path, ["one/**.h5"]) == [path]
