@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         frames_root = arguments.frames_root or arguments.annotations.parent
         written, existing = rank_file(ranker, arguments.annotations, frames_root, arguments.out)
-        print(f"{arguments.out}: wrote {written} clips, {existing} existed already")
+        print(f"{arguments.out}: wrote {written} clips, {existing} were there already")
         return
     from lr2ppo.inference.labels import format_ranking, split_labels
 
