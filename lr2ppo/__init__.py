@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 __all__ = ["LabelRanker", "Preference", "Query", "RankedLabel", "UserError", "__version__"]
 _MODULES = {"RankedLabel": "inference.labels", "UserError": "errors"}
 
-# Read by torch: large tensors in huge pages, else a step's gigabytes of gradients cost seconds of page faults.
+# Read by torch: put large tensors in huge pages, or a step's gigabytes of gradients cost seconds of page faults.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported where they are first asked for: torch and the encoders' libraries take seconds."""
+    """Import a public name on first use: torch and the encoders' libraries take seconds to import."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'inference.ranker')}"), name)

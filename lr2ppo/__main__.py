@@ -3,7 +3,7 @@
 import signal
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # Until the command itself is at work, Ctrl-C is to leave no traceback.
+    # Ctrl-C should print no traceback before the command starts.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from lr2ppo.cli import main

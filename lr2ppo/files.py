@@ -1,4 +1,4 @@
-"""Files that are complete before they take their name, and tensor files that are read without running any code."""
+"""Write files atomically: each is complete before it gets its name."""
 
 import json
 import os
@@ -12,14 +12,14 @@ from safetensors import SafetensorError
 
 from lr2ppo.errors import UserError
 
-# JSON and the command line can hold halves of characters and null characters, which no file and no file name can.
+# JSON and the command line can hold lone surrogates and null characters; files and file names cannot.
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under another name with `write(path)`, and give it its own once it is complete.
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file under a temporary name with `write(path)`, then rename it.
 
-    Raises `UserError` where the disk does not take it: full, read-only, or gone.
+    Raises `UserError` if it cannot be written: the disk is full, read-only, or gone.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,12 +36,12 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{path}: cannot be written: {reason}; what was written before is whole: make room or repair the disk, "
+            f"{path}: cannot be written: {reason}; earlier files are intact; free space or repair the disk, "
             "and run the same command again"
         ) from None
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON that is complete before it takes its name."""
+    """Write a JSON file atomically."""
     text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Tensor files, written whole and read without running any code."""
+"""Tensor files, written atomically and read without running any code."""
 
 import hashlib
 import pickle
@@ -12,25 +12,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lr2ppo.errors import UserError, raise_faults
-from lr2ppo.files import write_whole
+from lr2ppo.files import write_atomically
 
 TENSOR_FILES = "a safetensors file or a state dict saved with torch.save"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors: safetensors where the name ends so, else a state dict as `torch.save` writes it."""
+    """Write named tensors: as safetensors if the name ends with `.safetensors`, else with `torch.save`."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     if path.suffix == ".safetensors":
-        write_whole(path, lambda partial: save_file(whole, partial))
+        write_atomically(path, lambda partial: save_file(whole, partial))
     else:
-        write_whole(path, lambda partial: torch.save(whole, partial))
+        write_atomically(path, lambda partial: torch.save(whole, partial))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a file, safetensors or saved with `torch.save`, whichever its content is.
+    """Read the named tensors of a safetensors or `torch.save` file; the format is found from the content.
 
-    Raises `UserError` where the file is missing, is cut short, is no such file, or holds anything but tensors:
-    nothing but tensors is ever unpickled.
+    Raises `UserError` if the file is missing, truncated, in another format, or holds anything but tensors. Only tensors
+    are ever unpickled.
     """
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
@@ -40,7 +40,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             start = file.read(9)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    # A safetensors file begins with the length of its JSON header, torch's with a zip archive's mark or a pickle's.
+    # A safetensors file starts with the length of its JSON header, a torch file with a zip or pickle signature.
     if start[8:] == b"{":
         return _read_safetensors(path)
     if start.startswith((b"PK\x03\x04", b"\x80")):
@@ -49,11 +49,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_tensors(wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor], source: Path) -> None:
-    """Raises `UserError` naming each tensor that is missing, superfluous, of another shape or not of finite floats."""
+    """Raise `UserError` naming each tensor that is missing, unexpected, of another shape or not of finite floats."""
     faults = [f"{name}: is missing" for name in wanted if name not in found]
     for name, tensor in found.items():
         if name not in wanted:
-            faults.append(f"{name}: no part of this model")
+            faults.append(f"{name}: is not part of this model")
         elif tensor.shape != wanted[name]:
             faults.append(f"{name}: found shape {list(tensor.shape)}, wanted {list(wanted[name])}")
         elif not tensor.is_floating_point():
@@ -62,11 +62,11 @@ def check_tensors(wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor],
             faults.append(f"{name}: found {tensor.layout} on {tensor.device}, wanted a plain tensor")
         elif not _is_finite(tensor):
             faults.append(f"{name}: holds numbers that are not finite")
-    raise_faults(source, faults, "is it the right file, whole?")
+    raise_faults(source, faults, "is it the right file, and complete?")
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    # The extremes are NaN where any number is; a mask of all numbers would be a quarter of the tensor once more.
+    # The extremes are NaN if any number is; a mask of all numbers would take a quarter of the tensor's memory again.
     return tensor.numel() == 0 or all(bool(extreme.isfinite()) for extreme in tensor.float().aminmax())
 
 
@@ -74,7 +74,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: is not a whole safetensors file ({error}); copy it again") from None
+        raise UserError(f"{path}: is not a complete safetensors file ({error}); copy it again") from None
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -83,26 +83,26 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path}: holds more than tensors, code perhaps, and nothing of it was run; wanted a plain state dict"
+            f"{path}: holds more than tensors, perhaps code, and none of it was run; wanted a plain state dict"
         ) from None
     except Exception as error:
-        # torch tells a damaged archive in a dozen ways, which all mean the same to a user.
+        # torch raises many different errors for a damaged archive; all mean the same to a user.
         reason = (str(error) or type(error).__name__).partition(". ")[0]
-        raise UserError(f"{path}: is cut short or damaged ({reason}); copy it again") from None
+        raise UserError(f"{path}: is truncated or damaged ({reason}); copy it again") from None
     if not isinstance(content, Mapping) or not content:
         found = f"an empty {type(content).__name__}" if isinstance(content, Mapping) else type(content).__name__
         raise UserError(f"{path}: found {found}, wanted a state dict: a mapping of names to tensors")
     strays = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strays:
         raise UserError(
-            f"{path}: found {', '.join(strays[:5])}{' and more' * (len(strays) > 5)}, which are no tensors; "
-            "wanted a plain state dict (save model.state_dict() alone)"
+            f"{path}: found {', '.join(strays[:5])}{' and more' * (len(strays) > 5)}, which are not tensors; "
+            "wanted a plain state dict (save only model.state_dict())"
         )
     return {str(name): tensor for name, tensor in content.items()}
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """A short hash of named tensors, to tell the weights of different models apart."""
+    """Return a short hash of named tensors, to distinguish the weights of different models."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())

@@ -20,9 +20,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TOKENS, FRAMES, WIDTH, LABELS = 4, 3, 16, 6
 
 
-# A shell has SIGINT ignored in what it starts in the background, and what the tests start would inherit that.
+# A shell makes its background jobs ignore SIGINT, and processes started by the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# What tests run in this process stays in it, however many GPUs there are.
+# Keep tests in this process, even with several GPUs.
 os.environ["NPROC"] = "1"
 
 
@@ -38,7 +38,7 @@ def alone() -> Processes:
 
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder in which the source's grades follow one feature of a label and the target's follow its opposite."""
+    """A data folder: source grades follow one feature of a label, target grades follow its negative."""
     root = tmp_path_factory.mktemp("tiny")
     rng = np.random.default_rng(0)
     with FeatureWriter(root / "clean_feat.h5", {"tokens_per_frame": 1}) as store:
@@ -56,7 +56,7 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_overrides(tiny_world: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """Overrides that put a stage of the mini preset on the tiny world, with further ones behind."""
+    """Overrides that run a stage of the mini preset on the tiny world; further overrides follow."""
 
     def overrides(*more: str) -> list[str]:
         return [f"data.root={tiny_world}", f"logs={tmp_path / 'logs'}", *more]
@@ -66,14 +66,14 @@ def tiny_overrides(tiny_world: Path, tmp_path: Path) -> Callable[..., list[str]]
 
 @pytest.fixture(scope="session")
 def trained_world(tmp_path_factory: pytest.TempPathFactory) -> "TrainedWorld":
-    """Trained runs of all stages, made once; tests copy what they change."""
+    """Trained runs of all stages, trained once; tests copy what they change."""
     from tests.helpers.trained_world import TrainedWorld
 
     return TrainedWorld.make(tmp_path_factory.mktemp("trained"))
 
 
 def _clip(name: str, rng: np.random.Generator, store: FeatureWriter, sign: int) -> Clip:
-    """A clip whose labels' grades are the thirds of `sign` times the first feature of all their tokens."""
+    """A clip whose labels are graded by the thirds of `sign` times the first feature of all their tokens."""
     relevance = rng.permutation(LABELS)
     text = rng.normal(0, 0.1, size=(LABELS, TOKENS, WIDTH))
     text[:, :, 0] += (relevance[:, None] - (LABELS - 1) / 2) * 0.8

@@ -1,4 +1,4 @@
-"""The one command: its table, its help, and what it says of mistakes."""
+"""The command line: its table of commands, its help and its error messages."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from lr2ppo.cli import COMMANDS, main
 from tests.conftest import REPOSITORY
 from tests.helpers.quick import answered_at_once
 
-# What a command cannot do without.
+# The required arguments of each command.
 REQUIRED = {
     "train": "ppo",
     "benchmark": "ppo",
@@ -30,7 +30,7 @@ REQUIRED = {
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one message with which a command line is refused."""
+    """The single error message of a refused command line."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
@@ -68,33 +68,31 @@ def test_every_command_has_help_with_an_example_and_needs_no_large_library_for_i
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_answers_a_misspelt_option_at_once(name: str) -> None:
     _, errors = answered_at_once(2, name, *REQUIRED.get(name, "").split(), "--hepl")
-    assert (
-        errors == f"\nerror: found '--hepl', which is none of what lr2ppo {name} --help shows; did you mean --help?\n"
-    )
+    assert errors == f"\nerror: found '--hepl', wanted an argument from lr2ppo {name} --help; did you mean --help?\n"
 
 
 @pytest.mark.parametrize(("word", "meant"), [("rnak", "rank"), ("Evaluate", "evaluate"), ("exctract", "extract")])
 def test_a_misspelt_command_is_answered_with_the_nearest(
     word: str, meant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = f"found '{word}', wanted a command that lr2ppo --help shows; did you mean {meant}?"
+    wanted = f"found '{word}', wanted a command from lr2ppo --help; did you mean {meant}?"
     assert refused(capsys, word) == wanted
 
 
 def test_a_command_that_is_like_no_other_is_refused_without_a_guess(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused(capsys, "zzz") == "found 'zzz', wanted a command that lr2ppo --help shows"
+    assert refused(capsys, "zzz") == "found 'zzz', wanted a command from lr2ppo --help"
 
 
 def test_a_value_of_the_wrong_type_and_a_missing_argument_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, "demo", "ppo/x", "--port", "x") == (
-        "argument --port: invalid int value: 'x'; lr2ppo demo --help shows what it takes"
+        "argument --port: invalid int value: 'x'; lr2ppo demo --help shows its arguments"
     )
     assert refused(capsys, "rank") == (
-        "the following arguments are required: RUN; lr2ppo rank --help shows what it takes"
+        "the following arguments are required: RUN; lr2ppo rank --help shows its arguments"
     )
 
 
-def test_options_may_stand_among_the_other_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_and_other_arguments_may_be_mixed(capsys: pytest.CaptureFixture[str]) -> None:
     config = str(REPOSITORY / "configs" / "mini" / "ppo.yaml")
     main(["train", "ppo", "name=x", "--config", config, "seed=3", "--print-config", "train.epochs=5"])
     printed = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What the documentation names is there."""
+"""What the documentation names exists."""
 
 import importlib
 import re
@@ -15,7 +15,7 @@ NAMED = re.findall(r"`([\w/]+)\.py: (\w+)(?:\.(\w+))?`", METHOD)
 
 
 @pytest.mark.parametrize(("module", "name", "attribute"), NAMED, ids=lambda part: part or None)
-def test_each_function_that_the_method_names_is_there(module: str, name: str, attribute: str) -> None:
+def test_each_function_that_the_method_names_exists(module: str, name: str, attribute: str) -> None:
     found = getattr(importlib.import_module(f"lr2ppo.{module.replace('/', '.')}"), name)
     assert not attribute or hasattr(found, attribute)
 
@@ -41,7 +41,7 @@ COMMAND_LINES = [line for page in PAGES for line in COMMAND.findall(page.read_te
 
 @pytest.mark.parametrize("line", COMMAND_LINES)
 def test_each_command_line_is_one_that_the_command_takes(line: str) -> None:
-    # [--json] may be left out, and a comment may follow.
+    # Brackets mark options; a comment may follow.
     name, *words = shlex.split(line.translate(str.maketrans("", "", "[]\\\n")), comments=True)
     _, parser = open_command(name)
     parser.read(words)
@@ -52,7 +52,7 @@ def test_the_documentation_has_an_example_of_most_commands() -> None:
 
 
 @pytest.mark.parametrize("page", [str(page.relative_to(REPOSITORY)) for page in PAGES])
-def test_no_page_names_a_command_that_is_not_there(page: str) -> None:
+def test_no_page_names_a_missing_command(page: str) -> None:
     text = (REPOSITORY / page).read_text(encoding="utf-8")
     named = re.findall(r"(?:^    |`)lr2ppo ([a-z][a-z-]*)", text, re.MULTILINE)
     assert set(named) <= set(COMMANDS)

@@ -1,4 +1,4 @@
-"""Tensor files: what is read, what is refused with one message, and that nothing in them is ever run."""
+"""Tensor files: what is read, what is refused with one message, and that no code in them is ever run."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ suffixes = pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt"])
 
 
 class Payload:
-    """Unpickled, it would make a folder."""
+    """Creates a folder if it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -36,7 +36,7 @@ def message(path: Path) -> str:
 
 
 @suffixes
-def test_what_is_written_is_read_by_content_whatever_the_files_name(tmp_path: Path, suffix: str) -> None:
+def test_what_is_written_is_read_by_content_with_any_file_name(tmp_path: Path, suffix: str) -> None:
     write_tensors(tmp_path / f"a{suffix}", TENSORS)
     (tmp_path / f"a{suffix}").rename(tmp_path / "unnamed")
     found = read_tensors(tmp_path / "unnamed")
@@ -56,7 +56,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, kind: str) -> Non
         (tmp_path / "code.bin").write_bytes(pickle.dumps(content))
     else:
         torch.save(content, tmp_path / "code.bin", _use_new_zipfile_serialization=kind == "zip")
-    assert "code perhaps, and nothing of it was run" in message(tmp_path / "code.bin")
+    assert "perhaps code, and none of it was run" in message(tmp_path / "code.bin")
     assert not (tmp_path / "made").exists()
 
 
@@ -66,8 +66,8 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, suffix: str, kept: int) -> 
     path = tmp_path / f"cut{suffix}"
     write_tensors(path, TENSORS)
     path.write_bytes(path.read_bytes()[:kept])
-    told = message(path)
-    assert "copy it again" in told or "is neither a safetensors file nor one saved with torch.save" in told
+    refusal = message(path)
+    assert "copy it again" in refusal or "is neither a safetensors file nor one saved with torch.save" in refusal
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -90,17 +90,17 @@ def test_other_content_is_named(tmp_path: Path) -> None:
     assert "is neither a safetensors file nor" in message(tmp_path / "text.bin")
     assert "found no such file" in message(tmp_path / "gone.bin")
     assert "found a folder" in message(tmp_path)
-    for content, told in (
+    for content, expected in (
         ([TENSORS], "found list"),
         ({}, "found an empty dict"),
-        ({"state_dict": TENSORS, "epoch": 3}, "found state_dict, epoch, which are no tensors"),
+        ({"state_dict": TENSORS, "epoch": 3}, "found state_dict, epoch, which are not tensors"),
     ):
         torch.save(content, tmp_path / "other.bin")
-        assert told in message(tmp_path / "other.bin")
+        assert expected in message(tmp_path / "other.bin")
 
 
 @pytest.mark.parametrize(
-    ("tensor", "told"),
+    ("tensor", "expected"),
     [
         (torch.tensor([1.0, float("nan"), 2.0]), "weight: holds numbers that are not finite"),
         (torch.tensor([1.0, -float("inf"), 2.0]).bfloat16(), "weight: holds numbers that are not finite"),
@@ -109,10 +109,10 @@ def test_other_content_is_named(tmp_path: Path) -> None:
         (torch.ones(3, dtype=torch.int64), "weight: found torch.int64"),
     ],
 )
-def test_tensors_that_are_no_finite_numbers_are_refused(tmp_path: Path, tensor: torch.Tensor, told: str) -> None:
+def test_tensors_that_are_no_finite_numbers_are_refused(tmp_path: Path, tensor: torch.Tensor, expected: str) -> None:
     with pytest.raises(UserError) as refused:
         check_tensors({"weight": torch.Size([3])}, {"weight": tensor}, tmp_path)
-    assert told in str(refused.value)
+    assert expected in str(refused.value)
 
 
 def test_finite_tensors_of_any_width_fit(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {1, 2})
     with pytest.raises(RuntimeError):
-        # Two names for one storage are more than safetensors can hold.
+        # safetensors cannot hold two names for one storage.
         write_tensors(tmp_path / "a.safetensors", {"a": TENSORS["bias"], "b": TENSORS["bias"]})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == "[\n 1\n]\n"

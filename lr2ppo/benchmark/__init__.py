@@ -1,4 +1,4 @@
-"""How fast a training step is, ours and the published way.
+"""The speed of a training step, ours and the published implementation's.
 
-Imports: stages and the rooms below.
+Imports: stages and the packages below.
 """

@@ -1,4 +1,4 @@
-"""How fast a stage's training step is: its times, rates, matrix work and memory, on random features."""
+"""Benchmark a stage's training step on random features: times, rates, matrix FLOPs and memory."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lr2ppo.benchmark.steps import Shape, Step, make_step, optimizer_bytes, torch_products
 from lr2ppo.config.schema import ModelConfig, TrainingConfig
 from lr2ppo.distributed.processes import Processes, resolve_precision
-from lr2ppo.ops.linear import QuickLinear
+from lr2ppo.ops.linear import FastLinear
 from lr2ppo.training.run_folder import peak_memory_gib
 
 SQUARE = 4096
@@ -19,7 +19,7 @@ COPIED_BYTES = 2**30
 
 
 def time_steps(step: Callable[[], object], steps: int, device: torch.device) -> list[float]:
-    """Seconds of each of some steps, after one that warms up."""
+    """Time `steps` steps in seconds, after one warm-up step."""
     seconds = []
     for _ in range(steps + 1):
         started = time.perf_counter()
@@ -31,22 +31,22 @@ def time_steps(step: Callable[[], object], steps: int, device: torch.device) -> 
 
 
 def count_flops(step: Step) -> int:
-    """Floating point operations of a step's matrix products, from their shapes."""
+    """Count the floating-point operations of a step's matrix products, from their shapes."""
     counter = FlopCounterMode(display=False)
-    # It knows torch's own products.
+    # The counter knows only torch's products.
     with counter, torch_products(step.models):
         step.run()
     return int(counter.get_total_flops())
 
 
 def matrix_rates(processes: Processes, precision: str) -> tuple[float, float]:
-    """GFLOP/s that the device reaches in a large square product, in the precision of the run; the best of five.
+    """Measure the device's GFLOP/s in a large square product, in the precision of the run; the best of five.
 
-    The first is that of torch's own product, the second that of `QuickLinear`, where the models have another.
+    Returns the rates of torch's product and of `FastLinear`.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     first, second = (torch.randn(SQUARE, SQUARE, device=processes.device, dtype=dtype) for _ in range(2))
-    layer = QuickLinear(SQUARE, SQUARE, device=processes.device, dtype=dtype).requires_grad_(False)
+    layer = FastLinear(SQUARE, SQUARE, device=processes.device, dtype=dtype).requires_grad_(False)
     rates = [
         2 * SQUARE**3 / min(time_steps(product, 5, processes.device)) / 1e9
         for product in (lambda: torch.mm(first, second)[0, 0].item(), lambda: layer(first)[0, 0].item())
@@ -55,7 +55,7 @@ def matrix_rates(processes: Processes, precision: str) -> tuple[float, float]:
 
 
 def memory_rate(device: torch.device) -> float:
-    """GiB/s that the device reads and writes when it copies a large tensor; the best of five."""
+    """Measure the device's memory bandwidth in GiB/s, reads and writes of a large copy; the best of five."""
     source = torch.ones(COPIED_BYTES // 4, device=device)
     target = torch.zeros_like(source)
     return 2 * COPIED_BYTES / min(time_steps(lambda: target.copy_(source), 5, device)) / 2**30
@@ -72,9 +72,9 @@ def measure(
     steps: int,
     trace: Path | None,
 ) -> dict[str, object]:
-    """The figures of one step of the config's stage with a trunk of this shape, on clips of so many labels and tokens.
+    """Benchmark one step of the config's stage with a trunk of this shape, on clips with `labels` and `tokens`.
 
-    `plain` computes it the published way; `trace` is where a profile of one step is written.
+    `plain` computes it as the published implementation does; `trace` is the file for a profile of one step.
     """
     shape = Shape.of(config, trunk, labels=labels, tokens=tokens)
     step = make_step(config, trunk, shape, processes, plain=plain)
@@ -88,7 +88,7 @@ def measure(
     precision = resolve_precision(config.compute.precision, processes.device)
     torch_rate, layer_rate = matrix_rates(processes, precision)
     rate, gib_rate = max(torch_rate, layer_rate), memory_rate(processes.device)
-    # What no program that does this work goes below: its products at the matrix rate, and AdamW's passes over memory.
+    # The lower bound for any program: its products at the matrix rate, and AdamW's passes over memory.
     floor = flops / rate / 1e9 + optimizer_bytes(config.stage, trunk) / gib_rate / 2**30
     pairs = shape.clips * shape.pairs * processes.world_size
     encodings = shape.encodings(config.stage, plain)
@@ -120,7 +120,7 @@ def measure(
 
 
 def write_profile(step: Callable[[], None], path: Path) -> None:
-    """A trace of one step, to be opened in chrome://tracing or Perfetto."""
+    """Write a trace of one step, for chrome://tracing or Perfetto."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
     with profile(activities=activities, record_shapes=True) as profiler:
         step()

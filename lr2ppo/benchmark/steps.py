@@ -1,4 +1,4 @@
-"""The training steps that `lr2ppo.benchmark` times: the stages' own, and the same the published way."""
+"""The training steps that `lr2ppo.benchmark` times: the stages' steps, ours and as published."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from lr2ppo.evaluation.scoring import preference_rewards
 from lr2ppo.losses import PREFERENCE_LOSSES, RANKING_LOSSES
 from lr2ppo.models import LabelEncoder, PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import model_shapes
-from lr2ppo.ops.linear import QuickLinear, quicken
+from lr2ppo.ops.linear import FastLinear, use_fast_linear
 from lr2ppo.ops.memory import keep_freed_memory
 from lr2ppo.stages.frozen_reward import FrozenReward
 from lr2ppo.stages.pointwise import list_loss
@@ -25,14 +25,14 @@ from lr2ppo.training.learner import Learner
 
 FLOAT_BYTES = 4
 SCHEDULE = 1000
-# Slots of a pair that the published program encodes: in stage 2 two orders of four; in stage 3 two by the actor, four
-# by the reward model, two by the critic in the rollout, two by actor and critic each in the update.
+# Slots per pair that the published program encodes: two orders of four in stage 2; in stage 3, two by the actor, four
+# by the reward model and two by the critic in the rollout, and two by actor and critic each in the update.
 PLAIN_SLOTS = {"reward": 8, "ppo": 12}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of one process's batch of random features."""
+    """The sizes of a batch of random features of one process."""
 
     clips: int
     pairs: int
@@ -51,47 +51,47 @@ class Shape:
         )
 
     def pair_positions(self) -> Tensor:
-        """Random pairs of different labels for each clip, the same each time: [clips, pairs, 2]."""
+        """Draw random pairs of different labels for each clip with a fixed seed: [clips, pairs, 2]."""
         generator = torch.Generator().manual_seed(0)
         first = torch.randint(self.labels, (self.clips, self.pairs), generator=generator)
         offset = torch.randint(1, self.labels, (self.clips, self.pairs), generator=generator)
         return torch.stack([first, (first + offset) % self.labels], dim=-1)
 
     def encodings(self, stage: str, plain: bool) -> int:
-        """Labels encoded in a step, forward passes counted each."""
+        """The number of labels encoded in a step, summed over forward passes."""
         if stage == "pointwise":
             return self.clips * self.labels
         if plain:
             return self.clips * self.pairs * PLAIN_SLOTS[stage]
-        return self._distinct_in_all() * (4 if stage == "ppo" else 1)
+        return self._count_distinct() * (4 if stage == "ppo" else 1)
 
     def bytes_read(self, stage: str, plain: bool) -> int:
-        """Bytes of features that a step reads: each label's rows once, or once a slot; frames with them."""
+        """The bytes of features that a step reads: each label's rows once, or once per slot, and the frames."""
         label = self.tokens * self.text_width * FLOAT_BYTES
         frames = self.frames * self.image_width * FLOAT_BYTES
         if stage == "pointwise":
             return self.clips * (self.labels * label + frames)
         if plain:
             return self.clips * self.pairs * (2 * label + frames)
-        return self._distinct_in_all() * label + self.clips * frames
+        return self._count_distinct() * label + self.clips * frames
 
-    def _distinct_in_all(self) -> int:
+    def _count_distinct(self) -> int:
         return sum(len(pairs.unique()) for pairs in self.pair_positions())
 
 
 @dataclass(frozen=True)
 class Step:
-    """A function that makes one training step on a batch of random features, and the models that it computes with."""
+    """A function that makes one training step on random features, and the models that it uses."""
 
     run: Callable[[], None]
     models: Sequence[nn.Module]
 
 
 def make_step(config: TrainingConfig, trunk: ModelConfig, shape: Shape, processes: Processes, *, plain: bool) -> Step:
-    """The training step of a stage."""
+    """Build the training step of a stage."""
     torch.manual_seed(0)
     if not isinstance(config, PPOConfig):
-        # As the stages do; in stage 3 the gaps grow to 4 GiB.
+        # As the stages do; in stage 3 fragmentation grows to 4 GiB.
         keep_freed_memory(processes.device)
     trunk = trunk.model_copy(update={"frames": shape.frames})
     batch = random_batch(shape, whole_lists=isinstance(config, PointwiseConfig)).to(processes.device)
@@ -102,14 +102,14 @@ def make_step(config: TrainingConfig, trunk: ModelConfig, shape: Shape, processe
         reward_model = Learner(PartialOrderModel(trunk), config.train, SCHEDULE, config.compute, processes)
         return Step(lambda: step_reward(reward_model, batch, config, plain), [reward_model.model])
     trunk = trunk.model_copy(update={"dropout": config.train.dropout})
-    frozen = quicken(PartialOrderModel(trunk)).to(processes.device).eval().requires_grad_(False)
-    # The clips' labels are those that the batch holds of them.
+    frozen = use_fast_linear(PartialOrderModel(trunk)).to(processes.device).eval().requires_grad_(False)
+    # The clips have only the labels of the batch.
     vectors = None if plain else torch.randn(shape.clips * batch.labels.shape[1], trunk.width).numpy()
     frozen_reward = FrozenReward(frozen, [batch.labels.shape[1]] * shape.clips, vectors)
     actor = Learner(RelevanceRanker(trunk), config.train.actor, SCHEDULE, config.compute, processes)
     critic = Learner(PartialOrderModel(trunk), config.train.critic, SCHEDULE, config.compute, processes)
     policy = PartialOrderPolicy(actor, critic, frozen_reward, config.train, config.loss)
-    # As where an update has several steps, each of which needs a forward pass.
+    # As in an update of several steps, each of which needs a forward pass.
     policy.reuses_rollout = False
     make = step_ppo_plain if plain else step_ppo
     return Step(lambda: make(policy, batch), [actor.model, critic.model, frozen_reward.model])
@@ -117,20 +117,20 @@ def make_step(config: TrainingConfig, trunk: ModelConfig, shape: Shape, processe
 
 @contextmanager
 def torch_products(models: Sequence[nn.Module], wanted: bool = True) -> Iterator[None]:
-    """Within it, the models' linear layers compute as `torch.nn.Linear` does."""
+    """Within the context, the models' linear layers compute as `torch.nn.Linear` does."""
     modules = (module for model in models for module in model.modules())
-    quick: list[nn.Module] = [module for module in modules if wanted and type(module) is QuickLinear]
-    for module in quick:
+    fast: list[nn.Module] = [module for module in modules if wanted and type(module) is FastLinear]
+    for module in fast:
         module.__class__ = nn.Linear
     try:
         yield
     finally:
-        for module in quick:
-            module.__class__ = QuickLinear
+        for module in fast:
+            module.__class__ = FastLinear
 
 
 def optimizer_bytes(stage: str, trunk: ModelConfig) -> int:
-    """Bytes that AdamW moves in a step: reads weights, gradients and two moments, writes all but the gradients."""
+    """The bytes AdamW moves in a step: it reads weights, gradients and two moments, and writes all but gradients."""
     shapes = [] if stage == "reward" else list(model_shapes(RelevanceRanker, trunk).values())
     shapes += [] if stage == "pointwise" else list(model_shapes(PartialOrderModel, trunk).values())
     weights = sum(shape.numel() for shape in shapes)
@@ -138,7 +138,7 @@ def optimizer_bytes(stage: str, trunk: ModelConfig) -> int:
 
 
 def random_batch(shape: Shape, whole_lists: bool) -> ClipBatch:
-    """Random features and grades: whole lists, or of each clip the labels that its random pairs name."""
+    """Build a batch of random features and grades: whole lists, or only the labels in each clip's random pairs."""
     pairs = shape.pair_positions()
     positions = [torch.arange(shape.labels) if whole_lists else each.unique() for each in pairs]
     most = max(len(each) for each in positions)
@@ -183,7 +183,7 @@ def step_reward(learner: Learner[PartialOrderModel], batch: ClipBatch, config: R
         if plain:
             better = torch.where(batch.first_is_better.unsqueeze(-1), batch.pairs, batch.pairs.flip(-1))
             chosen, rejected = (
-                judge_slots(learner.model, batch, torch.cat([batch.pairs, order], dim=-1)).flatten()
+                score_slots(learner.model, batch, torch.cat([batch.pairs, order], dim=-1)).flatten()
                 for order in (better, better.flip(-1))
             )
         else:
@@ -199,17 +199,17 @@ def step_ppo(policy: PartialOrderPolicy, batch: ClipBatch) -> None:
 def step_ppo_plain(policy: PartialOrderPolicy, batch: ClipBatch) -> None:
     actor, critic = policy.actor, policy.critic
 
-    def look() -> tuple[Tensor, Tensor]:
+    def forward() -> tuple[Tensor, Tensor]:
         vectors = encode_slots(actor.model.encoder, batch, batch.pairs.flatten(1))
-        return actor.model.score(vectors).view(batch.pairs.shape), judge_slots(critic.model, batch, batch.pairs)
+        return actor.model.score(vectors).view(batch.pairs.shape), score_slots(critic.model, batch, batch.pairs)
 
     with torch.no_grad(), actor.autocast():
-        old_scores, old_value = look()
+        old_scores, old_value = forward()
         proposed = old_scores.argsort(dim=-1, descending=True, stable=True)
         order = torch.cat([batch.pairs, batch.pairs.gather(-1, proposed)], dim=-1)
-        reward = judge_slots(policy.frozen_reward.model, batch, order)
+        reward = score_slots(policy.frozen_reward.model, batch, order)
     with actor.autocast():
-        scores, value = look()
+        scores, value = forward()
     rollout = PairRollout(batch, old_scores, proposed, reward, old_value)
     losses = pair_losses(scores, value, rollout, policy.loss, actor.processes)
     actor.step(losses.policy_loss)
@@ -217,7 +217,7 @@ def step_ppo_plain(policy: PartialOrderPolicy, batch: ClipBatch) -> None:
 
 
 def encode_slots(encoder: LabelEncoder, batch: ClipBatch, slots: Tensor) -> Tensor:
-    """Encode each slot `[B, S]` by itself with its own copy of the clip's frames, as published: [B, S, D]."""
+    """Encode each slot `[B, S]` separately with a copy of the clip's frames, as published: [B, S, D]."""
     clips = torch.arange(len(batch), device=slots.device).unsqueeze(1).expand_as(slots).flatten()
     text = batch.text[clips, slots.flatten()].unsqueeze(1)
     vectors = encoder(text, batch.frames[clips])
@@ -225,8 +225,8 @@ def encode_slots(encoder: LabelEncoder, batch: ClipBatch, slots: Tensor) -> Tens
     return encoded
 
 
-def judge_slots(model: PartialOrderModel, batch: ClipBatch, order: Tensor) -> Tensor:
-    """Judge orders `[B, P, S]` of which each slot is encoded by itself: [B, P]."""
+def score_slots(model: PartialOrderModel, batch: ClipBatch, order: Tensor) -> Tensor:
+    """Score orders `[B, P, S]` with each slot encoded separately: [B, P]."""
     vectors = encode_slots(model.encoder, batch, order.flatten(1))
     own_slots = torch.arange(order[0].numel(), device=order.device).view(1, *order.shape[1:])
-    return model.judge(vectors, own_slots.expand(len(batch), -1, -1))
+    return model.score_orders(vectors, own_slots.expand(len(batch), -1, -1))

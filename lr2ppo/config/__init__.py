@@ -1,4 +1,4 @@
-"""What a run can be told: the validated tree of a stage (`schema`), read from YAML and overrides (`load`).
+"""The settings of a run: the validated config of a stage (`schema`), read from YAML and overrides (`load`).
 
 Imports: errors, files.
 """

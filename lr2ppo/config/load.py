@@ -1,4 +1,4 @@
-"""A stage's YAML file and overrides, read into the validated tree of `config.py`, and that tree as YAML again."""
+"""Load a stage's YAML file and overrides into the validated config of `schema.py`, and dump it as YAML."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,23 +12,23 @@ from pydantic import BaseModel, ValidationError
 from lr2ppo.config.schema import CONFIGS, Section
 from lr2ppo.errors import UserError
 
-# YAML may repeat a value in a value until no screen could hold it.
+# YAML aliases can expand a value to any size.
 SHORTENED = Repr()
 SHORTENED.maxstring = SHORTENED.maxother = 100
 
 
 def load_config(path: Path, stage: str, overrides: Sequence[str] = ()) -> Any:
-    """Read a stage's YAML file and apply overrides; returns that stage's config class.
+    """Read a stage's YAML file and apply overrides; return that stage's config.
 
     Raises `UserError` naming every key at fault, what was found there and what was wanted.
     """
     tree = _read_yaml(path)
     found_stage = tree.get("stage")
     if found_stage != stage:
-        raise UserError(f"{path}: stage: found {found_stage!r}, wanted {stage!r}; give this stage's own YAML file")
+        raise UserError(f"{path}: stage: found {found_stage!r}, wanted {stage!r}; give this stage's YAML file")
     tree.setdefault("preset", path.resolve().parent.name)
     schema = CONFIGS[stage]
-    # Names first: they decide which other keys of their section there are.
+    # Names first: they decide which other keys their section has.
     for override in sorted(overrides, key=lambda override: not override.partition("=")[0].endswith(".name")):
         _apply_override(tree, override, schema)
     try:
@@ -39,12 +39,12 @@ def load_config(path: Path, stage: str, overrides: Sequence[str] = ()) -> Any:
 
 
 def dump_config(config: Section) -> str:
-    """The resolved tree as YAML, in the order of the schema."""
+    """Return the resolved config as YAML, in the order of the schema."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def config_leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a config tree by their dotted keys."""
+    """Yield the values of a config tree with their dotted keys."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from config_leaves(value, f"{prefix}{key}.")
@@ -62,7 +62,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     except Exception as error:
-        # What is wrong with a single value, a date of month 13 or a number without digits, YAML lets through as it is.
+        # The parser does not wrap the errors of single values, such as a date of month 13 or a number without digits.
         raise UserError(f"{path}: is not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: found {type(tree).__name__}, wanted a YAML mapping of keys to values")
@@ -77,7 +77,7 @@ def _apply_override(tree: dict[str, Any], override: str, schema: type[Section]) 
     if key not in known and not any(name.startswith(key + ".") for name in known):
         raise UserError(f"{override}: unknown key {key!r}{_nearest(key, known)}")
     try:
-        # What is to be a text stays one: a run may be called 7 or on.
+        # A text setting stays a text: a run may be called 7 or on.
         value = text if _is_text(key, schema) else yaml.safe_load(text)
     except Exception as error:
         raise UserError(f"{override}: the value is not YAML: {error}") from None
@@ -88,7 +88,7 @@ def _apply_override(tree: dict[str, Any], override: str, schema: type[Section]) 
         if not isinstance(place, dict):
             raise UserError(f"{override}: {section} is {place!r} in the config file, wanted a section of keys")
     if last == "name" and sections and place.get("name") != value:
-        # The other keys of the section are those of the loss that the file names.
+        # The section's other keys belong to the loss named in the file.
         place.clear()
     place[last] = value
 
@@ -102,7 +102,7 @@ def _explain(fault: Mapping[str, Any], schema: type[Section]) -> str:
     if fault["type"] == "extra_forbidden":
         known = list(known_keys(schema))
         if key in known:
-            return f"{key}: is no key of what {key.rpartition('.')[0]}.name chooses; leave it out"
+            return f"{key}: is not a key of the chosen {key.rpartition('.')[0]}.name; remove it"
         return f"{key}: unknown key{_nearest(key, known)}"
     if fault["type"] == "missing":
         return f"{key}: is missing"
@@ -110,7 +110,7 @@ def _explain(fault: Mapping[str, Any], schema: type[Section]) -> str:
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?`, looking first among whole keys, then among their last parts."""
+    """`; did you mean ...?`, searching whole keys first, then their last parts."""
     sections = {name.rpartition(".")[0] for name in known} - {""}
     close = difflib.get_close_matches(key, [*sections, *known], n=1, cutoff=0.75)
     if not close:
@@ -120,7 +120,7 @@ def _nearest(key: str, known: Sequence[str]) -> str:
 
 
 def _key_of(location: Sequence[str | int], schema: type[BaseModel]) -> str:
-    """The dotted key of a fault, without the tags by which pydantic tells the members of a union apart."""
+    """The dotted key of a fault, without the tags that pydantic adds for the members of a union."""
     parts: list[str] = []
     sections: list[type[BaseModel]] = [schema]
     is_union = False
@@ -136,19 +136,19 @@ def _key_of(location: Sequence[str | int], schema: type[BaseModel]) -> str:
 
 
 def _names_of(section: type[BaseModel]) -> Sequence[str]:
-    """The values that a section's field `name` may have, where it is a literal."""
+    """The values that a section's field `name` may have, if it is a literal."""
     field = section.model_fields.get("name")
     return [] if field is None else [value for value in get_args(field.annotation) if isinstance(value, str)]
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that a field may hold: one, several where it is a union of them, none where it holds a value."""
+    """The sections that a field may hold: one, several if it is a union, none if it holds a value."""
     members = [getattr(each, "__origin__", each) for each in get_args(annotation) or (annotation,)]
     return [each for each in members if isinstance(each, type) and issubclass(each, BaseModel)]
 
 
 def _is_text(key: str, schema: type[BaseModel]) -> bool:
-    """Whether a key's value is a text, or a text that may be missing."""
+    """Whether a key's value is a text or an optional text."""
     name, _, rest = key.partition(".")
     field = schema.model_fields.get(name)
     if field is None:
@@ -159,7 +159,7 @@ def _is_text(key: str, schema: type[BaseModel]) -> bool:
 
 
 def known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key that a config may have."""
+    """Yield every dotted key that a config may have."""
     for name, field in schema.model_fields.items():
         sections = _sections(field.annotation)
         if sections:

@@ -1,4 +1,4 @@
-"""What a run can be told: one validated tree a stage, from a YAML file and `key.sub=value` overrides."""
+"""The settings of a run: one validated config per stage, from a YAML file and `key.sub=value` overrides."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,7 +18,7 @@ FileNames = Annotated[
 
 
 class Section(BaseModel):
-    """A part of the tree: refuses unknown keys and never changes once read."""
+    """A section of the config: refuses unknown keys and is immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
@@ -26,12 +26,12 @@ class Section(BaseModel):
     @classmethod
     def _check_text(cls, value: Any) -> Any:
         if isinstance(value, str) and UNWRITABLE.search(value):
-            raise ValueError("holds a character that no file's name can")
+            raise ValueError("holds a character that file names cannot have")
         return value
 
 
 def _name_or(default: str) -> Discriminator:
-    """Tell the members of a union by their `name`; configs of earlier versions have none and mean the default."""
+    """Select the member of a union by its `name`; configs of earlier versions have none and get the default."""
     return Discriminator(
         lambda value: str(value.get("name", default)) if isinstance(value, dict) else getattr(value, "name", None)
     )
@@ -48,7 +48,7 @@ class DataConfig(Section):
     frames: Count
     frame_order: Literal["even", "random"]
     workers: Annotated[int, Field(ge=0)]
-    # Runs made before there was a choice tell none.
+    # Configs of earlier versions lack this key.
     strict: bool = True
 
 
@@ -75,15 +75,15 @@ class ModelConfig(Section):
 
     @property
     def clip_frames(self) -> int:
-        """How many frames of a clip the frame tokens are of."""
+        """The number of frames per clip that the frame tokens come from."""
         return max(1, self.frames // self.tokens_per_frame)
 
-    def misfits(
+    def mismatches(
         self, *, text_width: int, image_width: int, tokens_per_frame: int, frames: int | None = None
     ) -> list[str]:
-        """What of some features is not what the model takes, each as `what found, wanted other`.
+        """How features differ from what the model takes, each as `what found, wanted other`.
 
-        `frames` is how many of a clip are read, where that is known: it matters to the flatten head.
+        `frames` is the number of frames read per clip, if known; only the flatten head depends on it.
         """
         wanted = {
             "text width": (text_width, self.text_width or self.width),
@@ -96,7 +96,7 @@ class ModelConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW with linear warm-up, then linear decay to 0; gradients of a larger norm are scaled down to it."""
+    """AdamW with linear warm-up, then linear decay to 0; `clip_gradients` is the maximum gradient norm."""
 
     learning_rate: NotNegative
     weight_decay: NotNegative
@@ -105,7 +105,7 @@ class OptimizerConfig(Section):
 
 
 class TrainingSettings(Section):
-    """What every stage's training has."""
+    """Training settings that every stage has."""
 
     epochs: Count
     clips_per_batch: Count
@@ -114,12 +114,12 @@ class TrainingSettings(Section):
 
 class PointwiseTraining(OptimizerConfig, TrainingSettings):
     max_labels: Count
-    # Runs of earlier versions always filled.
+    # Earlier versions always filled lists.
     fill_lists: bool = True
 
 
 class LossConfig(Section):
-    """A loss by its name in `lr2ppo.losses`, and its parameters."""
+    """The name of a loss in `lr2ppo.losses`, and its parameters."""
 
     name: str
 
@@ -160,7 +160,7 @@ PreferenceLoss = Annotated[Annotated[Hinge, Tag("hinge")] | Annotated[Logistic, 
 
 
 class PPOOptimizer(OptimizerConfig):
-    """A schedule that advances once an update; laid out over the run's own updates where no number is given."""
+    """An optimizer whose schedule advances once per update; null spans the run's own updates."""
 
     schedule_updates: Count | None
 
@@ -188,7 +188,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 class ComputeConfig(Section):
-    """How the same mathematics is computed: precision, memory and the work of several processes."""
+    """How the computation runs: precision, memory and parallelism over processes."""
 
     precision: Precision
     accumulate: Count
@@ -199,7 +199,7 @@ class ComputeConfig(Section):
 
 
 class SafetyConfig(Section):
-    """When a run's whole state is written, how many such checkpoints are kept, and what happens to numbers gone bad."""
+    """When checkpoints are written, how many are kept, and what to do if a loss or gradient is not finite."""
 
     checkpoint_steps: Count | None
     checkpoint_minutes: Positive | None
@@ -208,7 +208,7 @@ class SafetyConfig(Section):
 
 
 class RunConfig(Section):
-    """What every training run has; `preset` is the folder of the YAML file where none is given."""
+    """Settings that every training run has; `preset` defaults to the name of the YAML file's folder."""
 
     stage: str
     preset: str
@@ -242,7 +242,7 @@ class RewardConfig(RunConfig):
 
 
 class PPOConfig(RunConfig):
-    """Stage 3; the models' shapes are those of the runs it starts from."""
+    """Stage 3; the models have the shapes of the runs it starts from."""
 
     stage: Literal["ppo"]
     ranker: str
@@ -252,7 +252,7 @@ class PPOConfig(RunConfig):
 
 
 class EvaluateConfig(Section):
-    """Which run is evaluated on which split; where `root` is null, on the clips the run itself was made for."""
+    """Which run is evaluated on which split; if `root` is null, on the data that the run was trained on."""
 
     stage: Literal["evaluate"]
     preset: str

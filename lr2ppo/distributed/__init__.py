@@ -1,4 +1,4 @@
-"""Several processes: their group, their launcher and the signals that stop them.
+"""Multiple processes: the process group, the launcher and stop signals.
 
 Imports: config, errors.
 """

@@ -1,9 +1,9 @@
-"""torchrun with one process a GPU by default, whose failures end as the stage ended: its message and exit code."""
+"""torchrun with one process per GPU by default; a failed stage ends it with the stage's message and exit code."""
 
 import signal
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # Importing torch takes seconds, in which Ctrl-C is to leave no traceback.
+    # Importing torch takes seconds; Ctrl-C should not print a traceback then.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import logging
@@ -24,18 +24,18 @@ from torch.distributed.elastic.multiprocessing.api import PContext, SignalExcept
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
-from lr2ppo.distributed.signals import SAME_SIGNAL_SECONDS, STOPPING_SIGNALS, heeded_signals
+from lr2ppo.distributed.signals import SAME_SIGNAL_SECONDS, STOPPING_SIGNALS, handled_signals
 from lr2ppo.errors import UserError, raise_faults, reports_user_errors
 
 SEVERAL_NODES = "NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 MASTER_PORT=29500"
 HIGHEST_PORT = 65535
 NOTHING = "nothing"
-# How long processes have to finish a step and write a checkpoint when the run is to stop.
+# How long processes have to finish a step and write a checkpoint when the run is asked to stop.
 SECONDS_TO_STOP = 45
 
 
 def count_processes() -> int:
-    """How many processes this machine runs: `NPROC`, else one a GPU, else one."""
+    """The number of processes on this machine: `NPROC`, else one per GPU, else one."""
     wanted = os.environ.get("NPROC")
     if wanted is None:
         return torch.cuda.device_count() or 1
@@ -45,7 +45,7 @@ def count_processes() -> int:
 
 
 def count_nodes() -> int:
-    """How many machines the run is on: `NNODES`, else one."""
+    """The number of machines of the run: `NNODES`, else one."""
     wanted = os.environ.get("NNODES", "1")
     if not _is_whole(wanted, 1):
         raise UserError(f"NNODES: found {wanted!r}, wanted a whole number of machines, such as {SEVERAL_NODES}")
@@ -53,9 +53,10 @@ def count_nodes() -> int:
 
 
 def rendezvous_arguments(nodes: int) -> list[str]:
-    """torchrun's arguments that say how processes find each other: on one machine by themselves.
+    """torchrun's rendezvous arguments: standalone on one machine.
 
-    On several by `NODE_RANK`, `MASTER_ADDR` and `MASTER_PORT`; raises `UserError` where one of them cannot be used.
+    On several machines they come from `NODE_RANK`, `MASTER_ADDR` and `MASTER_PORT`; raises `UserError` if one of these
+    cannot be used.
     """
     if nodes == 1:
         return ["--standalone"]
@@ -72,30 +73,30 @@ def rendezvous_arguments(nodes: int) -> list[str]:
 
 
 def stop_options() -> list[str]:
-    """torchrun's arguments that say which signals stop a run, and how long its processes then have.
+    """Return torchrun's arguments for the stopping signals and the time that processes have to stop.
 
-    A torch whose launcher lacks one of them has its launcher changed to do the same.
+    If torch's launcher lacks one of them, patch the launcher to do the same.
     """
     known, options = get_args_parser().format_help(), []
     if "--signals-to-handle" in known:
-        options.append(f"--signals-to-handle={','.join(number.name for number in heeded_signals())}")
+        options.append(f"--signals-to-handle={','.join(number.name for number in handled_signals())}")
     else:
-        _handle_heeded_signals()
+        _patch_signals()
     if "--shutdown-timeout" in known:
         options.append(f"--shutdown-timeout={SECONDS_TO_STOP}")
     else:
-        _wait_for_processes()
+        _patch_timeout()
     return options
 
 
-def _handle_heeded_signals() -> None:
-    heeded, start = heeded_signals(), SubprocessContext._start
-    others = {number: signal.getsignal(number) for number in {*STOPPING_SIGNALS, signal.SIGQUIT} - {*heeded}}
+def _patch_signals() -> None:
+    handled, start = handled_signals(), SubprocessContext._start
+    others = {number: signal.getsignal(number) for number in {*STOPPING_SIGNALS, signal.SIGQUIT} - {*handled}}
 
     def start_processes(self: SubprocessContext) -> None:
-        # The launcher has just set its handler for a fixed list of signals. Processes inherit which are ignored.
+        # The launcher has just set its handler for a fixed list of signals. Processes inherit ignored signals.
         handler = signal.getsignal(signal.SIGTERM)
-        for number in heeded:
+        for number in handled:
             signal.signal(number, handler)
         for number, before in others.items():
             signal.signal(number, before)
@@ -104,7 +105,7 @@ def _handle_heeded_signals() -> None:
     SubprocessContext._start = start_processes  # type: ignore[method-assign]
 
 
-def _wait_for_processes() -> None:
+def _patch_timeout() -> None:
     close = PContext.close
 
     def close_in_time(self: PContext, death_sig: signal.Signals | None = None, timeout: int = SECONDS_TO_STOP) -> None:
@@ -119,7 +120,7 @@ def _is_whole(text: str, least: int, most: int | None = None) -> bool:
 
 @contextmanager
 def ended_by_second_signal() -> Iterator[None]:
-    """Within it, a second stopping signal kills all processes at once, whatever the launcher waits for."""
+    """Within the context, a second stopping signal kills all processes immediately."""
     woken, waking = socket.socketpair()
     waking.setblocking(False)
 
@@ -135,7 +136,7 @@ def ended_by_second_signal() -> Iterator[None]:
                 os._exit(128 + number[0])
 
     threading.Thread(target=watch, daemon=True).start()
-    # Told of signals beside the launcher's own handlers, which wait for the processes to end.
+    # Receives signals in addition to the launcher's handlers, which wait for the processes to end.
     before = signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
     try:
         yield
@@ -147,19 +148,19 @@ def ended_by_second_signal() -> Iterator[None]:
 def _kill_children() -> None:
     for children in Path("/proc/self/task").glob("*/children"):
         for child in children.read_text().split():
-            # Each leads a group of its own, in which are the processes that read ahead.
+            # Each leads a process group, which includes its data-loading workers.
             os.killpg(int(child), signal.SIGKILL)
 
 
 def run_in_processes(work: Callable[[], None], command: Sequence[str], restarts: int = 0) -> None:
-    """Do the work in this process where it is alone; otherwise start `command` in as many processes as are asked for.
+    """Do the work in this process if one is enough; otherwise start `command` in the requested number of processes.
 
     `command` is what follows `python` on a command line that calls this function again, which then does the work.
-    Processes that fail are started again, up to `restarts` times. Raises `UserError` where the environment asks for
-    processes that there cannot be.
+    Failed processes are restarted up to `restarts` times. Raises `UserError` if the environment's process settings
+    cannot be used.
     """
     if is_started() or (count_processes() == count_nodes() == 1 and not restarts):
-        # A single process needs no launcher above it.
+        # A single process needs no launcher.
         work()
     else:
         start(command, restarts)
@@ -171,21 +172,21 @@ def is_started() -> bool:
 
 
 def start(command: Sequence[str], restarts: int = 0) -> None:
-    """Run a command, as torchrun takes it, in as many processes as the environment asks for.
+    """Run a torchrun command in the number of processes that the environment requests.
 
-    Exits with 2 where the command refused its input, else as the failed process.
+    Exits with 2 if the command refused its input, else with the exit code of the failed process.
     """
     processes, nodes = count_processes(), count_nodes()
     rendezvous = rendezvous_arguments(nodes)
-    # Processes share the machine's cores; torchrun would give each one thread.
+    # Share the machine's cores among the processes; torchrun would give each one thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    # Processes that are started again would else find the addresses of those that ended, and wait for them.
+    # Otherwise restarted processes would find the addresses of ended ones, and wait for them.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     safety = [f"--max-restarts={restarts}", *stop_options()]
-    # Processes begin as this one did, so that Ctrl-C leaves no traceback in them either.
+    # Processes start through this module, so that Ctrl-C prints no traceback in them either.
     command = ["-m", "lr2ppo.distributed.launch"] * ("-m" in command[:1]) + [*command]
     arguments = get_args_parser().parse_args([*rendezvous, f"--nproc-per-node={processes}", *safety, *command])
     try:
@@ -195,10 +196,10 @@ def start(command: Sequence[str], restarts: int = 0) -> None:
         sys.exit(128 + stopped.sigval)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        # A process that was asked to stop has said so itself.
+        # A process that was asked to stop has reported it.
         if failure.exitcode not in {2, *(128 + number for number in STOPPING_SIGNALS)}:
             how = (
-                f"was ended by signal {-failure.exitcode}"
+                f"was killed by signal {-failure.exitcode}"
                 if failure.exitcode < 0
                 else f"ended with exit code {failure.exitcode}"
             )
@@ -222,9 +223,9 @@ def run_module(name: str, *arguments: str) -> None:
 
 @reports_user_errors
 def main() -> None:
-    """Run the module that `-m` names: here, in a process that was started for it, or in as many as are asked for.
+    """Run the module given with `-m` in the requested number of processes, or here if this is one of them.
 
-    Without `-m`, takes torchrun's own arguments.
+    Without `-m`, takes torchrun's arguments.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Processes and devices: one process on its own, or several started by torchrun."""
+"""Processes and devices: a single process, or several started by torchrun."""
 
 import ctypes
 import os
@@ -20,16 +20,16 @@ from lr2ppo.config.schema import Precision
 from lr2ppo.errors import UserError
 
 T = TypeVar("T")
-# Of Linux's prctl(2): the signal that a process gets when its parent ends.
+# Option of Linux's prctl(2): the signal that a process gets when its parent ends.
 PR_SET_PDEATHSIG = 1
-# What gloo says where another process has ended.
+# gloo's messages when another process has ended.
 PEER_LOST = r"(?i)connection (closed|reset|refused)|broken pipe|read error|timed out"
-PATIENCE_SECONDS = 5
+SECONDS_FOR_LAUNCHER = 5
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the run."""
+    """This process and its process group: rank, world size and device."""
 
     rank: int
     world_size: int
@@ -40,18 +40,18 @@ class Processes:
         return self.rank == 0
 
     def mesh(self) -> DeviceMesh:
-        """All processes of the run in a row."""
+        """The one-dimensional device mesh of all processes of the run."""
         return init_device_mesh(self.device.type, (self.world_size,))
 
     def all_reduce(self, value: Tensor) -> Tensor:
-        """The sum of every process's value, on every process; gradients run back into each process's own."""
+        """Return the sum of all processes' values, on every process; gradients flow back to each process's value."""
         if self.world_size == 1:
             return value
         summed: Tensor = _AllReduce.apply(value)
         return summed
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, by rank, on every process."""
+        """Gather the values of all processes, by rank, on every process."""
         if self.world_size == 1:
             return [value]
         values = [value] * self.world_size
@@ -59,7 +59,7 @@ class Processes:
         return values
 
     def max(self, value: int) -> int:
-        """The highest of every process's values, on every process."""
+        """Return the maximum of all processes' values, on every process."""
         if self.world_size == 1:
             return value
         highest = torch.tensor(value, device=self.device)
@@ -67,17 +67,17 @@ class Processes:
         return int(highest.item())
 
     def barrier(self) -> None:
-        """Return once every process has called this."""
+        """Wait until every process has called this."""
         self.max(0)
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """The mean over processes of each value."""
+        """Return the mean of each value over processes."""
         gathered = self.gather(values)
         return {key: sum(each[key] for each in gathered) / len(gathered) for key in values}
 
 
 class _AllReduce(torch.autograd.Function):
-    """The sum over processes, whose gradient is the sum of all processes' gradients."""
+    """All-reduce sum whose gradient is the all-reduced sum of the gradients."""
 
     @staticmethod
     def forward(context: Any, value: Tensor) -> Tensor:
@@ -94,12 +94,12 @@ class _AllReduce(torch.autograd.Function):
 
 @contextmanager
 def join_processes(device: str) -> Iterator[Processes]:
-    """Join the run's process group on a device (`auto`: the GPU of this process's number, else the CPU)."""
+    """Join the run's process group on a device (`auto`: the GPU of this process's local rank, else the CPU)."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if world_size > 1 and platform.system() == "Linux":
-        # Where the launcher is killed, nobody else would stop what it started.
+        # If the launcher is killed, nothing else stops the processes it started.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if world_size > 1:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=world_size)
@@ -108,8 +108,8 @@ def join_processes(device: str) -> Iterator[Processes]:
     except RuntimeError as error:
         if world_size == 1 or not (isinstance(error, dist.DistBackendError) or re.search(PEER_LOST, str(error))):
             raise
-        # The launcher is to see first which process it was that ended, and stops this one.
-        time.sleep(PATIENCE_SECONDS)
+        # Let the launcher first see which process ended; it then stops this one.
+        time.sleep(SECONDS_FOR_LAUNCHER)
         raise SystemExit(1) from None
     finally:
         if dist.is_initialized():
@@ -117,7 +117,7 @@ def join_processes(device: str) -> Iterator[Processes]:
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device called `name`; `auto` is a GPU where there is one."""
+    """Return the device called `name`; `auto` is a GPU if there is one. Raises `UserError` if it is not available."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -126,7 +126,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         raise UserError(f"device: found {name!r}, wanted auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(f"device: {name} was asked for, but torch finds no GPU; use device=auto or device=cpu")
+            raise UserError(f"device: found {name}, but torch finds no GPU; use device=auto or device=cpu")
         device = device if device.index is not None else torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
         # Products in float32 may use the tensor cores' TF32.
@@ -135,7 +135,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """What a precision means on a device: `auto` is bf16 on a GPU that has it, else fp32."""
+    """Resolve a precision on a device: `auto` is bf16 on a GPU that supports it, else fp32."""
     if precision != "auto":
         return precision
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -143,6 +143,6 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Within it, matrix products are computed in a precision."""
+    """Return the autocast context of a precision for matrix products."""
     in_bf16 = resolve_precision(precision, device) == "bf16"
     return torch.autocast(device.type, torch.bfloat16) if in_bf16 else nullcontext()

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it finishes its step, writes a checkpoint and ends with 128 + the signal's number."""
+"""Signals that stop a run: it finishes its step, writes a checkpoint and exits with 128 + the signal's number."""
 
 import os
 import signal
@@ -10,23 +10,23 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-# Ctrl-C, a kill, a closed terminal, and the warning that Slurm sends before a job's time is over.
+# Ctrl-C, a kill, a closed terminal, and Slurm's warning before a job's time limit.
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-# Slurm and the launcher may both hand the same signal on.
+# Slurm and the launcher may both forward the same signal.
 SAME_SIGNAL_SECONDS = 1.0
-NOTICE = b"\nasked to stop: finishing this step and writing a checkpoint; once more ends the run at once\n"
+NOTICE = b"\nstopping: finishing this step and writing a checkpoint; a second signal kills the run\n"
 
 
-def heeded_signals() -> list[signal.Signals]:
-    """Those of them that whoever started this process has not had ignored, as `nohup` does with a closed terminal."""
+def handled_signals() -> list[signal.Signals]:
+    """The stopping signals that this process does not ignore, as `nohup` makes it ignore a closed terminal."""
     return [number for number in STOPPING_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextmanager
 def ended_by_interrupt() -> Iterator[None]:
-    """Within it, Ctrl-C ends this process at once and without a word: for imports, which take seconds.
+    """Within the context, Ctrl-C ends this process immediately without output: for imports, which take seconds.
 
-    Behind it, Ctrl-C is a KeyboardInterrupt, unless it was something else before.
+    Afterwards, Ctrl-C raises KeyboardInterrupt, unless another handler was set before.
     """
     if signal.getsignal(signal.SIGINT) not in (signal.default_int_handler, signal.SIG_DFL):
         yield
@@ -39,17 +39,17 @@ def ended_by_interrupt() -> Iterator[None]:
 
 
 class StopRequest:
-    """Within it, the first stopping signal is noted in `signal`, else 0; a second one ends the process at once."""
+    """Within the context, `signal` is the first stopping signal, or 0; a second one kills the process."""
 
-    def __init__(self, talks: bool) -> None:
-        """`talks` where this process is the one that writes to the screen."""
+    def __init__(self, prints: bool) -> None:
+        """Set `prints` in the process that prints to the screen."""
         self.signal = 0
         self._noted = 0.0
-        self._talks = talks
+        self._prints = prints
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._note) for number in heeded_signals()}
+        self._before = {number: signal.signal(number, self._note) for number in handled_signals()}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -63,15 +63,15 @@ class StopRequest:
                 os.kill(os.getpid(), number)
             return
         self.signal, self._noted = number, time.monotonic()
-        if self._talks:
-            # Not print: the signal may have come within one.
+        if self._prints:
+            # Not print: the signal may have interrupted a print.
             os.write(2, NOTICE)
 
 
 @contextmanager
 def forwarded_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Within it, stopping signals go on to a process that this one waits for."""
-    before = {number: signal.signal(number, lambda sent, _: process.send_signal(sent)) for number in heeded_signals()}
+    """Within the context, stopping signals are forwarded to a child process."""
+    before = {number: signal.signal(number, lambda sent, _: process.send_signal(sent)) for number in handled_signals()}
     try:
         yield
     finally:
@@ -80,15 +80,15 @@ def forwarded_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def follow_training_process(*_: object) -> None:
-    """Leave it to the training process to stop, and end with it without a word: for processes that read ahead."""
+    """Make a data-loading worker ignore stopping signals and end quietly with its training process."""
     for number in STOPPING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    tell = sys.excepthook
+    report = sys.excepthook
 
-    def tell_others(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
-        # What the thread that hands over what was read meets where the training process is killed; errors of the
-        # reading itself go another way.
+    def report_others(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+        # The thread that sends batches raises these if the training process is killed; errors of the reading itself
+        # are reported elsewhere.
         if not issubclass(kind, ConnectionError | EOFError):
-            tell(kind, error, at)
+            report(kind, error, at)
 
-    sys.excepthook = tell_others
+    sys.excepthook = report_others

@@ -113,10 +113,12 @@ def open_encoders(
         )
     if model.head == "flatten":
         text.max_tokens = min(text.max_tokens, model.text_tokens)
-    misfits = model.misfits(text_width=text.width, image_width=image.width, tokens_per_frame=image.tokens_per_frame)
-    if misfits:
+    mismatches = model.mismatches(
+        text_width=text.width, image_width=image.width, tokens_per_frame=image.tokens_per_frame
+    )
+    if mismatches:
         raise UserError(
-            f"{run}: features do not fit its model: found {'; '.join(misfits)} ({text_path}, {image_path}); {HINT}"
+            f"{run}: features do not fit its model: found {'; '.join(mismatches)} ({text_path}, {image_path}); {HINT}"
         )
     return ClipEncoder(text.to(device), image.to(device), found)
 

@@ -12,7 +12,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from lr2ppo.encoders.weights.vit import load_vit
-from lr2ppo.ops.linear import quicken
+from lr2ppo.ops.linear import use_fast_linear
 
 FrameTokens = Literal["class", "patches"]
 # Patch tokens are averaged to a grid of this many rows and columns per frame.
@@ -25,7 +25,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, model: VisionTransformer, frame_tokens: FrameTokens = "class") -> None:
         super().__init__()
         self.model = model.eval()
-        quicken(self.model)
+        use_fast_linear(self.model)
         self.frame_tokens = frame_tokens
         self.transform = create_transform(**resolve_model_data_config(model), is_training=False)
 

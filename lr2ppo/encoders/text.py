@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerFast, 
 from lr2ppo.encoders.weights.files import read_json
 from lr2ppo.encoders.weights.roberta import UNUSED_POSITIONS, load_roberta
 from lr2ppo.errors import UserError
-from lr2ppo.ops.linear import quicken
+from lr2ppo.ops.linear import use_fast_linear
 
 MAX_TOKENS = 196
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -33,7 +33,7 @@ class TextEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model.eval()
-        quicken(self.model)
+        use_fast_linear(self.model)
         self.tokenizer_folder = tokenizer_folder
         self._tokenizer = tokenizer
         self.max_tokens = min(max_tokens, model.config.max_position_embeddings - UNUSED_POSITIONS)

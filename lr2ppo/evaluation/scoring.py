@@ -134,7 +134,8 @@ def pair_margins(model: PartialOrderModel, vectors: Tensor) -> tuple[Tensor, Ten
         margins = []
         for part in torch.arange(len(first), device=vectors.device).split(PAIRS_PER_CHUNK):
             orders = torch.stack([torch.cat([shown[part], proposed[part]], 1) for proposed in (forward, backward)])
-            rewards = model.judge(vectors, orders.flatten(0, 1).expand(len(vectors), -1, -1)).unflatten(1, (2, -1))
+            orders = orders.flatten(0, 1).expand(len(vectors), -1, -1)
+            rewards = model.score_orders(vectors, orders).unflatten(1, (2, -1))
             margins.append(rewards[:, 0] - rewards[:, 1])
         both_ways.append(torch.cat(margins, 1))
     return torch.stack(both_ways), pairs

@@ -6,7 +6,7 @@ from typing import Any
 
 from lr2ppo.evaluation.comparison import METRIC_TITLES
 from lr2ppo.evaluation.results import read_by_split
-from lr2ppo.files import write_whole
+from lr2ppo.files import write_atomically
 from lr2ppo.inference.onnx import OnnxReport
 from lr2ppo.inference.trained import Trained
 from lr2ppo.models.weights import describe_model
@@ -24,7 +24,7 @@ def write_card(trained: Trained, path: Path, out: Path, onnx: OnnxReport | None)
             f"tokens, image width]`, `frame_mask` to `scores [clips, labels]`; {onnx}."
         )
     text = "\n\n".join(parts) + "\n"
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def _what(trained: Trained) -> str:

@@ -27,7 +27,7 @@ from lr2ppo.inference.labels import RankedLabel, check_labels
 from lr2ppo.inference.trained import Trained, open_trained
 from lr2ppo.models import PartialOrderModel
 from lr2ppo.models.weights import describe_model, load_kind, load_model
-from lr2ppo.ops.linear import quicken
+from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.tensors import fingerprint
 
 CLIPS_AT_ONCE = 8
@@ -60,7 +60,7 @@ class LabelRanker:
 
     def __init__(self, trained: Trained, clips: ClipEncoder, device: torch.device) -> None:
         self._trained, self._use, self._clips, self._device = trained, trained.use, clips, device
-        self._model = quicken(load_model(trained.weights)).to(device)
+        self._model = use_fast_linear(load_model(trained.weights)).to(device)
         self._exact = self._model.encoder.config.head == "flatten"
 
     @classmethod
@@ -167,7 +167,7 @@ class LabelRanker:
             return self._model
         if self._trained.reward is None:
             raise UserError(self._trained.no_reward)
-        return quicken(load_kind(self._trained.reward, PartialOrderModel)).to(self._device)
+        return use_fast_linear(load_kind(self._trained.reward, PartialOrderModel)).to(self._device)
 
     def encode(self, queries: Sequence[Query]) -> ClipBatch:
         """Encode several clips as the batch that models read, as from a data set."""

@@ -1,6 +1,6 @@
-"""Every loss, as pure functions of tensors; imports nothing but torch.
+"""All losses, as pure functions of tensors; imports only torch.
 
-A config names a loss by its key in one of the tables; its parameters are the function's own.
+A config names a loss by its key in one of the tables; its parameters are those of the function.
 """
 
 from collections.abc import Callable, Mapping

@@ -12,7 +12,7 @@ from lr2ppo.losses.reduction import Total, mean, this_process
 
 @dataclass(frozen=True)
 class PPOLosses:
-    """The losses of a stage 3 update (scalars) and what they were made of (one value a pair)."""
+    """The losses of a stage 3 update (`policy_loss`, `value_loss`, `rank_loss`: scalars) and their terms (per pair)."""
 
     policy_loss: Tensor
     value_loss: Tensor
@@ -40,13 +40,13 @@ def ppo_losses(
     value_clip: float = 0.5,
     total: Total = this_process,
 ) -> PPOLosses:
-    """Stage 3: the actor's and the critic's loss over label pairs (paper section 3.4).
+    """Compute the actor's and the critic's loss over label pairs (stage 3, paper section 3.4).
 
     Shapes: scores, old_scores: [pairs, 2] float, the pair's scores now and at the rollout; proposed: [pairs, 2] long,
-    positions 0 and 1 in the order the rollout proposed; reward, value, old_value: [pairs] float. `total` adds up a
+    positions 0 and 1 in the order the rollout proposed; reward, value, old_value: [pairs] float. `total` sums a
     tensor over the processes that share a batch; means are over all their pairs.
     `weighting="batch"` is the published objective: the mean hinge over violated pairs, times each pair's |advantage|;
-    `"pair"` weighs each pair's own hinge by its own |advantage| and averages over violated pairs.
+    `"pair"` weights each pair's hinge by its |advantage| and averages over violated pairs.
     """
     old_log_policy, log_policy = old_scores.log_softmax(-1), scores.log_softmax(-1)
     kl = (old_log_policy.exp() * (old_log_policy - log_policy)).sum(-1)

@@ -12,7 +12,7 @@ def smooth_l1_loss(
 ) -> Tensor:
     """Mean smooth-L1 distance between scores and grades: quadratic below `beta`, linear above.
 
-    Shapes: scores, grades: [batch, labels] float; mask: [batch, labels] bool, False on padding. `total` adds up a
+    Shapes: scores, grades: [batch, labels] float; mask: [batch, labels] bool, False on padding. `total` sums a
     tensor over the processes that share a batch; the mean is over all their labels.
     """
     loss = F.smooth_l1_loss(scores, grades.to(scores.dtype), beta=beta, reduction="none")
@@ -22,7 +22,7 @@ def smooth_l1_loss(
 def ranknet_loss(scores: Tensor, grades: Tensor, mask: Tensor | None = None, total: Total = this_process) -> Tensor:
     """Mean logistic loss of the score differences of all label pairs of different grades (Burges et al. 2005).
 
-    Shapes and `total` as of `smooth_l1_loss`; 0 where no list has such a pair.
+    Shapes and `total` as in `smooth_l1_loss`; 0 if no list has such a pair.
     """
     better = grades.unsqueeze(-1) > grades.unsqueeze(-2)
     if mask is not None:

@@ -9,7 +9,7 @@ Total = Callable[[Tensor], Tensor]
 
 
 def this_process(value: Tensor) -> Tensor:
-    """The total over processes where there is one."""
+    """The total over a single process: the value itself."""
     return value
 
 

@@ -1,4 +1,4 @@
-"""The trunk all models share: a clip's labels, description and frames become one vector a label."""
+"""The trunk that all models share: it encodes a clip's labels, description and frames into one vector per label."""
 
 import math
 from typing import cast
@@ -12,10 +12,10 @@ from lr2ppo.ops.packing import Rows, lay_out
 
 
 class LabelEncoder(nn.Module):
-    """Each label's text tokens query the clip's frames; a head turns the fused tokens into one vector a label.
+    """Encode each label: its text tokens query the clip's frames, and a head turns the fused tokens into one vector.
 
-    The head `flatten` is the published one and takes exactly `text_tokens` tokens and `frames` frames; `pooled`
-    takes any number of both.
+    The published head, `flatten`, takes at most `text_tokens` tokens and exactly `frames` frames; `pooled` takes any
+    number of both.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -52,14 +52,13 @@ class LabelEncoder(nn.Module):
         """Encode every label of every clip once.
 
         Shapes: text: [B, L, T, text width]; frames: [B, F, image width]; masks: [B, L, T] and [B, F] bool, False on
-        padding, a label without tokens being padding of the list; label_span: [B, L, 2] long, where the label's own
-        words start and stop among its tokens (None: behind the first token, as in RoBERTa's `<s> label`).
-        Returns [B, L, D].
+        padding (a label without tokens pads the list); label_span: [B, L, 2] long, the start and stop of the label's
+        words among its tokens (None: after the first token, as in RoBERTa's `<s> label`). Returns [B, L, D].
         """
         projected_frames = self.image_proj(frames)
         if self.config.head == "pooled":
             projected_frames = projected_frames + self._frame_positions(projected_frames)
-        # The labels' tokens of a clip stand in one row: no frame is repeated for a label. Padding has no place in it.
+        # All label tokens of a clip form one row without padding, so that frames are not repeated per label.
         packing = None if text_mask is None else lay_out(text_mask)
         tokens = text.flatten(1, 2) if packing is None else packing.pack(text)
         fused = self.fusion(self.text_proj(tokens), projected_frames, frame_mask, packing)
@@ -74,7 +73,7 @@ class LabelEncoder(nn.Module):
         return cast(Tensor, self.head(fused, projected_frames, first, packing, frame_mask))
 
     def _start_aligned(self) -> None:
-        """Start both projections equal, and keys equal to queries: what the encoders aligned is found at once."""
+        """Initialize both projections equal, and keys equal to queries, to start from the encoders' alignment."""
         shapes = {name: tensor.shape for name, tensor in self.text_proj.state_dict().items()}
         if shapes == {name: tensor.shape for name, tensor in self.image_proj.state_dict().items()}:
             self.image_proj.load_state_dict(self.text_proj.state_dict())
@@ -82,7 +81,7 @@ class LabelEncoder(nn.Module):
         attention.keys.load_state_dict(attention.queries.state_dict())
 
     def _frame_positions(self, frames: Tensor) -> Tensor:
-        """Sines and cosines of a frame's place in time, the same for all tokens of a frame: [F, D]."""
+        """Sinusoidal embeddings of frame positions in time, the same for all tokens of a frame: [F, D]."""
         width = frames.shape[-1]
         time = torch.arange(frames.shape[1], device=frames.device) // self.config.tokens_per_frame
         rates = torch.exp(torch.arange(0, width, 2, device=frames.device) * (-math.log(10000.0) / width))
@@ -91,7 +90,7 @@ class LabelEncoder(nn.Module):
 
 
 class FlattenHead(nn.Module):
-    """All fused tokens and projected frames in one long row, through an MLP (the published head)."""
+    """An MLP over all fused tokens and projected frames, concatenated (the published head)."""
 
     def __init__(self, width: int, text_tokens: int, frames: int) -> None:
         super().__init__()
@@ -103,7 +102,7 @@ class FlattenHead(nn.Module):
     ) -> Tensor:
         """Shapes: fused: [B, L, T, D], or packed [N, D]; frames: [B, F, D]; frame_mask: [B, F]. Returns [B, L, D].
 
-        Padding and absent text tokens count as zeros.
+        Padding and missing text tokens are zeros.
         """
         if packing is not None:
             fused = packing.unpack(fused)
@@ -116,14 +115,14 @@ class FlattenHead(nn.Module):
         if frame_mask is not None:
             frames = frames * frame_mask.unsqueeze(-1)
         absent = fused.new_zeros(clips, labels, self.text_tokens - tokens, width)
-        # Frames are repeated for each label: a weight split in two has its gradient put together in one more copy.
+        # Frames are repeated for each label: splitting the weight in two would cost a copy to join its gradient.
         row = torch.cat([fused, absent, frames.unsqueeze(1).expand(-1, labels, -1, -1)], dim=2)
         vectors: Tensor = self.mlp(row.flatten(2))
         return vectors
 
 
 class PooledHead(nn.Module):
-    """The first token of the label's own words, its attention-pooled tokens and the pooled frames, through an MLP."""
+    """An MLP over the first token of the label's words, its attention-pooled tokens and the pooled frames."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -140,7 +139,7 @@ class PooledHead(nn.Module):
         frame_mask: Tensor | None = None,
     ) -> Tensor:
         """Shapes: fused: [B, L, T, D], or packed [N, D]; frames: [B, F, D]; first: [B, L] long, the first token of each
-        label's own words; frame_mask: [B, F]. Returns [B, L, D].
+        label's words; frame_mask: [B, F]. Returns [B, L, D].
         """
         logits = self.text_pool(fused)
         if packing is None:
@@ -155,8 +154,8 @@ class PooledHead(nn.Module):
 
 
 def _masked_softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax over the N of logits `[..., N, 1]`; `mask [..., N]` is False on what is to have no weight."""
+    """Softmax over the N of logits `[..., N, 1]`; where `mask [..., N]` is False, the weight is 0."""
     if mask is not None:
-        # Finite, so that a padded label's row, which has no token at all, stays finite too.
+        # Finite, so that the row of a padded label, which has no tokens, stays finite too.
         logits = logits.masked_fill(~mask.unsqueeze(-1), torch.finfo(logits.dtype).min)
     return logits.softmax(-2)

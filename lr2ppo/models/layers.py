@@ -1,4 +1,4 @@
-"""The fusion block, in which one sequence queries another, and the small nets used around it."""
+"""The fusion block, in which one sequence queries another, and the small networks around it."""
 
 import math
 from typing import Literal
@@ -24,7 +24,7 @@ class MLP(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """A linear map to the width, and an MLP of its normed output added to it: `[..., inputs] -> [..., width]`."""
+    """A linear map plus an MLP of its normalized output: `[..., inputs] -> [..., width]`."""
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
@@ -39,18 +39,18 @@ class ResidualMLP(nn.Module):
 
 
 def fixed_bias(layer: nn.Linear) -> nn.Linear:
-    """Keep the bias of a layer before a softmax as it is drawn: it shifts all logits alike and changes nothing.
+    """Freeze the bias of a layer before a softmax: it shifts all logits equally and changes nothing.
 
-    Its gradient would be rounding noise, which AdamW would blow up.
+    Its gradient would be rounding noise, which AdamW would amplify.
     """
     layer.bias.requires_grad_(False)
     return layer
 
 
 class Score(nn.Linear):
-    """One number of each vector, `[..., D] -> [...]`.
+    """Score each vector: `[..., D] -> [...]`.
 
-    Computed in the weights' own precision: numbers that bfloat16 makes equal could not be ordered.
+    Computed in the weights' precision: scores that bfloat16 rounds to the same value could not be ordered.
     """
 
     def __init__(self, width: int) -> None:
@@ -64,8 +64,8 @@ class Score(nn.Linear):
 class CrossAttention(nn.Module):
     """Multi-head attention of queries `x [B, Q, D]` over a context `y [B, K, D]`; `mask [B, K]` is False on padding.
 
-    `published` keeps what the published weights were trained with: logits are not scaled before the softmax, and the
-    attended values are divided by sqrt(D), the full width. `scaled` is ordinary attention.
+    `published` is what the published weights were trained with: logits are not scaled before the softmax, and the
+    attended values are divided by sqrt(D), the full width. `scaled` is standard attention.
     """
 
     def __init__(self, width: int, heads: int, attention: Literal["published", "scaled"]) -> None:
@@ -104,7 +104,7 @@ class CrossAttention(nn.Module):
 
 
 class FusionBlock(nn.Module):
-    """`x` gathers from `y`, then a feed-forward net, each added to what was there; a LayerNorm closes the block."""
+    """Cross-attention from `x` to `y`, then a feed-forward network, both residual, then a LayerNorm."""
 
     def __init__(self, width: int, heads: int, attention: Literal["published", "scaled"], dropout: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Checkpoints of the published implementation: read as models of ours, and written back."""
+"""Convert checkpoints of the published implementation to our models, and back."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ DROPOUT = 0.1
 TEXT_TOKENS = 196
 FRAMES = 16
 
-# Published name -> ours, by module; a fusion block's modules come behind the name of their block.
+# Published name -> ours, by module; the modules of a fusion block are prefixed with the block's name.
 BLOCK = {
     "0.0.0.fn.0.ln_x": "norm_x",
     "0.0.0.fn.0.ln_y": "norm_y",
@@ -51,9 +51,9 @@ PUBLISHED_MODULES = {ours: theirs for theirs, ours in MODULES.items()}
 def load_ranker(path: Path | str, text_tokens: int | None = None, frames: int | None = None) -> RelevanceRanker:
     """Read a published ranker (stage 1, or stage 3's actor), in eval mode.
 
-    The sizes are found from the tensors; of the flatten head they tell only `text_tokens + frames`, so these two are
-    given where they are not the published 196 and 16. Raises `UserError` where the file cannot be read safely, holds
-    the other model, does not fit those two, or has tensors missing, superfluous or misshapen.
+    The sizes are inferred from the tensors, except that these give only the sum `text_tokens + frames`: pass both if
+    they differ from the published 196 and 16. Raises `UserError` if the file cannot be read safely, holds the other
+    model, does not fit those two, or has missing, unexpected or misshapen tensors.
     """
     return _load(Path(path), RelevanceRanker, text_tokens, frames)
 
@@ -61,18 +61,18 @@ def load_ranker(path: Path | str, text_tokens: int | None = None, frames: int | 
 def load_partial_order(
     path: Path | str, text_tokens: int | None = None, frames: int | None = None
 ) -> PartialOrderModel:
-    """Read a published reward model or critic, in eval mode; arguments and errors as of `load_ranker`."""
+    """Read a published reward model or critic, in eval mode; arguments and errors are those of `load_ranker`."""
     return _load(Path(path), PartialOrderModel, text_tokens, frames)
 
 
 def load_published(path: Path, text_tokens: int | None = None, frames: int | None = None) -> Model:
-    """Read whichever of the two models a published checkpoint is."""
+    """Read a published checkpoint of either model."""
     tensors = read_tensors(path)
     return _build(_kind_of(tensors), tensors, path, text_tokens, frames)
 
 
 def published_tensors(model: Model) -> dict[str, Tensor]:
-    """The model's weights under their published names; raises ValueError where that program could not use them."""
+    """Return the model's weights by their published names; raise ValueError if that program could not use them."""
     config = model.encoder.config
     if (config.head, config.attention, config.heads) != ("flatten", "published", HEADS):
         raise ValueError(
@@ -92,24 +92,24 @@ def _load(path: Path, kind: type[M], text_tokens: int | None, frames: int | None
 
 
 def _kind_of(tensors: Mapping[str, Tensor]) -> type[RelevanceRanker] | type[PartialOrderModel]:
-    """Only the model over a pair's slots has a block named xitt and embeddings of the slots."""
-    judges_orders = any(name.startswith(("xitt.", "pos_emb.")) for name in tensors)
-    return PartialOrderModel if judges_orders else RelevanceRanker
+    """Find the kind of model: only the partial-order model has a block named xitt and slot embeddings."""
+    has_slots = any(name.startswith(("xitt.", "pos_emb.")) for name in tensors)
+    return PartialOrderModel if has_slots else RelevanceRanker
 
 
 def _build(kind: type[M], tensors: Mapping[str, Tensor], path: Path, text_tokens: int | None, frames: int | None) -> M:
     config = _find_config(tensors, path, text_tokens or TEXT_TOKENS, frames or FRAMES)
-    # Checked under the file's own names, which are those that its owner can look for.
+    # Checked by the file's names, which the user can search for.
     check_tensors(rename_modules(model_shapes(kind, config), PUBLISHED_MODULES), tensors, path)
     return build_model(kind, config, rename_modules(tensors, MODULES), path)
 
 
 def _find_config(tensors: Mapping[str, Tensor], path: Path, text_tokens: int, frames: int) -> ModelConfig:
-    """The shape that the tensors have; raises `UserError` where the flatten head's two sizes do not add up to it."""
+    """Infer the config from the tensors; raise `UserError` if `text_tokens + frames` does not match them."""
     if not any(name.rpartition(".")[0] in MODULES for name in tensors):
         names = ", ".join(list(tensors)[:3])
         raise UserError(f"{path}: holds {names} and the like, wanted a published ranker, reward model or critic")
-    # Most vectors are of the width, so that one misshapen tensor does not lead astray.
+    # Most vectors have this width, so one misshapen tensor does not matter.
     lengths = Counter(len(tensor) for tensor in tensors.values() if tensor.dim() == 1)
     width = lengths.most_common(1)[0][0] if lengths else 0
     if width == 0 or width % HEADS:
@@ -118,7 +118,7 @@ def _find_config(tensors: Mapping[str, Tensor], path: Path, text_tokens: int, fr
     if inputs is not None and inputs != (text_tokens + frames) * width:
         raise UserError(
             f"{path}: out_layer.fc1.weight takes {inputs} numbers, which at width {width} implies text_tokens + frames "
-            f"= {inputs / width:g}, but {text_tokens} + {frames} = {text_tokens + frames} were asked for; give the "
+            f"= {inputs / width:g}, but {text_tokens} + {frames} = {text_tokens + frames} were given; give the "
             "text_tokens and frames that the checkpoint was trained with"
         )
     return ModelConfig(
@@ -135,13 +135,13 @@ def _find_config(tensors: Mapping[str, Tensor], path: Path, text_tokens: int, fr
 
 
 def _inputs(tensors: Mapping[str, Tensor], module: str) -> int | None:
-    """How many numbers a linear layer takes; None where its weight is missing or is no matrix."""
+    """The input size of a linear layer; None if its weight is missing or not a matrix."""
     weight = tensors.get(f"{module}.weight")
     return weight.shape[1] if weight is not None and weight.dim() == 2 else None
 
 
 def rename_modules(named: Mapping[str, T], modules: Mapping[str, str]) -> dict[str, T]:
-    """The same things, of which each stands under the other name of its module where that has one."""
+    """Rename the modules in the names of parameters; modules without a new name keep theirs."""
     renamed = {}
     for name, thing in named.items():
         module, _, parameter = name.rpartition(".")
@@ -150,7 +150,7 @@ def rename_modules(named: Mapping[str, T], modules: Mapping[str, str]) -> dict[s
 
 
 def write_published(source: Path, out: Path) -> None:
-    """Write a run's model, or that of a `best/` folder, as a published checkpoint; `out` may be a folder too."""
+    """Write the model of a run or a `best/` folder as a published checkpoint; `out` may be a folder."""
     folder = source / "best" if (source / "best").is_dir() else source
     model = load_model(folder)
     try:

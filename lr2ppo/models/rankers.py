@@ -13,7 +13,7 @@ SLOTS = 4
 class RelevanceRanker(nn.Module):
     """A relevance score for each label of a clip: stage 1's model, and the actor of stage 3."""
 
-    # A model that compares a clip's labels with each other sets this: its batches then hold all labels of their clips.
+    # A model that compares the labels of a clip sets this to True: its batches then hold all labels of their clips.
     reads_whole_lists = False
 
     def __init__(self, config: ModelConfig) -> None:
@@ -30,16 +30,16 @@ class RelevanceRanker(nn.Module):
         frame_mask: Tensor | None = None,
         label_span: Tensor | None = None,
     ) -> Tensor:
-        """Score every label; shapes as of `LabelEncoder.forward`. Returns scores [B, L]."""
+        """Score every label; shapes as in `LabelEncoder.forward`. Returns scores [B, L]."""
         vectors = self.encoder(text, frames, text_mask=text_mask, frame_mask=frame_mask, label_span=label_span)
         scores: Tensor = self.score(vectors)
         return scores
 
 
 class PartialOrderModel(nn.Module):
-    """One number for a sequence of a clip's labels, read in the order given.
+    """Score a sequence of a clip's labels, read in the given order (paper sections 3.3 and 3.4).
 
-    The reward model reads four slots, the pair as given and then the proposed order; the critic two, the pair as given.
+    The reward model reads four slots: the pair as given, then the proposed order. The critic reads two: the pair.
     """
 
     reads_whole_lists = False
@@ -61,17 +61,17 @@ class PartialOrderModel(nn.Module):
         frame_mask: Tensor | None = None,
         label_span: Tensor | None = None,
     ) -> Tensor:
-        """Judge one order a clip, `[B, S]` label positions -> `[B]`, or N of them, `[B, N, S]` -> `[B, N]`; S <= 4.
+        """Score one order per clip, `[B, S]` label positions -> `[B]`, or N, `[B, N, S]` -> `[B, N]`; S <= 4.
 
-        Other shapes as of `LabelEncoder.forward`.
+        Other shapes as in `LabelEncoder.forward`.
         """
         vectors = self.encoder(text, frames, text_mask=text_mask, frame_mask=frame_mask, label_span=label_span)
         if order.dim() == 2:
-            return torch.squeeze_copy(self.judge(vectors, order.unsqueeze(1)), 1)
-        return self.judge(vectors, order)
+            return torch.squeeze_copy(self.score_orders(vectors, order.unsqueeze(1)), 1)
+        return self.score_orders(vectors, order)
 
-    def judge(self, vectors: Tensor, order: Tensor) -> Tensor:
-        """Judge orders of labels already encoded: vectors [B, L, D], order [B, N, S] -> [B, N]."""
+    def score_orders(self, vectors: Tensor, order: Tensor) -> Tensor:
+        """Score orders of encoded labels: vectors [B, L, D], order [B, N, S] -> [B, N]."""
         clips = torch.arange(len(order), device=order.device)[:, None, None]
         slots = vectors[clips, order] + self.slot_embedding.weight[: order.shape[-1]]
         slots = slots.flatten(0, 1)

@@ -24,9 +24,9 @@ M = TypeVar("M", bound=RelevanceRanker | PartialOrderModel)
 
 
 def save_model(folder: Path, model: Model, tensors: Mapping[str, Tensor] | None = None) -> None:
-    """Write the model's weights (or `tensors`, where it does not hold them whole) and its config.
+    """Write the model's weights and config, each atomically.
 
-    Each file is complete before it takes its name.
+    `tensors` replaces the weights of a model that is sharded over processes.
     """
     kind = next(name for name, kind in KINDS.items() if isinstance(model, kind))
     description = {"model": kind, "shape": model.encoder.config.model_dump(mode="json")}
@@ -35,9 +35,9 @@ def save_model(folder: Path, model: Model, tensors: Mapping[str, Tensor] | None 
 
 
 def load_model(folder: Path, dropout: float | None = None) -> Model:
-    """Build the model a folder holds, with another dropout where one is given.
+    """Load the model in a folder, with another dropout if one is given.
 
-    Raises `UserError` where the folder is not one `save_model` wrote.
+    Raises `UserError` if `save_model` did not write the folder.
     """
     kind, config = describe_model(folder)
     if dropout is not None:
@@ -46,7 +46,7 @@ def load_model(folder: Path, dropout: float | None = None) -> Model:
 
 
 def describe_model(folder: Path) -> tuple[type[RelevanceRanker] | type[PartialOrderModel], ModelConfig]:
-    """The kind and the shape of the model that a folder holds, without its weights; raises `UserError` as above."""
+    """The kind and shape of the model in a folder, without its weights; raises `UserError` as `load_model` does."""
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: found no {name}; is it a run's best/?")
@@ -54,11 +54,11 @@ def describe_model(folder: Path) -> tuple[type[RelevanceRanker] | type[PartialOr
         description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return KINDS[description["model"]], ModelConfig.model_validate(description["shape"])
     except (ValidationError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{folder / 'config.json'}: does not describe a model of ours: {error}") from None
+        raise UserError(f"{folder / 'config.json'}: does not describe a model: {error}") from None
 
 
 def load_kind(folder: Path, kind: type[M], dropout: float | None = None) -> M:
-    """`load_model`, refused where the folder holds the other kind of model."""
+    """Load a model of one kind; raise `UserError` if the folder holds the other kind."""
     model = load_model(folder, dropout)
     if not isinstance(model, kind):
         raise UserError(
@@ -68,14 +68,14 @@ def load_kind(folder: Path, kind: type[M], dropout: float | None = None) -> M:
 
 
 def build_model(kind: type[M], config: ModelConfig, tensors: Mapping[str, Tensor], source: Path) -> M:
-    """A model in eval mode made of the given tensors, none of which is drawn or copied first.
+    """Build a model in eval mode from the given tensors, without initializing other weights first.
 
-    Raises `UserError` naming `source`, the file they came from, and every tensor that does not fit.
+    Raises `UserError` naming `source`, the file of the tensors, and every tensor that does not fit.
     """
     try:
         wanted = model_shapes(kind, config)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{source}: no model can have the shape that is told of it: {error}") from None
+        raise UserError(f"{source}: no model can have this shape: {error}") from None
     check_tensors(wanted, tensors, source)
     with torch.device("meta"):
         model = kind(config)
@@ -85,6 +85,6 @@ def build_model(kind: type[M], config: ModelConfig, tensors: Mapping[str, Tensor
 
 
 def model_shapes(kind: type[M], config: ModelConfig) -> dict[str, torch.Size]:
-    """The shape of each tensor of a model, found without making it."""
+    """The shape of each tensor of a model, without allocating it."""
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in kind(config).state_dict().items()}

@@ -1,4 +1,4 @@
-"""How this machine computes: linear layers, packed text, memory.
+"""Faster computation on this machine: linear layers, packed text, memory.
 
-Imports: torch alone.
+Imports: only torch.
 """

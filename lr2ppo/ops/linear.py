@@ -1,4 +1,4 @@
-"""Linear layers whose products are computed where this processor is quickest at them; put into models from outside."""
+"""Linear layers that use the fastest matrix product for this processor; models are converted after they are built."""
 
 import weakref
 from collections import defaultdict
@@ -19,11 +19,11 @@ LARGE = 2**25
 _free_pages: defaultdict[int, list[NDArray[np.uint8]]] = defaultdict(list)
 
 
-class QuickLinear(nn.Linear):
-    """`torch.nn.Linear` with two shorter ways on a CPU.
+class FastLinear(nn.Linear):
+    """`torch.nn.Linear` with two faster paths on a CPU.
 
-    In float32 oneDNN multiplies where torch's own choice, MKL, is slow. In bfloat16 the copies of a weight that is
-    larger than what it is multiplied with lie where earlier ones lay.
+    In float32, oneDNN replaces torch's default, MKL, on processors where that is slow. In bfloat16, the copies of a
+    weight that is larger than its input reuse the memory of earlier copies.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class QuickLinear(nn.Linear):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`x [..., I]` times a weight `[O, I]`, and a bias added, in the way that is quickest here: `[..., O]`."""
+    """Apply a linear layer by the fastest path: `x [..., I]`, weight `[O, I]`, bias `[O]` -> `[..., O]`."""
     product: Tensor
     if suits_onednn(x):
         product = _OneDNNProduct.apply(x, weight, bias)
@@ -42,21 +42,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return product
 
 
-def quicken(model: M) -> M:
-    """Have the plain linear layers of a model compute as `QuickLinear` does; returns the model."""
+def use_fast_linear(model: M) -> M:
+    """Turn the plain linear layers of a model into `FastLinear` in place; return the model."""
     for module in model.modules():
         if type(module) is nn.Linear and module.bias is not None:
-            module.__class__ = QuickLinear
+            module.__class__ = FastLinear
     return model
 
 
 def suits_onednn(x: Tensor) -> bool:
-    """Whether a product with `x` is one that oneDNN computes sooner than what torch takes of itself."""
+    """Whether oneDNN computes a product with `x` faster than torch's default."""
     return _may_choose(x) and mkl_lacks_avx512() and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 def suits_recycling(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product with `x` is in bfloat16, and its weight the larger of the two."""
+    """Whether a product with `x` is in bfloat16 and its weight is larger than `x`."""
     return (
         _may_choose(x)
         and torch.is_autocast_enabled("cpu")
@@ -71,7 +71,7 @@ def _may_choose(x: Tensor) -> bool:
 
 @cache
 def mkl_lacks_avx512() -> bool:
-    """Whether this processor has AVX-512 that MKL does not use: it keeps to AVX2 where the processor is not Intel's."""
+    """Whether this processor has AVX-512 but MKL does not use it: MKL uses AVX2 on processors not made by Intel."""
     return (
         torch.backends.mkl.is_available()
         and torch.backends.mkldnn.is_available()
@@ -82,7 +82,7 @@ def mkl_lacks_avx512() -> bool:
 
 
 class _OneDNNProduct(torch.autograd.Function):
-    """`x [..., I]` times a weight `[O, I]`, and a bias added; keeps no copies in oneDNN's own layout."""
+    """Linear layer by oneDNN: `x [..., I]`, weight `[O, I]`, bias `[O]`; keeps no copies in oneDNN's layout."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class _OneDNNProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
         rows, gradient_rows = x.flatten(0, -2), gradient.flatten(0, -2)
-        # oneDNN hands a weight's gradient over as a copy: 2 GB more for the flatten head's first layer.
+        # oneDNN returns a weight's gradient as a copy: 2 GB more for the flatten head's first layer.
         wide = weight.numel() > x.numel()
         of_x, of_weight, of_bias = torch.ops.aten.mkldnn_linear_backward(
             rows.to_mkldnn(), gradient_rows.to_mkldnn(), weight, (ctx.needs_input_grad[0], not wide, not wide)
@@ -106,7 +106,7 @@ class _OneDNNProduct(torch.autograd.Function):
 
 
 class _BFloat16Product(torch.autograd.Function):
-    """As autocast, but for where its copies of a large weight and of the gradient lie: all in the same pages."""
+    """Linear layer as autocast computes it, with the copies of a large weight and its gradient in the same pages."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -126,13 +126,13 @@ class _BFloat16Product(torch.autograd.Function):
 
 
 def recycled(shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """An empty tensor on a CPU, in the pages of one of its size that is gone: fresh gigabytes cost most of a second."""
+    """An empty CPU tensor in the pages of a freed one of the same size: fresh gigabytes cost most of a second."""
     size = shape.numel() * dtype.itemsize
     if size < LARGE:
         return torch.empty(shape, dtype=dtype)
     free = _free_pages[size]
     pages = free.pop() if free else torch.empty(size, dtype=torch.uint8).numpy()
-    # Another array of the same pages: the tensor alone holds it, so that its end is the tensor's.
+    # Another array of the same pages, held only by the tensor: it is finalized when the tensor is freed.
     lent = pages[:]
     weakref.finalize(lent, free.append, pages).atexit = False
     return torch.from_numpy(lent).view(dtype).view(shape)

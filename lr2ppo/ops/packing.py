@@ -1,4 +1,4 @@
-"""Padded text as one row of its tokens: what stands in the row alone is computed, padding never is."""
+"""Pack padded text into one row of its valid tokens, so that nothing is computed for padding."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ Result = TypeVar("Result")
 
 
 def _uncompiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A function whose results have sizes that only data tell: a compiled graph ends before it, without a warning."""
+    """Exclude a function with data-dependent result sizes from compilation, without torch's graph-break warning."""
 
     @wraps(function)
     def called(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         if torch.compiler.is_compiling():
-            # Not as a decorator, which would load the compiler, 2 seconds, into every process.
+            # Not a decorator: it would load the compiler in every process, which takes 2 seconds.
             disabled: Callable[Arguments, Result] = torch.compiler.disable(function)
             return disabled(*args, **kwargs)
         return function(*args, **kwargs)
@@ -29,10 +29,10 @@ def _uncompiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Re
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the N tokens of padded text stand once packed into a row `[N, D]`, clip by clip and label by label.
+    """The layout of padded text packed into a row of its N valid tokens `[N, D]`, by clip, then by label.
 
-    mask [B, L, T] is False on padding; places [N] are the tokens' places in the flattened mask; clip_places [N] are
-    those in clips of `longest` tokens each, `[B * longest]`.
+    mask [B, L, T] is False on padding; places [N] are the tokens' positions in the flattened mask; clip_places [N] are
+    their positions in clips of `longest` tokens each, `[B * longest]`.
     """
 
     mask: Tensor
@@ -43,7 +43,7 @@ class Packing:
     @classmethod
     @_uncompiled
     def of(cls, mask: Tensor) -> Self | None:
-        """The packing of text with a mask `[B, L, T]`; None where nothing is padded."""
+        """The packing of text with a mask `[B, L, T]`; None if nothing is padded."""
         places = mask.flatten().nonzero().squeeze(1)
         if len(places) == mask.numel():
             return None
@@ -64,7 +64,7 @@ class Packing:
         return padded.index_copy(0, self.places, tokens).view(*self.mask.shape, tokens.shape[1])
 
     def clip_rows(self, tokens: Tensor) -> Tensor:
-        """`[N, D] -> [B, longest, D]`: each clip's tokens in a row of its own, zeros behind them."""
+        """`[N, D] -> [B, longest, D]`: one row of tokens per clip, padded with zeros."""
         clips = len(self.mask)
         rows = tokens.new_zeros(clips * self.longest, tokens.shape[1])
         return rows.index_copy(0, self.clip_places, tokens).view(clips, self.longest, tokens.shape[1])
@@ -74,16 +74,16 @@ class Packing:
         return rows.flatten(0, 1).index_select(0, self.clip_places)
 
     def label_tokens(self, tokens: Tensor, places: Tensor) -> Tensor:
-        """Each label's token at its place `[B, L]`, zeros where that is padding: `[N, D] -> [B, L, D]`."""
+        """Each label's token at position `places [B, L]`, zeros on padding: `[N, D] -> [B, L, D]`."""
         at = places.unsqueeze(-1)
         rows = self.mask.flatten().cumsum(0).view_as(self.mask).gather(2, at).squeeze(-1) - 1
         found: Tensor = tokens.index_select(0, rows.clamp(min=0).flatten()).unflatten(0, rows.shape)
         return found * self.mask.gather(2, at)
 
     def label_sums(self, tokens: Tensor, weights: Tensor) -> Tensor:
-        """Each label's sum of its tokens times their weights `[N, 1]`: `[N, D] -> [B, L, D]`."""
+        """The weighted sum of each label's tokens, with weights `[N, 1]`: `[N, D] -> [B, L, D]`."""
         lengths = self.mask.sum(-1).flatten()
-        # One pass over the tokens, added up in their order: results repeat on a GPU too.
+        # Adds up tokens in order in one pass, which is deterministic on a GPU too.
         sums: Tensor = F.embedding_bag(
             torch.arange(len(tokens), device=tokens.device),
             tokens,
@@ -96,7 +96,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class Padding:
-    """The same of text that stays padded, `N = B * L * T`: of sizes that shapes alone tell, as exported graphs need.
+    """The interface of `Packing` for text that stays padded, `N = B * L * T`: exported graphs need static sizes.
 
     mask [B, L, T] is False on padding.
     """
@@ -130,12 +130,12 @@ Rows = Packing | Padding
 
 
 def lay_out(mask: Tensor) -> Rows | None:
-    """How text with a mask `[B, L, T]` is laid out to be computed; None where nothing is padded."""
+    """Choose the layout of text with a mask `[B, L, T]`; None if nothing is padded."""
     return Padding(mask) if _is_exporting() else Packing.of(mask)
 
 
 def _is_exporting() -> bool:
     if hasattr(torch.compiler, "is_exporting"):
         return torch.compiler.is_exporting()
-    # In torch 2.6 what is traced without Dynamo is an export.
+    # In torch 2.6, tracing without Dynamo is an export.
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()

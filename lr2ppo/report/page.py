@@ -21,7 +21,7 @@ from lr2ppo.evaluation.comparison import (
 from lr2ppo.evaluation.metrics import Estimate
 from lr2ppo.evaluation.published import PUBLISHED, published_best
 from lr2ppo.evaluation.results import reference_rows
-from lr2ppo.files import write_whole
+from lr2ppo.files import write_atomically
 from lr2ppo.report import figures
 from lr2ppo.report.cases import describe_grades, frames_root, page_clips
 from lr2ppo.report.load import ReportedRun, SplitResults, gather_run, preset_differences
@@ -61,7 +61,7 @@ def write_report(folders: Sequence[Path], split: str, out: Path, frames: Path | 
     """
     runs = [gather_run(folder, split) for folder in folders]
     text = render_report(runs, split, frames)
-    write_whole(out, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_atomically(out, lambda partial: partial.write_text(text, encoding="utf-8"))
     return out
 
 

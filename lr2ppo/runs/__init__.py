@@ -1,4 +1,4 @@
-"""The runs there are: one record a stage, how runs are found, locked and listed.
+"""Existing runs: one record per stage, and how runs are found, locked and listed.
 
 Imports: config, files, errors.
 """

@@ -1,4 +1,4 @@
-"""List the runs there are: how far each is, its best validation metric, and whether it is at work."""
+"""List the runs: progress, best validation metric, and state."""
 
 import os
 import sys
@@ -26,12 +26,12 @@ from lr2ppo.runs.lookup import (
 )
 from lr2ppo.runs.stages import STAGES
 
-# Their times show when a run last did anything.
-LIVELY = (CONFIG, METRICS, "train.log", PROGRESS, FINISHED, WEIGHTS)
+# The modification times of these files show when a run was last active.
+ACTIVITY_FILES = (CONFIG, METRICS, "train.log", PROGRESS, FINISHED, WEIGHTS)
 HEADINGS = ("stage", "name", "progress", "", "best", "started", "active", "state")
 LONGEST_FAULT = 80
 UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-# Of the terminal: another screen and back, home, and clear to the end of the line or of the screen.
+# Terminal codes: enter and leave the alternate screen, home, clear to the end of the line or screen.
 ENTER, LEAVE, HOME, CLEAR_LINE, CLEAR_REST = (
     "\x1b[?1049h\x1b[?25l",
     "\x1b[?25h\x1b[?1049l",
@@ -43,10 +43,10 @@ ENTER, LEAVE, HOME, CLEAR_LINE, CLEAR_REST = (
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run as its folder shows it; times are seconds since 1970, and None is what the folder does not show.
+    """The status of a run, read from its folder; times are seconds since 1970, and None means unknown.
 
     `state` is running, stopped, finished, evaluated, converted (not trained here) or damaged, which `fault` explains.
-    `goes_on_from` is the step of a stopped run's newest checkpoint, which may be behind where it was.
+    `goes_on_from` is the step of a stopped run's newest checkpoint, which may be earlier than its last step.
     """
 
     stage: str
@@ -67,11 +67,11 @@ class RunStatus:
 
 
 def list_runs(logs: Path) -> list[RunStatus]:
-    """All runs under `logs`, by stage, of which the newest first."""
+    """Return all runs under `logs`, by stage, the newest first."""
     found = []
     for stage in STAGES:
         folders = {path for path in (logs / stage).glob("[!.]*") if path.is_dir()}
-        # A run that still checks what it reads has no folder yet.
+        # A run that is still checking its inputs has no folder yet.
         locks = (logs / stage).glob(".*.lock")
         folders |= {folder for folder in (path.with_name(path.name[1:-5]) for path in locks) if is_locked(folder)}
         runs = [run for run in map(read_status, folders) if run is not None]
@@ -82,10 +82,10 @@ def list_runs(logs: Path) -> list[RunStatus]:
 
 
 def read_status(folder: Path) -> RunStatus | None:
-    """A run as its folder shows it; None where the folder is empty, or was removed meanwhile."""
+    """Read the status of a run; None if its folder is empty or was just removed."""
     status = RunStatus(stage=folder.parent.name, name=folder.name, state="running")
     try:
-        times = [path.stat().st_mtime for path in (folder / name for name in LIVELY) if path.exists()]
+        times = [path.stat().st_mtime for path in (folder / name for name in ACTIVITY_FILES) if path.exists()]
         if times:
             status = replace(status, started=min(times), active=max(times))
         if is_locked(folder) and not is_run(folder):
@@ -99,7 +99,7 @@ def read_status(folder: Path) -> RunStatus | None:
 
 
 def _read(folder: Path, status: RunStatus) -> RunStatus:
-    """A run with its progress and its best; raises where a file of it is missing or cannot be read."""
+    """Add progress and best metric to a status; raise if a file is missing or cannot be read."""
     config, progress, finished = read_run(folder), read_mapping(folder / PROGRESS), read_finished(folder)
     rows = read_rows(folder)
     metric = STAGES[status.stage].selects
@@ -119,12 +119,12 @@ def _read(folder: Path, status: RunStatus) -> RunStatus:
         return replace(status, seconds_left=progress.get("seconds_left"))
     kept = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
     goes_on_from = int(kept[-1].split("-")[1]) if kept else 0
-    # One that was killed may have come further than it last wrote down.
+    # A killed run may be further than its last progress file.
     return replace(status, state="stopped", step=max(step, goes_on_from), goes_on_from=goes_on_from)
 
 
 def format_runs(runs: Sequence[RunStatus], now: float) -> list[str]:
-    """An aligned table, a line a run, under a line of headings."""
+    """Format an aligned table: a line of headings, then one line per run."""
     table = [HEADINGS, *(_cells(run, now) for run in runs)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     right = {HEADINGS.index(name) for name in ("progress", "", "started", "active")}
@@ -156,14 +156,14 @@ def _state(run: RunStatus) -> str:
     if run.fault is not None:
         return f"damaged: {shorten(run.fault, LONGEST_FAULT, placeholder=' ..')}"
     if run.goes_on_from is not None and run.goes_on_from != run.step:
-        return f"stopped, goes on from {run.goes_on_from}"
+        return f"stopped, resumes from {run.goes_on_from}"
     if run.seconds_left is not None:
         return f"running, {_age(0, run.seconds_left)} left"
     return f"{run.state}{': ' * bool(run.evaluated)}{', '.join(run.evaluated)}"
 
 
 def _age(at: float | None, now: float) -> str:
-    """The time from one moment to another, in the largest unit that it fills."""
+    """Format the time from `at` to `now` in the largest unit that fits."""
     if at is None:
         return "-"
     seconds = max(0, round(now - at))
@@ -172,14 +172,14 @@ def _age(at: float | None, now: float) -> str:
 
 
 def watch(logs: Path, seconds: float) -> None:
-    """Show the table again and again, in place on a terminal, until Ctrl-C."""
+    """Print the table every few seconds, in place on a terminal, until Ctrl-C."""
     in_place = sys.stdout.isatty()
     lines: list[str] = []
     try:
         sys.stdout.write(ENTER * in_place)
         while True:
             lines = describe(logs)
-            shown = [*lines, "", f"{time.strftime('%H:%M:%S')}, every {seconds:g} s; Ctrl-C ends"]
+            shown = [*lines, "", f"{time.strftime('%H:%M:%S')}, every {seconds:g} s; Ctrl-C quits"]
             sys.stdout.write(_screen(shown) if in_place else "\n".join(shown) + "\n\n")
             sys.stdout.flush()
             time.sleep(seconds)
@@ -192,7 +192,7 @@ def watch(logs: Path, seconds: float) -> None:
 
 
 def _screen(lines: Sequence[str]) -> str:
-    """Lines from the top of the terminal, what is too long or too many of them cut."""
+    """Fit lines to the terminal: cut long lines, and leave out lines that do not fit."""
     columns, rows = os.get_terminal_size()
     if rows and len(lines) > rows:
         left_out = len(lines) - rows + 1
@@ -202,6 +202,6 @@ def _screen(lines: Sequence[str]) -> str:
 
 
 def describe(logs: Path) -> list[str]:
-    """The table's lines, or what to do where there is no run."""
+    """Return the table's lines, or how to start a run if there is none."""
     runs = list_runs(logs)
-    return format_runs(runs, time.time()) if runs else [f"no runs under {logs}; sh pointwise.sh NAME makes one"]
+    return format_runs(runs, time.time()) if runs else [f"no runs under {logs}; start one with: sh pointwise.sh NAME"]

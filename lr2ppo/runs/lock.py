@@ -1,4 +1,4 @@
-"""One process at a time owns a run's folder."""
+"""A file lock: only one process at a time owns a run's folder."""
 
 import errno
 import fcntl
@@ -13,21 +13,21 @@ from pathlib import Path
 
 from lr2ppo.errors import UserError
 
-# Open for as long as this process lives: the system lets a lock go when its owner ends, however it ends.
+# Open as long as this process lives: the system releases a lock when its owner ends, in any way.
 _held: dict[Path, TextIOWrapper] = {}
-# The system's `struct flock` and where in it the type stands, here and on BSDs and macOS.
+# The system's `struct flock` and the position of its type, on Linux and on BSDs and macOS.
 FLOCK, TYPE = ("hhqqi4x", 0) if sys.platform == "linux" else ("qqihh", 3)
 
 
 def lock_run(folder: Path) -> None:
-    """Keep a run's folder for this process; raises `UserError` where another process that is alive has it."""
+    """Lock a run's folder for this process; raise `UserError` if another living process has locked it."""
     path = lock_path(folder)
     if path in _held:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+", encoding="utf-8")
     try:
-        # Unlike flock's, such a lock is not handed on to processes that read ahead and may outlive their parent.
+        # Unlike flock's, such a lock is not inherited by data-loading workers, which may outlive their parent.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         owner = _owner(file)
@@ -35,7 +35,7 @@ def lock_run(folder: Path) -> None:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             raise
         raise UserError(
-            f"{folder}: another run of this name is at work{owner}; wait for it, stop it, or take another name"
+            f"{folder}: another run of this name is running{owner}; wait for it, stop it, or use another name"
         ) from None
     file.truncate(0)
     file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": round(time.time())}) + "\n")
@@ -48,16 +48,16 @@ def lock_path(folder: Path) -> Path:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a living process, on any machine, keeps a run's folder for itself.
+    """Whether a living process, on any machine, has locked a run's folder.
 
-    The system is asked who would be in the way of a lock, and none is taken: a run that starts meanwhile never meets
-    this question.
+    Queries the system for a conflicting lock without taking one, so that it never blocks a run that starts at the same
+    time.
     """
     path = lock_path(folder)
     if path in _held:
-        # To open and close the file again would let go of this process's own lock.
+        # Opening and closing the file again would release this process's lock.
         return True
-    # All else 0: from the file's start to its end.
+    # All other fields 0: from the file's start to its end.
     asked = [0] * 5
     asked[TYPE] = fcntl.F_WRLCK
     try:

@@ -1,8 +1,7 @@
-"""Runs on disk: found by name, by path or as the newest of a stage, and what their folders hold.
+"""Find runs on disk by name, by path or as the newest of a stage, and read their folders.
 
-A run's folder has its config and its best weights. Published checkpoints that were converted before conversion wrote a
-config are the exception: of these, a folder has weights alone. `read_run` and `read_finished` answer for both, so that
-nothing else needs to know the difference.
+A run's folder has its config and its best weights. Earlier versions converted published checkpoints without a config:
+such a folder has only weights. `read_run` and `read_finished` handle both, so that nothing else needs to.
 """
 
 import json
@@ -20,11 +19,11 @@ from lr2ppo.runs.stages import STAGES, stage_for_model
 CONFIG, FINISHED, PROGRESS = "config.yaml", "finished.json", "progress.json"
 METRICS, RESULTS = "metrics.jsonl", "results.json"
 WEIGHTS = Path("best", "config.json")
-# In finished.json, of a run that was not trained here: the checkpoint that its weights were converted from.
+# Key in finished.json of a run that was not trained here: the checkpoint that its weights were converted from.
 CONVERTED_FROM = "converted_from"
-# What a config has in place of a run that a run starts from.
+# Values of a config key that do not name a source run.
 NO_RUN = (None, "none", "newest")
-# What published checkpoints read, as configs/lrmovienet has it, and its preset.
+# The preset of published checkpoints, and its data section as in configs/lrmovienet.
 PUBLISHED_PRESET = "lrmovienet"
 PUBLISHED_DATA = {
     "root": "data/LRMovieNet",
@@ -40,9 +39,9 @@ PUBLISHED_DATA = {
 
 
 def find_run(reference: str, stages: Collection[str], logs: Path) -> Path:
-    """The folder of a run given as NAME, STAGE/NAME or a path; of several stages the last that has it.
+    """Find the folder of a run given as NAME, STAGE/NAME or a path; the last of several stages that have it.
 
-    Raises `UserError` naming the runs there are, or the command that makes one.
+    Raises `UserError` naming the existing runs, or the command that makes one.
     """
     in_order = [stage for stage in STAGES if stage in stages]
     places = [logs / stage / reference for stage in reversed(in_order)] + [logs / reference, Path(reference)]
@@ -59,13 +58,16 @@ def find_run(reference: str, stages: Collection[str], logs: Path) -> Path:
     raise UserError(f"{reference}: found no such run under {logs}; {there}")
 
 
-def find_earlier(reference: str, stage: str, preset: str, logs: Path) -> Path:
-    """A finished run of an earlier stage: `newest`, the last one trained on a preset, or as `find_run` takes it."""
+def find_source_run(reference: str, stage: str, preset: str, logs: Path) -> Path:
+    """Find a finished run to start from: `newest`, the last one trained on a preset, or a reference for `find_run`.
+
+    Raises `UserError` if there is none, or if it has not finished.
+    """
     command = f"PRESET={preset} sh {STAGES[stage].script} NAME"
     if reference != "newest":
         folder = find_run(reference, (stage,), logs)
         if read_finished(folder) is None:
-            raise UserError(f"{folder}: this {stage} run has not finished; wait for it, or make another: {command}")
+            raise UserError(f"{folder}: this {stage} run has not finished; wait for it, or train another: {command}")
         return folder
     finished = [
         (ended.get("finished", 0.0), path.parent)
@@ -75,15 +77,15 @@ def find_earlier(reference: str, stage: str, preset: str, logs: Path) -> Path:
         and read_run(path.parent).get("preset") == preset
     ]
     if not finished:
-        raise UserError(f"found no finished {stage} run of preset {preset} under {logs}; make one first: {command}")
+        raise UserError(f"found no finished {stage} run of preset {preset} under {logs}; train one first: {command}")
     return max(finished)[1]
 
 
 def source_runs(folder: Path) -> dict[str, Path | None]:
-    """The runs that a run started from, by their keys in its config; None for one that is not there any more.
+    """Find the runs that a run started from, by their keys in its config; None for a missing one.
 
-    What was in the same logs folder is looked for beside the run first: the folder may have moved since, and what has
-    its old path now may be another run.
+    A run of the same logs folder is searched beside this run first: the folder may have moved, and its old path may
+    now hold another run.
     """
     config = read_run(folder)
     found: dict[str, Path | None] = {}
@@ -98,7 +100,7 @@ def source_runs(folder: Path) -> dict[str, Path | None]:
 
 
 def _is_run_of(folder: Path, stage: str) -> bool:
-    """Whether a folder is a run of a stage, and has weights; one whose config is damaged is none."""
+    """Whether a folder is a run of a stage with weights; False if its config is damaged."""
     try:
         return (folder / WEIGHTS).is_file() and is_run(folder) and read_run(folder)["stage"] == stage
     except UserError:
@@ -106,25 +108,25 @@ def _is_run_of(folder: Path, stage: str) -> bool:
 
 
 def is_run(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() or _has_weights_alone(folder)
+    return (folder / CONFIG).is_file() or _has_only_weights(folder)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """A run's resolved config as a plain tree."""
-    if _has_weights_alone(folder):
-        return _config_of_weights(folder)
+    """Read a run's resolved config as a plain tree; raise `UserError` if it cannot be read or has no stage."""
+    if _has_only_weights(folder):
+        return _published_config(folder)
     try:
         tree = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{folder / CONFIG}: cannot be read: {error}") from None
     if not isinstance(tree, dict) or tree.get("stage") not in list(STAGES):
-        raise UserError(f"{folder / CONFIG}: names no stage; is it a run's folder?")
+        raise UserError(f"{folder / CONFIG}: has no stage; is it a run's folder?")
     return tree
 
 
 def read_finished(folder: Path) -> dict[str, Any] | None:
-    """What a run's folder says of its end: None where the run goes on. Raises `UserError` where that is damaged."""
-    if _has_weights_alone(folder):
+    """Read a run's finished.json; None if the run has not finished. Raises `UserError` if the file is damaged."""
+    if _has_only_weights(folder):
         return {"steps": 0, "best_step": 0, "best_metric": None, CONVERTED_FROM: "a published checkpoint"}
     try:
         return read_mapping(folder / FINISHED) or None
@@ -133,7 +135,7 @@ def read_finished(folder: Path) -> dict[str, Any] | None:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """A JSON file's mapping, empty where there is no such file; raises ValueError where it is anything else."""
+    """Read a JSON mapping, empty if the file is missing; raise ValueError if it holds anything else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -146,7 +148,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def read_data(folder: Path) -> DataConfig:
-    """The data that a run was made for."""
+    """Read the data section of a run's config; raise `UserError` if it cannot be used."""
     try:
         return DataConfig.model_validate(read_run(folder).get("data"))
     except ValidationError as error:
@@ -154,9 +156,9 @@ def read_data(folder: Path) -> DataConfig:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's evaluations; one that is being written, or was when its process died, is none yet.
+    """Read the rows of a run's evaluations, without an incomplete last row.
 
-    Raises ValueError where one is damaged.
+    Raises ValueError if a row is damaged.
     """
     path = folder / METRICS
     text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -170,34 +172,34 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def best_validation(folder: Path) -> dict[str, float]:
-    """A finished run's validation metrics at the step whose weights it kept; none where its weights were converted.
+    """Return a finished run's validation metrics at its best step; empty if its weights were converted.
 
-    Raises `UserError` where the run goes on.
+    Raises `UserError` if the run has not finished.
     """
     finished = read_finished(folder)
     if finished is None:
-        raise UserError(f"{folder}: has not finished; the command that started it goes on where it stopped")
+        raise UserError(f"{folder}: has not finished; resume it with the command that started it")
     if CONVERTED_FROM in finished:
         return {}
     try:
         row = next(row for row in read_rows(folder) if row["step"] == finished["best_step"])
     except (ValueError, LookupError, TypeError, StopIteration) as error:
-        raise UserError(f"{folder}: has no metrics of its best step: {error!r}; train it again") from None
+        raise UserError(f"{folder}: has no metrics for its best step: {error!r}; train it again") from None
     return {name.partition("/")[2]: value for name, value in row.items() if name.startswith("validation/")}
 
 
 def read_temperature(folder: Path) -> float:
-    """The temperature that a reward run fitted on validation; 1 where it fitted none."""
+    """Read the temperature that a reward run fitted on validation; 1 if it fitted none."""
     found = best_validation(folder) if read_finished(folder) is not None else {}
     return found.get("temperature", 1.0)
 
 
-def _has_weights_alone(folder: Path) -> bool:
+def _has_only_weights(folder: Path) -> bool:
     return (folder / WEIGHTS).is_file() and not (folder / CONFIG).exists()
 
 
-def _config_of_weights(folder: Path) -> dict[str, Any]:
-    """The config that weights alone stand for: LRMovieNet's data, with as many frames as the model takes."""
+def _published_config(folder: Path) -> dict[str, Any]:
+    """The config of a folder with only weights: LRMovieNet's data, with as many frames as the model takes."""
     try:
         description = json.loads((folder / WEIGHTS).read_text(encoding="utf-8"))
         shape = ModelConfig.model_validate(description["shape"])

@@ -1,4 +1,4 @@
-"""The training stages: one record each, for everything that tells them apart."""
+"""The training stages: one record each, with all that differs between them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,9 +11,9 @@ from lr2ppo.config.schema import PointwiseConfig, PPOConfig, RewardConfig
 class Stage:
     """A training stage.
 
-    `reads` is what its training clips must have, `model` the kind of model that a run keeps, `selects` the validation
-    metric that chooses its weights, `step` what the stage counts. `sources` names, by config key, the stages of the
-    runs that it starts from; `series` is its colour in every figure, as a number.
+    `reads` is what its training clips must have, `model` the kind of model that a run saves, `selects` the validation
+    metric that selects its best weights, `step` what the stage counts. `sources` maps config keys to the stages of the
+    runs that it starts from; `series` is the number of its colour in every figure.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Stage:
 
     @property
     def module(self) -> str:
-        """The module whose `train` trains the stage."""
+        """The name of the module with the stage's `train`."""
         return f"lr2ppo.stages.{self.name}"
 
 
@@ -70,16 +70,16 @@ _ALL = (
         sources={"ranker": "pointwise", "reward": "reward"},
     ),
 )
-# By name, in the order in which they are trained.
+# By name, in training order.
 STAGES: Mapping[str, Stage] = {stage.name: stage for stage in _ALL}
 
 
 def stage_for_model(kind: str, named: str) -> Stage:
-    """The stage called `named` where its runs keep such a model, else the first whose runs do.
+    """The stage called `named` if its runs save this kind of model, else the first stage that does.
 
-    Raises LookupError where no stage keeps such a model.
+    Raises LookupError if no stage saves this kind of model.
     """
-    keeping = {stage.name: stage for stage in _ALL if stage.model == kind}
-    if not keeping:
-        raise LookupError(f"no stage keeps a {kind}")
-    return keeping.get(named, next(iter(keeping.values())))
+    stages = {stage.name: stage for stage in _ALL if stage.model == kind}
+    if not stages:
+        raise LookupError(f"no stage saves a {kind}")
+    return stages.get(named, next(iter(stages.values())))

@@ -1,4 +1,4 @@
 """The three training stages and their evaluation; each reads like its algorithm.
 
-Imports: training, report and the rooms below.
+Imports: training, report and the packages below.
 """

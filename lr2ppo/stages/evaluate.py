@@ -1,4 +1,4 @@
-"""Evaluate a run on a split, or show evaluated runs side by side (`--table RUN RUN ...`)."""
+"""Evaluate a run on a split, or compare evaluated runs in a table (`--table RUN RUN ...`)."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,7 +27,7 @@ from lr2ppo.evaluation.results import (
 from lr2ppo.evaluation.scoring import Scores, clip_margins, ranking_metrics, score_clips, win_rates
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_model
-from lr2ppo.ops.linear import quicken
+from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.report import write_report
 from lr2ppo.report.load import find_runs
 from lr2ppo.runs.lookup import RESULTS, find_run, read_data, read_temperature
@@ -47,7 +47,7 @@ def evaluate(config: EvaluateConfig) -> None:
     file = data.test if config.split == "test" else data.validation
     with join_processes(config.device) as processes:
         (dataset,) = open_inputs(data, [(file, "grades")], store, model.encoder.config, processes)
-        quicken(model).to(processes.device)
+        use_fast_linear(model).to(processes.device)
         judged: dict[str, Any] = {}
         with autocast(config.precision, processes.device):
             if isinstance(model, PartialOrderModel):
@@ -75,7 +75,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
 
 def run_data(folder: Path, root: Path | None) -> DataConfig:
-    """The data that a run was made for; under another root where one is given."""
+    """The data that a run was trained on, under another root if one is given."""
     data = read_data(folder)
     return data if root is None else data.model_copy(update={"root": root})
 
@@ -83,13 +83,13 @@ def run_data(folder: Path, root: Path | None) -> DataConfig:
 def judge_split(
     folder: Path, dataset: ClipDataset, margins: Sequence[Scores], config: EvaluateConfig
 ) -> dict[str, Any]:
-    """What `results.json` holds of a reward model besides the metrics of the order that it makes."""
+    """The part of `results.json` about a reward model, besides the ranking metrics."""
     grades = [graded(clip) for clip in dataset.clips]
     return describe_reward_model(grades, margins, read_temperature(folder), config.bootstrap_samples, config.seed)
 
 
 def show_table(runs: Sequence[str], config: EvaluateConfig) -> None:
-    """Print evaluated runs side by side; `A,B,C` is one row of several runs, such as one run a seed."""
+    """Print a table of evaluated runs; `A,B,C` pools several runs in one row, such as one run per seed."""
     rows = []
     clips: list[Clip] = []
     for number, group in enumerate(runs):
@@ -99,7 +99,7 @@ def show_table(runs: Sequence[str], config: EvaluateConfig) -> None:
             clips = found
         elif [clip.id for clip in found] != [clip.id for clip in clips]:
             raise UserError(
-                f"{group}: was evaluated on other clips than {runs[0]}; only the same clips can be compared"
+                f"{group}: was evaluated on other clips than {runs[0]}; only runs on the same clips can be compared"
             )
         name = run_name(folders[0]) if len(folders) == 1 else f"{folders[0].parent.name} x {len(folders)}"
         rows.append(Row(name, ranking_metrics(found, scores)))
@@ -113,7 +113,7 @@ def show_table(runs: Sequence[str], config: EvaluateConfig) -> None:
 
 
 def pool_cases(folders: Sequence[Path], split: str) -> tuple[list[Clip], list[Scores]]:
-    """The clips and scores that evaluations have left, several runs one after another."""
+    """Concatenate the clips and scores of several evaluated runs."""
     clips: list[Clip] = []
     scores: list[Scores] = []
     for place, folder in enumerate(folders):

@@ -1,4 +1,4 @@
-"""A frozen reward model, under which every label is encoded once for the whole of stage 3."""
+"""The frozen reward model of stage 3; it encodes every label only once."""
 
 import hashlib
 import json
@@ -15,9 +15,9 @@ from lr2ppo.config.schema import Precision
 from lr2ppo.data.dataset import ClipBatch, ClipDataset
 from lr2ppo.data.samplers import evaluation_loader, whole_clips
 from lr2ppo.distributed.processes import Processes, autocast, resolve_precision
-from lr2ppo.files import write_whole
+from lr2ppo.files import write_atomically
 from lr2ppo.models import LabelEncoder, PartialOrderModel
-from lr2ppo.ops.linear import quicken
+from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.tensors import fingerprint
 
 Vectors = NDArray[np.float32]
@@ -25,10 +25,10 @@ CLIPS_AT_ONCE = 4
 
 
 class FrozenReward:
-    """Rewards of orders: by the model's own encoder, or from vectors of all labels that were computed before."""
+    """Rewards of orders, computed by the full model or from precomputed vectors of all labels."""
 
     def __init__(self, reward_model: PartialOrderModel, labels: Sequence[int], vectors: Vectors | None) -> None:
-        """`labels` are each clip's number; with `vectors [all labels, D]`, clip after clip, the encoder is let go."""
+        """`labels` are the label counts of the clips; with `vectors [all labels, D]`, by clip, the encoder is freed."""
         self.model = reward_model.eval().requires_grad_(False)
         self.vectors = vectors
         self.first_row = torch.tensor([0, *labels]).cumsum(0)
@@ -37,39 +37,39 @@ class FrozenReward:
 
     @torch.no_grad()
     def __call__(self, batch: ClipBatch, order: Tensor) -> Tensor:
-        """Rewards `[B, N]` of orders `[B, N, S]` of a batch's labels."""
+        """Return the rewards `[B, N]` of orders `[B, N, S]` of a batch's labels."""
         if self.vectors is None:
             rewards: Tensor = self.model(order=order, **batch.inputs())
             return rewards
         rows = self.first_row[batch.clips.cpu()].unsqueeze(1) + batch.labels.cpu()
         vectors = torch.from_numpy(self.vectors[rows.numpy()])
-        return self.model.judge(vectors.to(order.device), order)
+        return self.model.score_orders(vectors.to(order.device), order)
 
 
 def open_frozen_reward(
     reward_model: PartialOrderModel, dataset: ClipDataset, processes: Processes, precision: Precision, cache: Path
 ) -> FrozenReward:
-    """The frozen reward of a dataset, whose label vectors all processes compute together, or find in `cache`.
+    """Open the frozen reward of a dataset; its label vectors are read from `cache` or computed by all processes.
 
-    Frames in random order give other vectors each time, so that nothing is kept then.
+    Frames in random order give different vectors each time, so nothing is cached then.
     """
-    quicken(reward_model).to(processes.device).eval()
+    use_fast_linear(reward_model).to(processes.device).eval()
     labels = [len(clip.labels) for clip in dataset.clips]
     if dataset.frame_order == "random":
         return FrozenReward(reward_model, labels, None)
     path = cache / f"vectors-{_key(reward_model.encoder, dataset, resolve_precision(precision, processes.device))}.npy"
-    # All processes have to take the same way, also where one of them sees another file system.
+    # All processes must take the same branch, even if one sees another file system.
     if all(processes.gather(path.is_file())):
         return FrozenReward(reward_model, labels, np.load(path, mmap_mode="r"))
     vectors = encode_labels(reward_model.encoder, dataset, processes, precision)
     if processes.is_main:
-        write_whole(path, lambda partial: _save(partial, vectors))
+        write_atomically(path, lambda partial: _save(partial, vectors))
     return FrozenReward(reward_model, labels, vectors)
 
 
 @torch.no_grad()
 def encode_labels(encoder: LabelEncoder, dataset: ClipDataset, processes: Processes, precision: Precision) -> Vectors:
-    """A vector of every label of every clip, `[labels of all clips, D]`, on every process."""
+    """Encode every label of every clip: `[labels of all clips, D]`, on every process."""
     requests = whole_clips(dataset.clips)
     loader = evaluation_loader(
         dataset, requests, batch_size=CLIPS_AT_ONCE, rank=processes.rank, world_size=processes.world_size
@@ -89,7 +89,7 @@ def encode_labels(encoder: LabelEncoder, dataset: ClipDataset, processes: Proces
 
 
 def _key(encoder: LabelEncoder, dataset: ClipDataset, precision: str) -> str:
-    """A hash of all that the vectors follow from: weights, features, clips, frames taken and precision."""
+    """A hash of all that the vectors depend on: weights, features, clips, frames and precision."""
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in dataset.store.paths]
     clips = [(clip.id, len(clip.labels)) for clip in dataset.clips]
     facts = [fingerprint(encoder.state_dict()), stats, clips, dataset.frames, dataset.exact_frames, precision]

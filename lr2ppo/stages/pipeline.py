@@ -1,4 +1,4 @@
-"""The whole pipeline, for one run a stage or for one a seed: what is done is left alone, what was stopped resumes."""
+"""Train and evaluate all stages, also over seeds; finished runs are skipped, stopped runs resume."""
 
 import subprocess
 import sys
@@ -14,14 +14,14 @@ from lr2ppo.runs.lookup import FINISHED, RESULTS, read_mapping
 from lr2ppo.runs.stages import STAGES, Stage
 from lr2ppo.training.run_folder import run_folder
 
-# Stands for the seed in a setting, as in data.root=data/mini-{seed}.
+# Replaced by the seed in a setting, such as data.root=data/mini-{seed}.
 SEED = "{seed}"
 SPLIT = "test"
 
 
 @dataclass(frozen=True)
 class Training:
-    """A run of a stage, and the settings that its command is given."""
+    """A run of a stage, and the settings of its command."""
 
     stage: Stage
     folder: Path
@@ -33,11 +33,11 @@ class Training:
 
 
 def run_pipeline(name: str, preset: Path, settings: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[str]:
-    """Train and evaluate every stage of the runs NAME, or NAME-SEED for each seed, that is not done yet.
+    """Train and evaluate all stages of the run NAME, or NAME-SEED for each seed, that are not finished.
 
-    A setting goes to every stage that has its key, `STAGE:key=value` to that stage alone; `{seed}` in it stands for the
-    seed. Returns the runs as STAGE/NAME. Raises `UserError`, before any run starts, where a setting cannot be used;
-    ends the process with the exit code of a command that fails.
+    A setting applies to every stage with its key, `STAGE:key=value` only to that stage; `{seed}` in it is replaced by
+    the seed. Returns the runs as STAGE/NAME. Raises `UserError` before any run starts if a setting cannot be used;
+    exits with the exit code of a command that fails.
     """
     trainings = [training for run in _runs(name, seeds) for training in _plan(*run, preset, settings)]
     for training in trainings:
@@ -56,7 +56,7 @@ def run_pipeline(name: str, preset: Path, settings: Sequence[str] = (), seeds: S
 
 
 def _runs(name: str, seeds: Sequence[int]) -> Iterator[tuple[str, list[str]]]:
-    """The name of each run, and what it is given besides the settings."""
+    """Yield the name of each run, and its additional settings."""
     if not seeds:
         yield name, []
     for seed in seeds:
@@ -64,14 +64,14 @@ def _runs(name: str, seeds: Sequence[int]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _plan(name: str, own: Sequence[str], preset: Path, settings: Sequence[str]) -> Iterator[Training]:
-    """The trainings of one run a stage, each with its config read and checked."""
+    """Yield the training of each stage of a run, after its config is checked."""
     seed = own[0].partition("=")[2] if own else SEED
     given = [setting.replace(SEED, seed) for setting in settings]
     unknown = [setting for setting in given if not any(_belongs(setting, stage) for stage in STAGES.values())]
     if unknown:
-        # The first stage's own message names the nearest key.
+        # The first stage's message names the nearest key.
         load_config(preset / "pointwise.yaml", "pointwise", [unknown[0].partition(":")[2] or unknown[0]])
-        raise UserError(f"{unknown[0]}: is a setting of no stage")
+        raise UserError(f"{unknown[0]}: is not a setting of any stage")
     for stage in STAGES.values():
         mine = [_bare(setting, stage) for setting in given if _belongs(setting, stage)]
         mine += [f"name={name}", *own, *(f"{key}={name}" for key in stage.sources)]
@@ -80,7 +80,7 @@ def _plan(name: str, own: Sequence[str], preset: Path, settings: Sequence[str]) 
 
 
 def _belongs(setting: str, stage: Stage) -> bool:
-    """Whether a setting is one of a stage's: named for it, or named for none and of a key that it has."""
+    """Whether a setting applies to a stage: it names the stage or no stage, and the stage has its key."""
     prefix, colon, rest = setting.partition(":")
     if colon and prefix in STAGES:
         return prefix == stage.name and _has_key(rest, stage)
@@ -97,7 +97,7 @@ def _bare(setting: str, stage: Stage) -> str:
 
 
 def _start(*arguments: str) -> None:
-    """Run a command of lr2ppo in a process of its own; ends this one with its exit code where it fails."""
+    """Run a command of lr2ppo in a separate process; exit with its exit code if it fails."""
     print(f"== lr2ppo {' '.join(arguments)}", flush=True)
     command = [sys.executable, "-m", "lr2ppo", *arguments]
     with subprocess.Popen(command) as process, forwarded_signals(process):  # noqa: S603 (our own command)

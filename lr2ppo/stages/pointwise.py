@@ -1,4 +1,4 @@
-"""Stage 1: a pointwise ranker learns relevance grades of the source domain."""
+"""Stage 1: train a pointwise ranker on relevance grades of the source domain."""
 
 from collections.abc import Callable
 from functools import partial
@@ -38,11 +38,11 @@ def train(config: PointwiseConfig, processes: Processes, fresh: bool) -> None:
                 learner.schedule.step()
                 run.advance({"loss": loss.item()})
                 if run.evaluates:
-                    with learner.whole() as model:
+                    with learner.unsharded() as model:
                         run.record(validation_ndcg(model, run.validation, processes, config.train.clips_per_batch))
                 run.save_checkpoint()
 
 
 def list_loss(ranker: nn.Module, batch: ClipBatch, ranking_loss: Callable[..., Tensor]) -> Tensor:
-    """The loss of a batch's lists; a label that fills its list several times is scored once."""
+    """Compute the loss of a batch's lists; a label repeated in its list is scored once."""
     return ranking_loss(*batch.lists(ranker(**batch.inputs())))

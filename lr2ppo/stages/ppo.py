@@ -1,4 +1,4 @@
-"""Stage 3: the frozen reward model improves the ranker (the actor), with a critic as baseline."""
+"""Stage 3: improve the ranker (the actor) by the frozen reward model, with a critic as baseline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -23,15 +23,15 @@ from lr2ppo.training.checkpoint import ProcessState
 from lr2ppo.training.learner import Learner
 from lr2ppo.training.run import TrainingRun
 
-# A dataclass of a `batch` and of tensors, one row a clip of the batch.
+# A dataclass of a `batch` and tensors with one row per clip.
 R = TypeVar("R", bound=Any)
 
 
 class Policy(Protocol[R]):
-    """What stage 3 does with a batch: what it collects, which models learn from that, and by which loss.
+    """What stage 3 does with a batch: what a rollout collects, which models learn from it, and with which loss.
 
-    The first of the `learners` is the ranker that the run is there for. A `rollout` is a dataclass of a `batch` and of
-    tensors with one row for each clip of it. `shown` is the logged value that stands beside the progress bar.
+    The first of the `learners` is the ranker that the run trains. A `rollout` is a dataclass of a `batch` and tensors
+    with one row per clip. `shown` is the logged value shown beside the progress bar.
     """
 
     @property
@@ -45,24 +45,24 @@ class Policy(Protocol[R]):
 
     @staticmethod
     def draw(clips: Sequence[Clip], settings: PPOTraining) -> Draw:
-        """What an epoch reads."""
+        """Return the sampler of an epoch's requests."""
 
     @classmethod
     def open(
         cls, run: TrainingRun[PPOConfig], ranker: RelevanceRanker, reward_model: PartialOrderModel, updates: int
     ) -> Self:
-        """Prepare a run's models to learn for so many updates."""
+        """Set up a run's models to train for `updates` updates."""
 
     def roll_out(self, batch: ClipBatch) -> R:
-        """Collect what the weights do on a batch."""
+        """Collect a rollout of the current weights on a batch."""
 
     def learn(self, rollout: R, is_first: bool) -> dict[str, float]:
-        """Make one step of every learner; returns what is logged. `is_first`: no step was made since the rollout."""
+        """Make one step of every learner; return values to log. `is_first`: no step was made since the rollout."""
 
 
 @dataclass(frozen=True)
 class PairRollout:
-    """What the weights of the rollout do on a batch, over its pairs.
+    """A rollout over the label pairs of a batch.
 
     scores [B, P, 2]; proposed [B, P, 2], the positions 0 and 1 in the proposed order; reward, value [B, P].
     """
@@ -75,7 +75,7 @@ class PairRollout:
 
 
 class PartialOrderPolicy:
-    """The paper's: each pair's order is proposed, rewarded, and kept or reversed by its advantage (section 3.4)."""
+    """The paper's policy: propose and reward each pair's order; keep or reverse it by its advantage (section 3.4)."""
 
     rollout = PairRollout
     shown = "reward"
@@ -91,8 +91,7 @@ class PartialOrderPolicy:
         self.actor, self.critic, self.frozen_reward = actor, critic, frozen_reward
         self.learners: dict[str, Learner[Any]] = {"actor": actor, "critic": critic}
         self.loss = loss
-        # The first step after a rollout of one batch has the rollout's weights: its scores and values need no second
-        # forward pass.
+        # The first step after a rollout of one batch has the rollout's weights, so it needs no second forward pass.
         self.reuses_rollout = settings.batches_per_rollout == 1 and settings.dropout == 0
 
     @staticmethod
@@ -104,7 +103,7 @@ class PartialOrderPolicy:
         cls, run: TrainingRun[PPOConfig], ranker: RelevanceRanker, reward_model: PartialOrderModel, updates: int
     ) -> Self:
         config, settings = run.config, run.config.train
-        # The reward model's encoder is let go before actor and critic learn: their optimizers want its memory.
+        # Free the reward model's encoder before actor and critic learn: their optimizers need its memory.
         cache, precision = config.logs / "cache", config.compute.precision
         frozen_reward = open_frozen_reward(reward_model, run.clips, run.processes, precision, cache)
         critic_start = load_kind(run.sources["reward"] / "best", PartialOrderModel, settings.dropout)
@@ -114,7 +113,7 @@ class PartialOrderPolicy:
         return cls(actor, critic, frozen_reward, settings, config.loss)
 
     def roll_out(self, batch: ClipBatch) -> PairRollout:
-        """Propose each pair's order by descending score; reward it and value the pair as given."""
+        """Propose each pair's order by descending score, reward it, and estimate the value of the pair as given."""
         self.actor.model.eval()
         self.critic.model.eval()
         with torch.set_grad_enabled(self.reuses_rollout), self.actor.autocast():
@@ -125,7 +124,7 @@ class PartialOrderPolicy:
         return PairRollout(batch, scores, proposed, reward, value)
 
     def learn(self, rollout: PairRollout, is_first: bool) -> dict[str, float]:
-        """Make one step of actor and critic on a rollout."""
+        """Make one step of actor and critic on a rollout; return values to log."""
         scores, value = rollout.scores, rollout.value
         if not (is_first and self.reuses_rollout):
             self.actor.model.train()
@@ -138,7 +137,7 @@ class PartialOrderPolicy:
         return summarise(losses, rollout, value)
 
     def _scores_and_values(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
-        """Scores `[B, P, 2]` of the labels of each pair as given, and the pair's value `[B, P]`."""
+        """Compute the scores `[B, P, 2]` of each pair's labels as given, and the pair's value `[B, P]`."""
         scores = self.actor.parallel(**batch.inputs())
         value = self.critic.parallel(order=batch.pairs, **batch.inputs())
         return scores.gather(1, batch.pairs.flatten(1)).view(batch.pairs.shape), value
@@ -172,34 +171,34 @@ def train(
 
 
 def update(run: TrainingRun[PPOConfig], policy: Policy[R], rollouts: list[R], steps_made: int = 0) -> None:
-    """Learn from what is stored, then let it go; a run that resumes has made some of the steps."""
+    """Learn from the stored rollouts, then clear them; a run that resumes skips the steps already made."""
     steps = rollouts * run.config.train.passes
     for number in range(steps_made, len(steps)):
-        seen = policy.learn(steps[number], is_first=number == 0)
-        run.observe(seen)
+        values = policy.learn(steps[number], is_first=number == 0)
+        run.observe(values)
         if number + 1 < len(steps):
             run.save_checkpoint(partial(pack_rollouts, rollouts, number + 1), len(rollouts) + number + 1)
     for learner in policy.learners.values():
         learner.schedule.step()
     rollouts.clear()
-    run.advance({policy.shown: seen[policy.shown]})
+    run.advance({policy.shown: values[policy.shown]})
     if run.evaluates:
         evaluate(run, policy)
 
 
 def evaluate(run: TrainingRun[PPOConfig], policy: Policy[R]) -> None:
-    """Record how well the ranker now orders the validation clips."""
+    """Evaluate the ranker on the validation clips, and record the result."""
     ranker = next(iter(policy.learners.values()))
-    with ranker.whole() as model:
+    with ranker.unsharded() as model:
         run.record(validation_ndcg(model, run.validation, run.processes, run.config.train.clips_per_batch))
 
 
 def count_updates(batches: int, config: PPOConfig) -> int:
-    """How many updates a run of so many batches makes; raises `UserError` where it makes none, or accumulates."""
+    """Return how many updates `batches` batches make; raise `UserError` if none, or if gradients accumulate."""
     if config.compute.accumulate != 1:
         raise UserError(
-            f"compute.accumulate: found {config.compute.accumulate}, wanted 1, for stage 3 makes a step of each stored "
-            "batch; set train.clips_per_batch instead"
+            f"compute.accumulate: found {config.compute.accumulate}, wanted 1, because stage 3 makes one step per "
+            "stored batch; set train.clips_per_batch instead"
         )
     updates = batches // config.train.batches_per_rollout
     if updates == 0:
@@ -211,7 +210,7 @@ def count_updates(batches: int, config: PPOConfig) -> int:
 
 
 def pair_losses(scores: Tensor, value: Tensor, rollout: PairRollout, loss: PPOLoss, processes: Processes) -> PPOLosses:
-    """The losses of a rollout under the current scores and values, over all its pairs."""
+    """Compute the losses of a rollout from the current scores and values, over all its pairs."""
     return ppo_losses(
         scores=scores.flatten(0, 1),
         old_scores=rollout.scores.detach().flatten(0, 1),
@@ -225,7 +224,7 @@ def pair_losses(scores: Tensor, value: Tensor, rollout: PairRollout, loss: PPOLo
 
 
 def summarise(losses: PPOLosses, rollout: PairRollout, value: Tensor) -> dict[str, float]:
-    """What is logged of a rollout's losses, as means over its pairs."""
+    """Return the values to log for a rollout's losses, as means over its pairs."""
     means = {
         "policy_loss": losses.policy_loss,
         "value_loss": losses.value_loss,
@@ -243,12 +242,12 @@ def summarise(losses: PPOLosses, rollout: PairRollout, value: Tensor) -> dict[st
     return dict(zip(means, stacked.tolist(), strict=True))
 
 
-# What of a batch is kept in a checkpoint: enough to read its features again.
+# The fields of a batch in a checkpoint: enough to read its features again.
 REQUESTED = ("clips", "labels", "label_mask", "pairs", "seeds")
 
 
 def pack_rollouts(rollouts: Sequence[R], steps_made: int) -> ProcessState:
-    """Stored rollouts as a checkpoint holds them, and how many steps of their update were made."""
+    """Pack rollouts for a checkpoint, with the number of steps made in their update."""
     tensors = {}
     for number, rollout in enumerate(rollouts):
         for name in _outcomes(type(rollout)):
@@ -261,7 +260,7 @@ def pack_rollouts(rollouts: Sequence[R], steps_made: int) -> ProcessState:
 def unpack_rollouts(
     kind: type[R], states: Sequence[ProcessState], dataset: ClipDataset, processes: Processes
 ) -> tuple[list[R], int]:
-    """This process's rollouts and the steps made of them, from what every process of the run stored."""
+    """Restore this process's rollouts and the number of steps made, from the stored states of all processes."""
     stored = states[0].stored
     if not stored:
         return [], 0

@@ -1,4 +1,4 @@
-"""Stage 2: a reward model learns from annotated pairs of the target domain which label order people prefer."""
+"""Stage 2: train a reward model on annotated pairs of the target domain to predict the preferred label order."""
 
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
     if not validation_pairs:
         raise UserError(
             f"{config.data.root / config.data.validation}: found no clip with labels of different grades, "
-            "wanted some, by which the best reward model is chosen"
+            "wanted at least one, to select the best reward model"
         )
     reward_model = PartialOrderModel(config.model)
     if "ranker" in run.sources:
@@ -49,14 +49,14 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
                 learner.schedule.step()
                 run.advance({"loss": loss.item()})
                 if run.evaluates:
-                    with learner.whole() as model:
+                    with learner.unsharded() as model:
                         pairs_at_once = config.train.clips_per_batch
                         run.record(evaluate_pairs(model, run.validation, validation_pairs, processes, pairs_at_once))
                 run.save_checkpoint()
 
 
 def start_from_ranker(reward_model: PartialOrderModel, run: Path) -> None:
-    """Take over the trunk of a ranker's run; raises `UserError` where its shape differs."""
+    """Initialize the trunk from a ranker's run; raise `UserError` if its shape differs."""
     ranker = load_kind(run / "best", RelevanceRanker)
     wanted, found = reward_model.encoder.config, ranker.encoder.config
     differing = [

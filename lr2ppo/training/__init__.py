@@ -1,4 +1,4 @@
 """A training run: its folder, learners, checkpoints and logs.
 
-Imports: evaluation, losses and the rooms below.
+Imports: evaluation, losses and the packages below.
 """

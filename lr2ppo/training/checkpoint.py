@@ -1,4 +1,4 @@
-"""The whole state of a run in progress: written now and then, and read again after an interruption."""
+"""Checkpoints: the full state of a run in progress, to resume it after an interruption."""
 
 import hashlib
 import json
@@ -24,27 +24,27 @@ RANDOM = "random."
 
 @dataclass
 class State:
-    """Where a run is: what all its processes have in common."""
+    """The state that all processes of a run share."""
 
     step: int = 0
-    # Which epoch it is in, and how many of its requests have been learned from.
+    # The current epoch, and how many of its requests have been trained on.
     epoch: int = 0
     requests: int = 0
-    # Requests of a batch over all processes, which stays when their number changes.
+    # Requests per batch over all processes; stays fixed if their number changes.
     global_batch: int = 0
     processes: int = 1
     best: float | None = None
     best_step: int = 0
     seconds: float = 0.0
-    # How long `metrics.jsonl` was: what was written since is written again.
+    # The size of `metrics.jsonl`: later rows are written again.
     metrics_bytes: int = 0
-    # Of each learner.
+    # By learner.
     counters: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass
 class ProcessState:
-    """What each process keeps by itself: values seen since the last evaluation, and what the stage stores."""
+    """The state of one process: values observed since the last evaluation, and what the stage stores."""
 
     seen: list[dict[str, float]] = field(default_factory=list)
     stored: dict[str, Any] = field(default_factory=dict)
@@ -53,20 +53,20 @@ class ProcessState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on disk."""
+    """A complete checkpoint on disk."""
 
     folder: Path
     state: State
 
     def restore(self, learners: Mapping[str, Learner[Any]]) -> None:
-        """Put weights, optimizers and schedules back where they were."""
+        """Restore weights, optimizers and schedules."""
         for name, learner in learners.items():
             for part in Learner.PARTS:
                 learner.restore(part, read_tensors(self.folder / f"{name}-{part}.safetensors"))
             learner.restore_counters(self.state.counters[name])
 
     def read_process_states(self) -> list[ProcessState]:
-        """What each of the processes that wrote it had, by rank, without their random states."""
+        """Read the states of the processes that wrote the checkpoint, by rank, without their random states."""
         found = []
         for rank in range(self.state.processes):
             facts = json.loads((self.folder / f"process-{rank}.json").read_text(encoding="utf-8"))
@@ -75,7 +75,7 @@ class Checkpoint:
         return found
 
     def restore_random(self, processes: Processes) -> None:
-        """Go on drawing where this process stopped; one that was not there keeps its own state."""
+        """Restore this process's random state; a process that did not write the checkpoint keeps its own."""
         if processes.rank < self.state.processes:
             tensors = read_tensors(self.folder / f"process-{processes.rank}.safetensors")
             torch.set_rng_state(tensors[RANDOM + "cpu"])
@@ -92,9 +92,9 @@ def write_checkpoint(
     processes: Processes,
     substep: int = 0,
 ) -> None:
-    """Write `folder/step-N-SUBSTEP`, whole before it takes its name, and keep the newest `keep`.
+    """Write `folder/step-N-SUBSTEP` atomically, and keep the newest `keep` checkpoints.
 
-    Every process calls it. Raises `UserError` where the disk does not take it; earlier ones stay as they are.
+    Every process calls it. Raises `UserError` if the disk cannot be written; earlier checkpoints are unchanged.
     """
     target = folder / f"step-{state.step:07}-{substep:05}"
     partial = folder / f"{TEMPORARY}-{target.name}"
@@ -104,7 +104,7 @@ def write_checkpoint(
         partial.mkdir(parents=True)
     processes.barrier()
     for name, learner in learners.items():
-        # One part after the other: writing one takes as much memory again.
+        # One part at a time: writing a part takes its memory again.
         for part in Learner.PARTS:
             tensors = learner.part(part)
             if processes.is_main:
@@ -127,47 +127,47 @@ def write_checkpoint(
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint under a folder that is whole, and what is wrong with those that are newer."""
+    """Find the newest complete checkpoint in a folder, and what is wrong with newer ones."""
     faults: list[str] = []
     for place in _checkpoints(folder):
         try:
             return _read(place), faults
         except (OSError, ValueError, TypeError, KeyError) as error:
-            faults.append(f"{place}: is damaged ({error}); going back to the one before it")
+            faults.append(f"{place}: is damaged ({error}); using the one before it")
     return None, faults
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints that a finished run does not need any more."""
+    """Remove all checkpoints of a finished run."""
     for place in _checkpoints(folder):
         shutil.rmtree(place)
 
 
 def check_space(folder: Path, learners: Mapping[str, Learner[Any]]) -> None:
-    """Raises `UserError` where the disk has no room for one checkpoint and the best weights."""
+    """Raise `UserError` if the disk has no room for one checkpoint and the best weights."""
     weights = sum(parameter.numel() for learner in learners.values() for parameter in learner.model.parameters())
-    # Weights and two moments, and once more the weights as the best ones.
+    # Weights and two moments, and the best weights.
     place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     needed, free = 4 * weights * (len(Learner.PARTS) + 1), shutil.disk_usage(place).free
     if free < needed:
         raise UserError(
             f"{folder}: found {free / 2**30:.2f} GiB free on its disk, wanted {needed / 2**30:.2f} GiB "
-            "for a checkpoint and the best weights; make room, or give another logs=FOLDER"
+            "for a checkpoint and the best weights; free space, or use another logs=FOLDER"
         )
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints there are, newest first."""
+    """All checkpoints in a folder, newest first."""
     return sorted(folder.glob("step-*"), reverse=True)
 
 
 def _read(place: Path) -> Checkpoint:
     checksums = json.loads((place / CHECKSUMS).read_text(encoding="utf-8"))
     if STATE not in checksums:
-        raise ValueError(f"{CHECKSUMS} names no {STATE}")
+        raise ValueError(f"{CHECKSUMS} has no entry for {STATE}")
     for name, wanted in checksums.items():
         if _checksum(place / name) != wanted:
-            raise ValueError(f"{name} has another checksum")
+            raise ValueError(f"{name} has a different checksum")
     return Checkpoint(place, State(**json.loads((place / STATE).read_text(encoding="utf-8"))))
 
 
@@ -184,7 +184,7 @@ def _checksum(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Have the system write a file, or a folder's list of files, to the disk now."""
+    """Flush a file, or a folder's list of files, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""What a stage reads, opened and checked against the model before anything is trained or written."""
+"""Open a stage's inputs and check them against the model, before anything is trained or written."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,10 +21,10 @@ C = TypeVar("C", bound=RunConfig)
 def open_inputs(
     data: DataConfig, files: Sequence[tuple[str, Need]], store: FeatureStore, model: ModelConfig, processes: Processes
 ) -> list[ClipDataset]:
-    """The datasets of some annotation files, every feature of theirs read once and found finite.
+    """Open the datasets of annotation files, and check once that all their features are finite.
 
-    Clips at fault are left out where `data.strict` is false. Raises `UserError` on every process where a file cannot be
-    used, where a clip or a feature cannot and `data.strict` is true, or where no clip of a file remains.
+    Clips with faults are left out if `data.strict` is false. Raises `UserError` on every process if a file cannot be
+    used, if a clip or feature cannot be used and `data.strict` is true, or if no clip of a file remains.
     """
     datasets = [open_dataset(data, file, need, store, model) for file, need in files]
     checked = CheckedClips(store)
@@ -45,9 +45,9 @@ def open_inputs(
 
 
 def resolve_model(config: C, sources: Mapping[str, Path], store: FeatureStore) -> tuple[C, ModelConfig]:
-    """The config with the model's shape filled in, and that shape; of stage 3 it is that of the ranker it starts from.
+    """Fill in the model's shape; return the config and the shape, which in stage 3 is that of the source ranker.
 
-    Raises `UserError` where a model that the run starts from was made for other features.
+    Raises `UserError` if a model that the run starts from was trained on other features.
     """
     for folder in sources.values():
         _, shape = describe_model(folder / "best")
@@ -62,7 +62,7 @@ def resolve_model(config: C, sources: Mapping[str, Path], store: FeatureStore) -
 
 
 def complete_model_config(model: ModelConfig, store: FeatureStore, frames: int) -> ModelConfig:
-    """Fill in what the features decide: their widths, tokens a frame, and the flatten head's frame count."""
+    """Fill in what depends on the features: their widths, tokens per frame, and the flatten head's frame count."""
     found = {
         "text_width": store.text_width,
         "image_width": store.image_width,
@@ -73,32 +73,32 @@ def complete_model_config(model: ModelConfig, store: FeatureStore, frames: int) 
 
 
 def check_fit(model: ModelConfig, store: FeatureStore, frames: int, source: str) -> None:
-    """Raises `UserError` where features of a store, `frames` of a clip, are not what a model was made for."""
-    misfits = model.misfits(
+    """Raise `UserError` if a store's features, with `frames` frames per clip, do not fit a model."""
+    mismatches = model.mismatches(
         text_width=store.text_width,
         image_width=store.image_width,
         tokens_per_frame=store.tokens_per_frame,
         frames=frames,
     )
-    if misfits:
+    if mismatches:
         raise UserError(
-            f"{source}: features do not fit its model: found {'; '.join(misfits)} ({store.paths[0]}, "
+            f"{source}: features do not fit its model: found {'; '.join(mismatches)} ({store.paths[0]}, "
             f"data.frames={frames}); give the features and data.frames that it was trained on"
         )
 
 
-def note_on(train: ClipDataset, validation: ClipDataset) -> str:
-    """Warnings to put behind a sentence about a run's clips; empty where there is nothing to warn of."""
+def clip_warnings(train: ClipDataset, validation: ClipDataset) -> str:
+    """Return warnings about a run's clips, to append to a log line; empty if there are none."""
     shared = overlap(train.clips, validation.clips)
     note = f"; warning: {len(shared)} of the validation clips are trained on, such as {shared[0]}" if shared else ""
     return note + left_out_note(train, validation)
 
 
 def left_out_note(*datasets: ClipDataset) -> str:
-    """A warning to put behind a sentence where clips were left out for their faults; else nothing."""
+    """Return a warning about clips left out for faults, to append to a log line; empty if there are none."""
     names = list(dict.fromkeys(name for dataset in datasets for name in dataset.left_out))
     if not names:
         return ""
     more = f" and {len(names) - FAULTS_SHOWN} more" if len(names) > FAULTS_SHOWN else ""
     shown = f"{', '.join(names[:FAULTS_SHOWN])}{more}"
-    return f"; warning: left out for faults, which sh scripts/check_data.sh tells: {len(names)} clips, {shown}"
+    return f"; warning: left out for faults (listed by sh scripts/check_data.sh): {len(names)} clips, {shown}"

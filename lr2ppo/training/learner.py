@@ -1,4 +1,4 @@
-"""A model on its device and spread over the processes, with its optimizer and the schedule of its learning rate."""
+"""A model in training: on its device, parallel over processes, with its optimizer and learning-rate schedule."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,15 +27,15 @@ from lr2ppo.errors import UserError
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.layers import MLP
 from lr2ppo.models.weights import save_model
-from lr2ppo.ops.linear import quicken
+from lr2ppo.ops.linear import use_fast_linear
 
 M = TypeVar("M", bound=RelevanceRanker | PartialOrderModel)
 
 
 class Learner(Generic[M]):
-    """A model that learns: call `parallel` for what is to be learned from, `step` with each batch's loss."""
+    """A model in training: call `parallel` for a forward pass, then `step` with the batch's loss."""
 
-    # The tensors that a checkpoint holds of it.
+    # The groups of tensors in a checkpoint.
     PARTS = ("weights", "exp_avg", "exp_avg_sq")
 
     def __init__(
@@ -47,36 +47,36 @@ class Learner(Generic[M]):
         processes: Processes,
         on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
-        """`steps` is how many the schedule is laid out over."""
+        """`steps` is the length of the learning-rate schedule."""
         self.model: M = model
         self.on_nonfinite, self.clip_gradients = on_nonfinite, optimizer.clip_gradients
         self.gradient_norm = 0.0
         self.steps = self.skipped = 0
         self.compute, self.processes = compute, processes
-        quicken(model).to(processes.device)
+        use_fast_linear(model).to(processes.device)
         if compute.checkpoint_activations:
             _checkpoint_activations(model)
         if compute.compile:
             model.compile()
-        self.parallel = _spread(model, compute, processes)
+        self.parallel = _parallelize(model, compute, processes)
         self.optimizer, self.schedule = build_optimizer(model, optimizer, steps)
         self._batches = 0
 
     def step(self, loss: Tensor, clips: Sequence[str] = ()) -> bool:
-        """Learn from a batch's loss; True where this made a step, which every `accumulate`-th batch does.
+        """Backpropagate a batch's loss; every `accumulate`-th batch makes an optimizer step and returns True.
 
-        A step whose loss or gradients are not finite changes nothing. Raises `UserError` on every process that names
-        the batch's `clips` and the tensors, or is counted in `skipped` where `on_nonfinite` says so.
+        A step with a loss or gradients that are not finite changes no weights: it raises `UserError` on every process,
+        naming the batch's `clips` and the tensors, or, if `on_nonfinite` is "skip", is counted in `skipped`.
         """
         self._batches += 1
         makes_step = self._batches % self.compute.accumulate == 0
         with nullcontext() if makes_step else self._unshared_gradients():
             (loss / self.compute.accumulate).backward()
         if makes_step:
-            if self._is_sound(loss, clips):
+            if self._check_finite(loss, clips):
                 self.optimizer.step()
                 self.steps += 1
-            # At once: their memory is wanted by what comes next.
+            # Immediately: the next computation needs their memory.
             self.optimizer.zero_grad(set_to_none=True)
         return makes_step
 
@@ -86,12 +86,12 @@ class Learner(Generic[M]):
         return learning_rate(self.schedule)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Within it, products are computed in the run's precision."""
+        """Return the autocast context of the run's precision."""
         return autocast(self.compute.precision, self.processes.device)
 
     @contextmanager
-    def whole(self) -> Iterator[M]:
-        """The model with all its weights on this process, in the run's precision; to be used without gradients."""
+    def unsharded(self) -> Iterator[M]:
+        """Within the context, the model has all its weights on this process, for inference in the run's precision."""
         if isinstance(self.parallel, FSDPModule):
             self.parallel.unshard()
         try:
@@ -102,36 +102,36 @@ class Learner(Generic[M]):
                 self.parallel.reshard()
 
     def save(self, folder: Path) -> None:
-        """Write the weights, wherever their parts are; every process has to call it, the main one writes."""
+        """Write the full weights; every process must call it, the main one writes."""
         tensors = self.part("weights")
         if self.processes.is_main:
             save_model(folder, self.model, tensors)
 
     def part(self, part: str) -> dict[str, Tensor]:
-        """The whole tensors of one of `PARTS`, wherever they are; every process has to call it."""
+        """Return the full tensors of one of `PARTS`, gathered from all shards; every process must call it."""
         if part == "weights":
             return {name: _gather(weight) for name, weight in self._weights().items()}
         state = self.optimizer.state
-        # Before the first step the optimizer has none.
+        # Before the first step the optimizer has no state.
         return {name: _gather(state[weight][part]) for name, weight in self._weights().items() if weight in state}
 
     @torch.no_grad()
     def restore(self, part: str, tensors: Mapping[str, Tensor]) -> None:
-        """Take over the whole tensors of one of `PARTS`."""
+        """Restore one of `PARTS` from full tensors."""
         weights = self._weights()
         for name, tensor in tensors.items():
             own = weights[name]
             if part == "weights":
-                own.copy_(_spread_as(own, tensor))
+                own.copy_(_shard_like(own, tensor))
             else:
-                self.optimizer.state[own][part] = _spread_as(own, tensor)
+                self.optimizer.state[own][part] = _shard_like(own, tensor)
 
     def counters(self) -> dict[str, Any]:
-        """What a checkpoint holds of it besides tensors."""
+        """Return the state for a checkpoint besides tensors."""
         return {"steps": self.steps, "skipped": self.skipped, "schedule": self.schedule.state_dict()}
 
     def restore_counters(self, counters: Mapping[str, Any]) -> None:
-        """Take over what `counters` gave; called after the tensors are restored."""
+        """Restore what `counters` returned; call it after the tensors are restored."""
         self.steps, self.skipped = counters["steps"], counters["skipped"]
         self.schedule.load_state_dict(counters["schedule"])
         for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
@@ -140,12 +140,12 @@ class Learner(Generic[M]):
             state["step"] = torch.tensor(float(self.steps), device=self.processes.device)
 
     def _weights(self) -> dict[str, Tensor]:
-        """The weights that the optimizer knows, by their names in the plain model, however it is wrapped or spread."""
+        """The optimizer's weights by their names in the plain model, also if it is wrapped or sharded."""
         weights: dict[str, Tensor] = self.model.state_dict(keep_vars=True)
         return weights
 
-    def _is_sound(self, loss: Tensor, clips: Sequence[str]) -> bool:
-        """Whether loss and gradients are finite on all processes; clips the gradients where that is asked for."""
+    def _check_finite(self, loss: Tensor, clips: Sequence[str]) -> bool:
+        """Check that loss and gradients are finite on all processes; clip the gradients if configured."""
         gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         norm = _gather(get_total_norm(gradients.values()))
         self.gradient_norm = norm.item()
@@ -160,21 +160,21 @@ class Learner(Generic[M]):
         bad = [name for name, gradient in gradients.items() if not _gather(gradient).isfinite().all()]
         losses = self.processes.gather(loss.item())
         shares = self.processes.gather(list(clips))
-        # Those of processes whose own loss is at fault; where none is, all of the batch.
+        # The clips of processes whose loss is not finite; if there are none, all clips of the batch.
         concerned = [
             clip for own, share in zip(losses, shares, strict=True) if not math.isfinite(own) for clip in share
         ]
         concerned = concerned or [clip for share in shares for clip in share]
         raise UserError(
             f"step {self.steps + self.skipped + 1}: found a loss of {', '.join(f'{each:g}' for each in losses)} and "
-            f"gradients that are not finite in {_some(bad)}; clips {_some(concerned)}. Nothing was learned from them, "
-            "and the checkpoint before is whole; lower the learning rate, set clip_gradients, look at these clips, or "
-            "leave such steps out with safety.on_nonfinite=skip"
+            f"gradients that are not finite in {_first_names(bad)}; clips {_first_names(concerned)}. The weights are "
+            "unchanged, and the last checkpoint is intact; lower the learning rate, set clip_gradients, check these "
+            "clips, or skip such steps with safety.on_nonfinite=skip"
         )
 
     @contextmanager
     def _unshared_gradients(self) -> Iterator[None]:
-        """Within it, gradients stay with each process, to be averaged with those of the step's last batch."""
+        """Within the context, gradients stay on each process; they are averaged with those of the step's last batch."""
         if isinstance(self.parallel, DistributedDataParallel):
             with self.parallel.no_sync():
                 yield
@@ -187,7 +187,7 @@ class Learner(Generic[M]):
 
 
 def count_steps(batches: int, compute: ComputeConfig) -> int:
-    """How many steps a run of so many batches makes; raises `UserError` where it makes none."""
+    """Return how many steps a run with `batches` batches makes; raise `UserError` if it makes none."""
     steps = batches // compute.accumulate
     if steps == 0:
         raise UserError(
@@ -197,15 +197,15 @@ def count_steps(batches: int, compute: ComputeConfig) -> int:
     return steps
 
 
-def _spread(model: nn.Module, compute: ComputeConfig, processes: Processes) -> nn.Module:
+def _parallelize(model: nn.Module, compute: ComputeConfig, processes: Processes) -> nn.Module:
     if processes.world_size == 1:
         return model
     if compute.strategy == "fsdp":
-        # It turns the model itself into one whose weights are spread.
+        # Shards the model's weights in place.
         fully_shard(model, mesh=processes.mesh(), reshard_after_forward=False)
         return model
     devices = [processes.device] if processes.device.type == "cuda" else None
-    # Views of the buckets they are sent in: gradients are not held twice.
+    # Gradients are views of the all-reduce buckets, so that they are not stored twice.
     parallel = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
     if compute.compress_gradients:
         parallel.register_comm_hook(None, bf16_compress_hook)
@@ -213,7 +213,7 @@ def _spread(model: nn.Module, compute: ComputeConfig, processes: Processes) -> n
 
 
 def _checkpoint_activations(model: nn.Module) -> None:
-    """Keep only what the feed-forward nets are given, and compute their wide insides again when gradients are due."""
+    """Recompute the hidden activations of feed-forward networks in the backward pass instead of storing them."""
     apply_activation_checkpointing(
         model,
         checkpoint_wrapper_fn=partial(checkpoint_wrapper, checkpoint_impl=CheckpointImpl.NO_REENTRANT),
@@ -221,12 +221,12 @@ def _checkpoint_activations(model: nn.Module) -> None:
     )
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
 
 
-def _spread_as(own: Tensor, whole: Tensor) -> Tensor:
-    """A whole tensor as this process holds its own."""
+def _shard_like(own: Tensor, whole: Tensor) -> Tensor:
+    """Shard a full tensor as `own` is sharded, on its device."""
     whole = whole.to(own.device)
     return distribute_tensor(whole, own.device_mesh, own.placements) if isinstance(own, DTensor) else whole
 
@@ -236,7 +236,7 @@ def _gather(tensor: Tensor) -> Tensor:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, steps: int) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """An optimizer and its schedule over `steps`: linear warm-up, then linear decay to 0 (advance it every step)."""
+    """Build AdamW and its schedule over `steps`: linear warm-up, then linear decay to 0 (advance it every step)."""
     decayed = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
     plain = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: lines on the screen, `train.log`, `metrics.jsonl` and TensorBoard events."""
+"""The logs of a training run: lines on the screen, `train.log`, `metrics.jsonl` and TensorBoard events."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from lr2ppo.runs.lookup import METRICS
 from lr2ppo.training.progress import time_left
 from lr2ppo.training.tensorboard import TensorBoard
 
-# What a line on the screen shows of an evaluation; `metrics.jsonl` and TensorBoard have it all.
+# The metrics shown on the screen; `metrics.jsonl` and TensorBoard have all.
 SHOWN = ("loss", "accuracy", "reward", "reversed", "ndcg@1", "ndcg@5", "ndcg", "pair_accuracy")
-# A run is pictured in TensorBoard at most once in each such part of its steps.
-PICTURED_PARTS = 5
-# Settings of this machine alone, or that change no result: runs are not compared by them.
+# TensorBoard gets images at most once in each of these intervals of a run's steps.
+IMAGE_INTERVALS = 5
+# Settings that are specific to a machine or change no result: left out of TensorBoard's table of runs.
 NOT_COMPARED = ("name", "logs", "device", "data.root", "data.workers", "safety.")
 
 
@@ -27,7 +27,7 @@ class RunLog:
     """The log files of a run; only the main process has one."""
 
     def __init__(self, folder: Path, config: RunConfig, steps: int, last_step: int | None) -> None:
-        """Open the files in `folder` behind what is there; TensorBoard hides what was logged after `last_step`."""
+        """Open the files in `folder` for appending; TensorBoard hides what was logged after `last_step`."""
         self._metrics = (folder / METRICS).open("a", encoding="utf-8")
         self._log = (folder / "train.log").open("a", encoding="utf-8")
         self._tensorboard = TensorBoard(folder, config.data.root, None if last_step is None else last_step + 1)
@@ -35,8 +35,8 @@ class RunLog:
         self._settings = {key: value for key, value in leaves.items() if not key.startswith(NOT_COMPARED)}
         self._steps = steps
 
-    def say(self, text: str) -> None:
-        """Print one line, clear of progress bars, and add it to `train.log` with the time."""
+    def log(self, text: str) -> None:
+        """Print a line above the progress bar, and append it to `train.log` with the time."""
         tqdm.write(text)
         self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         self._log.flush()
@@ -56,24 +56,24 @@ class RunLog:
         scalars |= {f"validation/{name}": value for name, value in evaluation.metrics.items()}
         self._metrics.write(json.dumps({"step": step, "seconds": round(seconds, 3), **scalars}) + "\n")
         self._metrics.flush()
-        # The first best step of each part, also in a run that resumes.
-        pictured = improved and (best_step_before is None or self._part(step) > self._part(best_step_before))
-        self._tensorboard.log(step, scalars, evaluation, pictured)
+        # The first best step of each interval, also in a run that resumes.
+        with_images = improved and (best_step_before is None or self._interval(step) > self._interval(best_step_before))
+        self._tensorboard.log(step, scalars, evaluation, with_images)
         values = [*train.items(), *evaluation.metrics.items()]
         shown = [f"{name} {value:.4f}" for name, value in values if name in SHOWN]
         shown += ["best so far"] * improved
         shown += [] if seconds_left is None else [time_left(seconds_left)]
-        self.say(f"step {step:>{len(str(self._steps))}}/{self._steps}  {'  '.join(shown)}")
+        self.log(f"step {step:>{len(str(self._steps))}}/{self._steps}  {'  '.join(shown)}")
 
     def sync(self) -> int:
-        """Have the metrics on the disk; returns how many bytes they are."""
+        """Flush the metrics to the disk; return their size in bytes."""
         self._metrics.flush()
         os.fsync(self._metrics.fileno())
         return os.path.getsize(self._metrics.name)
 
     def finish(self, step: int, best: Mapping[str, float]) -> None:
-        """Log the settings beside the metrics of the best step, for TensorBoard's table of runs."""
+        """Log the settings and the metrics of the best step, for TensorBoard's table of runs."""
         self._tensorboard.log_result(step, self._settings, best)
 
-    def _part(self, step: int) -> int:
-        return step * PICTURED_PARTS // self._steps
+    def _interval(self, step: int) -> int:
+        return step * IMAGE_INTERVALS // self._steps

@@ -1,4 +1,4 @@
-"""How far a run is: one line at the bottom of the screen, and `progress.json` for whoever looks from elsewhere."""
+"""The progress of a run: a progress bar on the screen, and `progress.json` for other processes."""
 
 import os
 import sys
@@ -15,22 +15,22 @@ from lr2ppo.errors import UserError
 from lr2ppo.files import write_json
 from lr2ppo.runs.lookup import PROGRESS
 
-# The widest line, and what is taken for a terminal's width where it tells none.
-MOST_COLUMNS, USUAL_COLUMNS = 100, 80
+# The widest line, and the width assumed for a terminal that reports none.
+MAX_COLUMNS, DEFAULT_COLUMNS = 100, 80
 LONGEST_NAME, LONGEST_BAR, SHORTEST_BAR = 32, 20, 4
 SECONDS_BETWEEN_WRITES = 5.0
 SHORT_NAMES = {"pair_accuracy": "pair acc."}
 
 
 class Progress:
-    """Within it, the steps of a run are counted, shown on the main process's terminal and written down now and then."""
+    """Within the context, count the steps of a run, show them on the main process's terminal and save them."""
 
     def __init__(
         self, folder: Path, metric: str, best: float | None, steps: int, done: int, is_main: bool = True
     ) -> None:
-        """`metric` names what the best weights are chosen by, `best` is its highest value before this process."""
+        """`metric` is the metric that selects the best weights, `best` its highest value before this process."""
         self._folder, self._metric, self._best, self._is_main = folder, metric, best, is_main
-        self._steps, self._begun_at, self._done = steps, done, done
+        self._steps, self._first_step, self._done = steps, done, done
         self._last: float | None = None
         self._shown: dict[str, float] = {}
         self._name = f"{folder.parent.name}/{folder.name}"
@@ -38,7 +38,7 @@ class Progress:
     def __enter__(self) -> Self:
         self._started = self._written = time.monotonic()
         self._bar = tqdm(
-            total=self._steps, initial=self._done, ncols=MOST_COLUMNS, disable=None if self._is_main else True,
+            total=self._steps, initial=self._done, ncols=MAX_COLUMNS, disable=None if self._is_main else True,
             bar_format=self._line(),
         )  # fmt: skip
         self._write()
@@ -49,7 +49,7 @@ class Progress:
         self._write()
 
     def advance(self, shown: Mapping[str, float]) -> None:
-        """Count a step, of which some values are shown."""
+        """Count a step, and show some of its values."""
         self._done += 1
         self._shown = dict(shown)
         if not self._bar.disable:
@@ -59,7 +59,7 @@ class Progress:
             self._write()
 
     def evaluated(self, last: float, best: float | None) -> None:
-        """Show the metric's value of an evaluation, and its highest so far."""
+        """Show the metric of the last evaluation, and its highest value so far."""
         self._last, self._best = last, best
         if not self._bar.disable:
             self._bar.bar_format = self._line()
@@ -68,8 +68,8 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the pace since this process began, evaluations included; None before its first step and after the last."""
-        made = self._done - self._begun_at
+        """Seconds left at this process's pace, with evaluations; None before its first step and after the last."""
+        made = self._done - self._first_step
         if made == 0 or self._done == self._steps:
             return None
         return (time.monotonic() - self._started) / made * (self._steps - self._done)
@@ -85,7 +85,7 @@ class Progress:
             (self._pace(), 1),
             (self._time(), 8),
         ]
-        return bar_format(pieces, min(MOST_COLUMNS, terminal_columns(sys.stderr)))
+        return bar_format(pieces, min(MAX_COLUMNS, terminal_columns(sys.stderr)))
 
     def _quality(self) -> str:
         values = [] if self._last is None else [f"{self._last:.3f}"]
@@ -93,7 +93,7 @@ class Progress:
         return f"{SHORT_NAMES.get(self._metric, self._metric)} {', '.join(values)}" if values else ""
 
     def _pace(self) -> str:
-        made, seconds = self._done - self._begun_at, time.monotonic() - self._started
+        made, seconds = self._done - self._first_step, time.monotonic() - self._started
         if made == 0 or seconds == 0:
             return ""
         return f"{made / seconds:.1f}/s" if made > seconds else f"{seconds / made:.1f} s each"
@@ -105,10 +105,10 @@ class Progress:
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        # A folder that somebody removed is not made anew.
+        # Do not create a folder again that was removed.
         if self._is_main and self._folder.is_dir():
             seconds = None if self.seconds_left is None else round(self.seconds_left, 1)
-            # A full disk ends a run where something of worth is written, not here.
+            # A full disk should stop a run when it writes results, not here.
             with suppress(UserError):
                 write_json(self._folder / PROGRESS, {"step": self._done, "steps": self._steps, "seconds_left": seconds})
 
@@ -118,9 +118,9 @@ def time_left(seconds: float) -> str:
 
 
 def bar_format(pieces: Sequence[tuple[str, int]], columns: int) -> str:
-    """A line for tqdm of pieces with their importance; where it is too narrow the least important are left out.
+    """Build tqdm's bar format from pieces with priorities; the least important are left out if they do not fit.
 
-    Behind the first piece comes a bar, where there is room for one.
+    A bar follows the first piece if there is room.
     """
     kept = [piece for piece in pieces if piece[0]]
     while len(kept) > 1 and len(_join(kept)) > columns:
@@ -136,8 +136,8 @@ def _join(pieces: Sequence[tuple[str, int]]) -> str:
 
 
 def terminal_columns(stream: TextIO) -> int:
-    """The width of the terminal that a stream writes to, or the usual one where there is none or it tells none."""
+    """The width of the terminal that a stream writes to, or the default if it is unknown."""
     try:
-        return os.get_terminal_size(stream.fileno()).columns or USUAL_COLUMNS
+        return os.get_terminal_size(stream.fileno()).columns or DEFAULT_COLUMNS
     except OSError:
-        return USUAL_COLUMNS
+        return DEFAULT_COLUMNS

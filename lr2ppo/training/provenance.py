@@ -1,4 +1,4 @@
-"""What a run was made by: the versions and commit of the program, and the machine."""
+"""The provenance of a run: the program's versions and commit, and the machine."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def describe_program() -> dict[str, str]:
-    """The versions of the program, of Python and of the packages that compute, and the commit where that is known."""
+    """The versions of the program, Python and the main packages, and the commit if it is known."""
     versions = {"lr2ppo": __version__, "python": platform.python_version()}
     versions |= {package: version(package) for package in PACKAGES}
     commit = find_commit(REPOSITORY)
@@ -25,22 +25,22 @@ def describe_program() -> dict[str, str]:
 
 
 def find_commit(repository: Path) -> str | None:
-    """The commit that is checked out, with `+changes` where files differ from it; None outside of version control."""
+    """The checked-out commit, with `+changes` if files differ from it; None outside version control."""
     git = shutil.which("git")
     if git is None or not (repository / ".git").exists():
         return None
     try:
-        told = [
+        outputs = [
             subprocess.run([git, "-C", str(repository), *ask], capture_output=True, text=True, check=True, timeout=10)
             for ask in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         ]
     except (OSError, subprocess.SubprocessError):
         return None
-    return told[0].stdout.strip() + "+changes" * bool(told[1].stdout.strip())
+    return outputs[0].stdout.strip() + "+changes" * bool(outputs[1].stdout.strip())
 
 
 def describe_machine(processes: Processes) -> dict[str, str | int | float]:
-    """The device, the processor, its cores and memory, and how many processes shared the work."""
+    """The device, processor, cores, memory, system and number of processes."""
     on_gpu = processes.device.type == "cuda"
     device = torch.cuda.get_device_name(processes.device) if on_gpu else "CPU"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

@@ -1,4 +1,4 @@
-"""A training run, from its config to its finished folder: stopped at any batch, it resumes as if it had not been."""
+"""A training run, from its config to its finished folder; stopped at any batch, it resumes exactly."""
 
 import os
 import time
@@ -29,7 +29,7 @@ from lr2ppo.training.checkpoint import (
     remove_checkpoints,
     write_checkpoint,
 )
-from lr2ppo.training.inputs import note_on, open_inputs, resolve_model
+from lr2ppo.training.inputs import clip_warnings, open_inputs, resolve_model
 from lr2ppo.training.learner import Learner
 from lr2ppo.training.log import RunLog
 from lr2ppo.training.progress import Progress
@@ -49,10 +49,10 @@ Values = Mapping[str, float]
 
 
 class TrainingRun(Generic[C]):
-    """A run: its config as it takes effect, its folder, its clips, and the loop over its batches.
+    """A training run: its resolved config, its folder, its clips, and the loop over its batches.
 
-    `step` counts what the stage calls a step: an optimizer step, or in stage 3 an update. `sources` are the folders of
-    the runs that it starts from, by config key. Every process of the run has one; only the main one writes.
+    `step` counts optimizer steps, or updates in stage 3. `sources` are the folders of the runs that it starts from, by
+    config key. Every process has a `TrainingRun`; only the main process writes.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TrainingRun(Generic[C]):
         store: FeatureStore,
         datasets: tuple[ClipDataset, ClipDataset],
     ) -> None:
-        """Hold what `open` found; nothing on the disk changes before `training`."""
+        """Store what `open` found; nothing is written before `training`."""
         self.config, self.stage, self.folder = config, STAGES[config.stage], folder
         self.processes, self.sources = processes, sources
         self.clips, self.validation = datasets
@@ -74,14 +74,14 @@ class TrainingRun(Generic[C]):
         self.state = State() if self.checkpoint is None else self.checkpoint.state
         self.stored = [ProcessState()] if self.checkpoint is None else self.checkpoint.read_process_states()
         self._seen: list[dict[str, float]] = []
-        self._stop = StopRequest(talks=processes.is_main)
+        self._stop = StopRequest(prints=processes.is_main)
 
     @classmethod
     def open(cls, config: C, processes: Processes, fresh: bool) -> Self:
-        """Take the run's name and check all that it reads, before anything is written.
+        """Lock the run's name and check all its inputs, before anything is written.
 
-        Raises `UserError` on every process where the name is taken, a run that it starts from is not there, data or
-        features cannot be used, or a run would resume with other settings.
+        Raises `UserError` on every process if the name is taken, a run that it starts from is missing, data or features
+        cannot be used, or a run would resume with other settings.
         """
         folder = run_folder(config)
         checkpoint, notes = claim_run(folder, processes, fresh)
@@ -96,9 +96,9 @@ class TrainingRun(Generic[C]):
         return cls(config, folder, processes, (checkpoint, notes), sources, store, (clips, validation))
 
     def read(self, draw: Draw, *models: Model) -> int:
-        """Read the batches that `draw` draws; returns how many there are in the whole run, on each process.
+        """Set up the loader for the batches of `draw`; return the number of batches of the whole run per process.
 
-        Where one of the `models` reads whole lists, every batch holds all labels of its clips.
+        If one of the `models` reads whole lists, every batch holds all labels of its clips.
         """
         if any(model.reads_whole_lists for model in models):
             draw = whole_lists(draw, self.clips.clips)
@@ -114,10 +114,10 @@ class TrainingRun(Generic[C]):
 
     @contextmanager
     def training(self, learners: Mapping[str, Learner[Any]], steps: int, headline: str) -> Iterator[None]:
-        """Within it, the run trains `steps` steps; at its end the last weights are saved and the run is finished.
+        """Within the context, the run trains `steps` steps; at its end the run saves its last weights and finishes.
 
-        The first of the `learners` is the run's model; their names tell apart what is logged of them. Raises
-        `UserError` where the disk has no room.
+        The first of the `learners` is the run's model; their names prefix their logged values. Raises `UserError` if
+        the disk has no room.
         """
         self.learners, self.steps = learners, steps
         self._start(headline)
@@ -126,7 +126,7 @@ class TrainingRun(Generic[C]):
         )
         with progress as self._progress, self._stop:
             if self.checkpoint is not None:
-                # Last, for making models and reading weights may have drawn random numbers.
+                # Last, because building models and reading weights may have drawn random numbers.
                 self.checkpoint.restore_random(self.processes)
             yield
         self._finish()
@@ -137,11 +137,11 @@ class TrainingRun(Generic[C]):
 
     @property
     def is_new(self) -> bool:
-        """Whether the run starts rather than resumes."""
+        """Whether the run starts instead of resuming."""
         return self.checkpoint is None
 
     def batches(self) -> Iterator[ClipBatch]:
-        """This process's batches, on its device, from where the run is to its last step."""
+        """Yield this process's batches, on its device, from the current step to the last."""
         state = self.state
         while state.epoch < self.config.train.epochs:
             self._sampler.set_epoch(state.epoch, state.requests)
@@ -153,21 +153,21 @@ class TrainingRun(Generic[C]):
             state.epoch, state.requests = state.epoch + 1, 0
 
     def observe(self, values: Values) -> None:
-        """Note values of a batch; their means are logged with the next evaluation."""
+        """Record values of a batch; their means are logged with the next evaluation."""
         self._seen.append(dict(values))
 
     def advance(self, shown: Values) -> None:
-        """Count a step that was made, and show some of its values beside the progress bar."""
+        """Count a step, and show some of its values beside the progress bar."""
         self.state.step += 1
         self._progress.advance(shown)
 
     @property
     def evaluates(self) -> bool:
-        """Whether an evaluation follows the step just made: every `train.evaluate_every` steps, and after the last."""
+        """Whether to evaluate after this step: every `train.evaluate_every` steps, and after the last."""
         return self.step % self.config.train.evaluate_every == 0 or self.step == self.steps
 
     def record(self, evaluation: Evaluation) -> None:
-        """Log an evaluation with the means of what was observed since the last one; keep the best weights."""
+        """Log an evaluation with the means of the observed values since the last one; save the best weights."""
         state, metric = self.state, evaluation.metrics[self.stage.selects]
         best_step_before = None if state.best is None else state.best_step
         improved = state.best is None or metric > state.best
@@ -177,17 +177,17 @@ class TrainingRun(Generic[C]):
         means = self._observed_means()
         if self.processes.is_main:
             seconds, left = time.time() - self._started, self._progress.seconds_left
-            self._log.record(self.step, seconds, means, evaluation, best_step_before, improved, left)
+            self._run_log.record(self.step, seconds, means, evaluation, best_step_before, improved, left)
         self._progress.evaluated(metric, state.best)
 
     def save_checkpoint(self, stored: Callable[[], ProcessState] = ProcessState, substep: int = 0) -> None:
-        """Write a checkpoint where one is due; called after each batch, when nothing of it is left to do.
+        """Write a checkpoint if one is due; call it after each batch is fully processed.
 
-        `stored` gives what the stage itself keeps between steps; `substep` tells batches between two steps apart. Ends
-        the process with 128 + the signal's number where the run was asked to stop.
+        `stored` returns what the stage keeps between steps; `substep` numbers the batches between two steps. Exits with
+        128 + the signal's number if the run was asked to stop.
         """
         due = self.processes.is_main and self._is_due(substep)
-        # All processes have to agree: a signal may reach one of them alone.
+        # All processes must agree: a signal may reach only one of them.
         asked = self.processes.max(2 * self._stop.signal + due)
         if not asked:
             return
@@ -195,25 +195,25 @@ class TrainingRun(Generic[C]):
         own.seen = self._seen
         self.state.seconds = time.time() - self._started
         if self.processes.is_main:
-            self.state.metrics_bytes = self._log.sync()
+            self.state.metrics_bytes = self._run_log.sync()
         self.state.counters = {name: learner.counters() for name, learner in self.learners.items()}
         folder, keep = self.folder / CHECKPOINTS, self.config.safety.keep
         write_checkpoint(folder, keep, self.state, own, self.learners, self.processes, substep)
         self._written = time.monotonic()
         if asked // 2:
-            self._say(f"stopped at step {self.step} of {self.steps}; the same command resumes from there")
+            self._log(f"stopped at step {self.step} of {self.steps}; the same command resumes from there")
             raise SystemExit(128 + asked // 2)
 
     @property
     def _model(self) -> Learner[Any]:
         return next(iter(self.learners.values()))
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         if self.processes.is_main:
-            self._log.say(text)
+            self._run_log.log(text)
 
     def _start(self, headline: str) -> None:
-        """Make the run's folder, or take up the state of the checkpoint that it resumes from."""
+        """Create the run's folder, or restore the state of the checkpoint that it resumes from."""
         checkpoint, processes = self.checkpoint, self.processes
         if processes.is_main:
             check_space(self.folder, self.learners)
@@ -221,22 +221,22 @@ class TrainingRun(Generic[C]):
                 make_folder(self.folder, self.config)
             else:
                 os.truncate(self.folder / METRICS, checkpoint.state.metrics_bytes)
-            # Of a run that resumes too: its encoders may have moved since.
+            # Also in a run that resumes: its encoders may have moved.
             write_features_file(self.folder, self._store.encoding, self._store.paths)
             last_step = None if checkpoint is None else checkpoint.state.step
-            self._log = RunLog(self.folder, self.config, self.steps, last_step)
+            self._run_log = RunLog(self.folder, self.config, self.steps, last_step)
         for note in self._notes:
-            self._say(note)
+            self._log(note)
         if checkpoint is not None:
-            self._say(f"resuming from {checkpoint.folder}")
+            self._log(f"resuming from {checkpoint.folder}")
             checkpoint.restore(self.learners)
             self._seen = self._restore_seen()
         self.state.global_batch, self.state.processes = self._sampler.global_batch, processes.world_size
         self._started, self._written = time.time() - self.state.seconds, time.monotonic()
-        self._say(headline + note_on(self.clips, self.validation))
+        self._log(headline + clip_warnings(self.clips, self.validation))
 
     def _finish(self) -> None:
-        """Save the last weights, write the facts of the finished run and remove its checkpoints."""
+        """Save the last weights, write finished.json and remove the checkpoints."""
         for number, (name, learner) in enumerate(self.learners.items()):
             last = self.folder / CHECKPOINTS / "last"
             learner.save(last / name if number else last)
@@ -254,13 +254,13 @@ class TrainingRun(Generic[C]):
             "machine": describe_machine(self.processes),
         }
         write_json(self.folder / FINISHED, facts)
-        self._log.finish(self.step, best_validation(self.folder))
+        self._run_log.finish(self.step, best_validation(self.folder))
         best = f"best weights (step {state.best_step}) are in {self.folder / 'best'}"
-        self._say(f"finished in {seconds:.0f} s; {best}")
+        self._log(f"finished in {seconds:.0f} s; {best}")
         remove_checkpoints(self.folder / CHECKPOINTS)
 
     def _observed_means(self) -> dict[str, float]:
-        """The means of what was observed, over batches and processes, and how the learners learn."""
+        """The means of observed values over batches and processes, with learning rates and gradient norms."""
         if not self._seen:
             return {}
         means = {name: sum(each[name] for each in self._seen) / len(self._seen) for name in self._seen[0]}
@@ -282,14 +282,14 @@ class TrainingRun(Generic[C]):
     def _restore_seen(self) -> list[dict[str, float]]:
         if len(self.stored) == self.processes.world_size:
             return list(self.stored[self.processes.rank].seen)
-        # The run had another number of processes: what counts is the mean over them.
+        # The run had another number of processes: only the mean over them matters.
         rows = zip(*(own.seen for own in self.stored), strict=True)
         return [{name: sum(each[name] for each in row) / len(row) for name in row[0]} for row in rows]
 
     def _clips_per_batch(self) -> int:
-        """Clips of this process's batches: as the config says, but a run that resumes keeps its global batch.
+        """The clips per batch of this process: the config's, or, in a run that resumes, a share of its global batch.
 
-        Raises `UserError` where the processes cannot share it.
+        Raises `UserError` if the processes cannot share it equally.
         """
         if self.checkpoint is None:
             return self.config.train.clips_per_batch

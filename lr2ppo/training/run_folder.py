@@ -1,4 +1,4 @@
-"""The folder of a training run, `logs/<stage>/<name>/`: taken by one process, checked, and made or resumed."""
+"""The folder of a training run, `logs/<stage>/<name>/`: lock it, check it, and create or resume the run."""
 
 import os
 import re
@@ -18,41 +18,41 @@ from lr2ppo.data.features.encoders import FEATURES_FILE, encoding_differences, r
 from lr2ppo.data.features.store import FeatureStore
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError, raise_faults
-from lr2ppo.files import write_whole
+from lr2ppo.files import write_atomically
 from lr2ppo.runs.lock import lock_run
-from lr2ppo.runs.lookup import FINISHED, find_earlier, read_run
+from lr2ppo.runs.lookup import FINISHED, find_source_run, read_run
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.training.checkpoint import Checkpoint, newest_checkpoint, remove_checkpoints
 
 C = TypeVar("C", bound=RunConfig)
 
 CHECKPOINTS = "checkpoints"
-# Settings that may change when a run resumes: they change no result, or the run keeps its own (the global batch).
-FREE_KEYS = (
+# Settings that may change when a run resumes: they change no result, or the run keeps its value (global batch).
+CHANGEABLE_KEYS = (
     *("logs", "device", "data.root", "data.workers", "train.clips_per_batch", "safety."),
     *(f"compute.{key}" for key in ComputeConfig.model_fields if key != "accumulate"),
 )
 
 
 def run_folder(config: RunConfig) -> Path:
-    """`logs/<stage>/<name>`; raises `UserError` where the name is missing or cannot be a folder's."""
+    """Return `logs/<stage>/<name>`; raise `UserError` if the name is missing or is not a valid folder name."""
     if config.name is None:
         raise UserError(f"name: is missing; run sh {STAGES[config.stage].script} NAME, or give name=NAME")
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", config.name):
-        raise UserError(f"name: found {config.name!r}, wanted letters, digits and . _ + - alone, such as demo-2")
+        raise UserError(f"name: found {config.name!r}, wanted only letters, digits and . _ + -, such as demo-2")
     return config.logs / config.stage / config.name
 
 
 def claim_run(folder: Path, processes: Processes, fresh: bool) -> tuple[Checkpoint | None, tuple[str, ...]]:
-    """Lock a run's folder; returns the checkpoint that the run resumes from, if any, and notes about damaged ones.
+    """Lock a run's folder; return the checkpoint that the run resumes from, if any, and notes about damaged ones.
 
-    Changes nothing in the folder. Raises `UserError` where the run is finished (unless `fresh`), where another process
-    works on it, or where the folder holds something else.
+    Changes nothing in the folder. Raises `UserError` if the run is finished (unless `fresh`), if another process has
+    locked it, or if the folder is not a run.
     """
     found: tuple[Checkpoint | None, tuple[str, ...]] = (None, ())
     if processes.is_main:
         lock_run(folder)
-        # A process that its launcher restarts resumes, whatever was asked for at first.
+        # A process restarted by its launcher resumes, even with --fresh.
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         if folder.exists() and (restarted or not fresh):
             found = _find_checkpoint(folder)
@@ -60,10 +60,10 @@ def claim_run(folder: Path, processes: Processes, fresh: bool) -> tuple[Checkpoi
 
 
 def resolve_sources(config: C, checkpoint: Checkpoint | None) -> tuple[C, dict[str, Path]]:
-    """The config with the runs that it starts from as paths, and those runs by config key.
+    """Find the runs that a run starts from; return the config with their paths, and the paths by config key.
 
-    A run that resumes keeps the runs it started from, also where newer ones exist now. Raises `UserError` where a run
-    is not there or has not finished.
+    A run that resumes keeps the runs it started from, even if newer ones exist. Raises `UserError` if a run is missing
+    or has not finished.
     """
     kept = {} if checkpoint is None else read_run(run_folder(config))
     sources = {}
@@ -72,42 +72,40 @@ def resolve_sources(config: C, checkpoint: Checkpoint | None) -> tuple[C, dict[s
         if reference == "newest":
             reference = kept.get(key, reference)
         if reference != "none":
-            sources[key] = find_earlier(reference, stage, config.preset, config.logs)
+            sources[key] = find_source_run(reference, stage, config.preset, config.logs)
     return config.model_copy(update={key: str(folder) for key, folder in sources.items()}), sources
 
 
 def check_resumable(folder: Path, config: RunConfig, store: FeatureStore) -> None:
-    """Raises `UserError` where a run would resume with settings, or with encoders of features, that lead elsewhere."""
+    """Raise `UserError` if a run would resume with other settings or with features of other encoders."""
     before, now = _leaves_of(folder, type(config)), dict(config_leaves(config.model_dump(mode="json")))
     differing = [
         f"{key}: found {now.get(key)!r}, the run started with {before.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(FREE_KEYS)
+        if before.get(key) != now.get(key) and not key.startswith(CHANGEABLE_KEYS)
     ]
-    raise_faults(
-        folder, differing, "a run resumes with the settings it started with; take another name, or add --fresh"
-    )
+    raise_faults(folder, differing, "a run resumes with the settings it started with; use another name, or add --fresh")
     # Runs of earlier versions have no such file.
     if (folder / FEATURES_FILE).is_file():
         others = encoding_differences(store.encoding, read_features_file(folder))
         raise_faults(
             folder,
             [f"{store.paths[0]}: made with {fact}" for fact in others],
-            "a run resumes with features of the encoders it started with; take another name, or add --fresh",
+            "a run resumes with features of the encoders it started with; use another name, or add --fresh",
         )
 
 
 def make_folder(folder: Path, config: RunConfig) -> None:
-    """Make a new run's folder with its config; a folder that is there is removed, which is said on the screen."""
+    """Create a new run's folder with its config; remove and report an existing folder."""
     if folder.exists():
         _remove(folder)
     folder.mkdir(parents=True)
     text = dump_config(config)
-    write_whole(folder / "config.yaml", lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_atomically(folder / "config.yaml", lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def peak_memory_gib() -> float:
-    """The most memory this process held, on the GPU where it used one."""
+    """The peak memory of this process in GiB, on the GPU if it used one."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**30
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -116,23 +114,23 @@ def peak_memory_gib() -> float:
 
 def _find_checkpoint(folder: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
     if (folder / FINISHED).exists():
-        # A run that was killed as it finished may have left some.
+        # A run that was killed while finishing may have left some.
         remove_checkpoints(folder / CHECKPOINTS)
         raise UserError(
-            f"{folder}: there is a run of this name already, which is finished; "
-            "take another name, or add --fresh to remove it and start anew"
+            f"{folder}: a run of this name exists and is finished; "
+            "use another name, or add --fresh to remove it and start again"
         )
     if all(path.name.startswith(".") for path in folder.iterdir()):
-        # A run that was killed before it had written anything.
+        # A run that was killed before it wrote anything.
         return None, ()
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: is there already and is no run; take another name, or add --fresh to remove it")
+        raise UserError(f"{folder}: exists and is not a run; use another name, or add --fresh to remove it")
     checkpoint, faults = newest_checkpoint(folder / CHECKPOINTS)
     return checkpoint, tuple(faults)
 
 
 def _leaves_of(folder: Path, schema: type[RunConfig]) -> dict[str, object]:
-    """A run's settings by dotted keys; keys that are newer than the run have their defaults."""
+    """A run's settings by dotted keys; keys newer than the run have their defaults."""
     tree = read_run(folder)
     try:
         return dict(config_leaves(schema.model_validate(tree).model_dump(mode="json")))
@@ -145,6 +143,6 @@ def _remove(folder: Path) -> None:
     size = sum(path.stat().st_size for path in files) / 2**20
     state = "finished" if (folder / FINISHED).exists() else "unfinished"
     tqdm.write(f"removing the {state} run in {folder}: {len(files)} files, {size:.1f} MiB")
-    # Renamed first: half a folder would be no run's.
+    # Rename first: a partly removed folder would not be a run.
     leaving = folder.rename(folder.with_name(f".{folder.name}.removed-{os.getpid()}"))
     shutil.rmtree(leaving)

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: scalars, histograms, pictures of cases, and settings beside what they led to."""
+"""The TensorBoard events of a run: scalars, histograms, images of cases, and settings with their results."""
 
 import errno
 import os
@@ -15,26 +15,26 @@ from lr2ppo.evaluation.pictures import Pixels, case_picture, read_thumbnails
 from lr2ppo.evaluation.scoring import Evaluation
 
 BINS = 40
-# More than an evaluation with its pictures takes on the disk.
-ROOM = 2**19
+# More than an evaluation with images takes on the disk.
+MIN_FREE_BYTES = 2**19
 
 
 class TensorBoard:
     """A run's TensorBoard events, in its folder."""
 
     def __init__(self, folder: Path, frames_root: Path, purge_step: int | None) -> None:
-        """What was logged of `purge_step` and later is not shown any more."""
+        """TensorBoard hides events already logged at `purge_step` or later."""
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
         self._folder, self._frames_root = folder, frames_root
         self._thumbnails: dict[str, list[Pixels]] = {}
 
     def log(self, step: int, scalars: Mapping[str, float], evaluation: Evaluation, pictures: bool) -> None:
-        """Log an evaluation, and what was averaged since the last; a picture of a case costs about 70 ms and 65 KB.
+        """Log an evaluation and the training means; an image of a case costs about 70 ms and 65 KB.
 
-        Raises OSError where the disk has no room for it.
+        Raises OSError if the disk has no room.
         """
-        if shutil.disk_usage(self._folder).free < ROOM:
-            # Asked before, for the writer has a thread of its own, which a full disk would end with a traceback.
+        if shutil.disk_usage(self._folder).free < MIN_FREE_BYTES:
+            # Checked first: in the writer's thread, a full disk would raise a traceback.
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
@@ -47,7 +47,7 @@ class TensorBoard:
                 self._thumbnails[clip.id] = read_thumbnails(clip, self._frames_root)
             picture = case_picture(clip, scores, self._thumbnails[clip.id])
             self._writer.add_image(f"validation_cases/{number}", picture, step, dataformats="HWC")
-        # Whatever ends this process, what was logged is to be seen.
+        # So that nothing is lost if this process is killed.
         self._writer.flush()
 
     def log_result(self, step: int, settings: Mapping[str, Any], best: Mapping[str, float]) -> None:
@@ -59,7 +59,7 @@ class TensorBoard:
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in settings.items()
         }
-        # Not `add_hparams`: it would make a folder, and there a run, of its own. To the checker a writer has no file.
+        # Not `add_hparams`: it would write a separate run in a new folder. To mypy, a writer has no file_writer.
         file: Any = self._writer.file_writer
         for summary in hparams(plain, metrics):
             file.add_summary(summary, step)

@@ -1,4 +1,4 @@
-"""The benchmark: its figures, and that the published way computes the same losses."""
+"""The benchmark: its figures, and the published computation gives the same results."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lr2ppo.benchmark.measure import count_flops
-from lr2ppo.benchmark.steps import Shape, encode_slots, judge_slots, make_step, optimizer_bytes, random_batch
+from lr2ppo.benchmark.steps import Shape, encode_slots, make_step, optimizer_bytes, random_batch, score_slots
 from lr2ppo.cli import main
 from lr2ppo.config.load import load_config
 from lr2ppo.config.schema import ModelConfig
@@ -23,7 +23,7 @@ TRUNK = ModelConfig(head="flatten", attention="published", width=16, heads=8, dr
 
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("stage", ["pointwise", "reward", "ppo"])
-def test_a_line_tells_times_rates_work_and_memory(
+def test_a_line_has_times_rates_work_and_memory(
     stage: str, plain: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
@@ -48,32 +48,32 @@ def gflop(stage: str, alone: Processes, plain: bool) -> int:
 
 
 def test_the_published_way_does_several_times_the_work(alone: Processes) -> None:
-    # 9 pairs of at most 5 labels: 72 slots a clip in stage 2, and in stage 3 rollouts of 4 more by the reward model.
+    # 9 pairs of at most 5 labels: 72 slots per clip in stage 2; in stage 3, 4 more per pair by the reward model.
     assert gflop("reward", alone, plain=True) > 8 * gflop("reward", alone, plain=False)
     assert gflop("ppo", alone, plain=True) > 4 * gflop("ppo", alone, plain=False)
     assert gflop("pointwise", alone, plain=True) >= gflop("pointwise", alone, plain=False)
 
 
 def test_the_optimizer_moves_seven_floats_a_weight_of_what_is_trained() -> None:
-    ranker, judge = RelevanceRanker(TRUNK), PartialOrderModel(TRUNK)
-    weights = [sum(parameter.numel() for parameter in model.parameters()) for model in (ranker, judge)]
+    ranker, reward_model = RelevanceRanker(TRUNK), PartialOrderModel(TRUNK)
+    weights = [sum(parameter.numel() for parameter in model.parameters()) for model in (ranker, reward_model)]
     moved = [optimizer_bytes(stage, TRUNK) for stage in ("pointwise", "reward", "ppo")]
     assert moved == [28 * weights[0], 28 * weights[1], 28 * sum(weights)]
 
 
 @torch.no_grad()
-def test_the_published_way_encodes_and_judges_as_ours_does() -> None:
+def test_the_published_way_encodes_and_scores_as_ours_does() -> None:
     torch.manual_seed(0)
     batch = random_batch(SHAPE, whole_lists=False)
-    # A padded label stands for nothing: the published way has none.
+    # Padded labels are not read: the published computation has none.
     encoder = LabelEncoder(TRUNK).eval()
     slots = batch.pairs.flatten(1)
     ours = encoder(batch.text, batch.frames).gather(1, _as_index(slots, TRUNK.width))
     torch.testing.assert_close(encode_slots(encoder, batch, slots), ours, rtol=1e-4, atol=1e-5)
     model = PartialOrderModel(TRUNK).eval()
     orders = torch.cat([batch.pairs, batch.pairs.flip(-1)], dim=-1)
-    judged = model(batch.text, batch.frames, orders)
-    torch.testing.assert_close(judge_slots(model, batch, orders), judged, rtol=1e-4, atol=1e-5)
+    scores = model(batch.text, batch.frames, orders)
+    torch.testing.assert_close(score_slots(model, batch, orders), scores, rtol=1e-4, atol=1e-5)
 
 
 def _as_index(slots: Tensor, width: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reading a run's configuration: YAML files, overrides, and what is said of mistakes."""
+"""Reading a run's configuration: YAML files, overrides and error messages."""
 
 from operator import attrgetter
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_every_preset_has_a_file_for_each_stage(preset: str) -> None:
     assert all(load_config(path, path.stem).preset == preset for path in paths)
 
 
-# The published settings of each stage; sizes are those of one of its four processes.
+# The published settings of each stage; batch sizes are per process, of four.
 PUBLISHED = {
     "pointwise": {
         "seed": 7, "data.frames": 16, "data.train": "first_stage_data.json", "model.head": "flatten",
@@ -91,7 +91,7 @@ def test_the_lrmovienet_presets_batches_hold_the_published_numbers_of_pairs() ->
     assert batches // ppo.batches_per_rollout == 412
 
 
-def test_the_pooled_preset_differs_by_its_model_alone() -> None:
+def test_the_pooled_preset_differs_only_by_its_model() -> None:
     for stage in CONFIGS:
         published, pooled = (
             load_config(MINI.parent / preset / f"{stage}.yaml", stage).model_dump(exclude={"preset", "model"})
@@ -238,7 +238,7 @@ def test_an_unknown_key_in_a_file_is_refused_naming_the_nearest_key(
     assert f"{full}: unknown key; did you mean {suggestion}?" in message
 
 
-def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_of_a_file_are_in_one_message(tmp_path: Path) -> None:
     tree = read_tree("pointwise")
     tree["train"]["epochs"] = 0
     tree["train"]["warmup"] = 1.5
@@ -248,7 +248,7 @@ def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     path = write_tree(tmp_path, tree)
     message = message_of(path, "pointwise", "loss.beta=-1")
     assert str(path) in message
-    for told in (
+    for expected in (
         "train.epochs: found 0",
         "train.warmup: found 1.5",
         "model.head: found 'round'",
@@ -256,7 +256,7 @@ def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
         "data.root: is missing",
         "loss.beta: found -1",
     ):
-        assert told in message
+        assert expected in message
 
 
 @pytest.mark.parametrize("key", ["train", "data", "seed", "device", "loss.beta"])
@@ -271,7 +271,7 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "expected"),
     [
         ("train.epochs=2.5", "train.epochs: found 2.5"),
         ("train.epochs=many", "train.epochs: found 'many'"),
@@ -283,13 +283,13 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
         ("data.strict=perhaps", "data.strict: found 'perhaps'"),
         ("train.learning_rate=.inf", "train.learning_rate: found inf"),
         ("loss.beta=.nan", "loss.beta: found nan"),
-        ('data.root="a\\0b"', "data.root: found 'a\\x00b': value error, holds a character that no file's name can"),
+        ('data.root="a\\0b"', "data.root: found 'a\\x00b': value error, holds a character that file names cannot have"),
         ("data.features=2001-99-99", "data.features=2001-99-99: the value is not YAML: month must be in 1..12"),
         ("model.heads=3", "model.width 64 is not a multiple of model.heads 3"),
     ],
 )
-def test_a_value_that_cannot_be_used_is_shown_with_its_key(override: str, told: str) -> None:
-    assert told in message_of(MINI / "pointwise.yaml", "pointwise", override)
+def test_a_value_that_cannot_be_used_is_shown_with_its_key(override: str, expected: str) -> None:
+    assert expected in message_of(MINI / "pointwise.yaml", "pointwise", override)
 
 
 @stage_files
@@ -322,7 +322,7 @@ def test_a_missing_file_of_no_preset_is_refused_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"stage: [ppo", "is not YAML"),
         (b"a: b: c", "is not YAML"),
@@ -335,11 +335,11 @@ def test_a_missing_file_of_no_preset_is_refused_alone(tmp_path: Path) -> None:
         (b"[" * 5_000, "is not YAML"),
     ],
 )
-def test_a_file_that_is_no_yaml_mapping_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_file_that_is_no_yaml_mapping_is_refused(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
     message = message_of(path, "ppo")
-    assert told in message
+    assert expected in message
     assert str(path) in message
 
 
@@ -352,14 +352,14 @@ def test_a_run_may_have_a_name_that_yaml_takes_for_something_else(name: str) -> 
     assert load_config(MINI / "pointwise.yaml", "pointwise", [f"name={name}"]).name == name
 
 
-def test_a_misspelt_section_is_told_by_its_own_name(tmp_path: Path) -> None:
+def test_a_misspelt_section_is_reported_by_its_name(tmp_path: Path) -> None:
     text = (MINI / "pointwise.yaml").read_text(encoding="utf-8").replace("train:\n", "trian:\n")
     (tmp_path / "pointwise.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"trian: unknown key; did you mean train\?"):
         load_config(tmp_path / "pointwise.yaml", "pointwise")
 
 
-def test_values_that_repeat_themselves_are_told_in_a_line(tmp_path: Path) -> None:
+def test_values_that_repeat_themselves_are_shortened(tmp_path: Path) -> None:
     doubled = "".join(f"- &v{level + 1} [{', '.join([f'*v{level}'] * 9)}]\n" for level in range(9))
     (tmp_path / "ppo.yaml").write_text(f"stage: ppo\nseed:\n- &v0 [x]\n{doubled}", encoding="utf-8")
     assert len(message_of(tmp_path / "ppo.yaml", "ppo")) < 100_000

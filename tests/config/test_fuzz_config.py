@@ -1,4 +1,4 @@
-"""Broken config files and overrides are refused with one message, or read as a config that can be written again."""
+"""Broken config files and overrides are refused with one message, or give a config that can be dumped and loaded."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.helpers.fuzz import damaged, fuzzed, mutated
 
 TEXTS = {stage: (REPOSITORY / "configs" / "mini" / f"{stage}.yaml").read_text(encoding="utf-8") for stage in CONFIGS}
 stages = st.sampled_from(list(CONFIGS))
-# Of all keys and values, those that YAML and the schema take for something are a few.
+# Of all possible values, only few mean something special to YAML and the schema.
 snippets = st.sampled_from(
     ["2001-99-99", "!!int x", "!!bool x", "!!timestamp x", "0x", "0b_", "&a [*a]", "[" * 400, "1:" * 400 + "1.5",
      ".inf", "-.nan", '"\\0"', '"\\uD800"', "!!binary x", "? [1]", "*b", "{1: 2}", "data: 3", "- 1", "1" * 5000]

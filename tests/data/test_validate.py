@@ -14,7 +14,7 @@ from lr2ppo.data import Clip, ClipDataset, FeatureStore, FeatureWriter, annotati
 from lr2ppo.data.frames import missing_frames
 from lr2ppo.data.validate import CheckedClips, describe_clips, overlap, structure_faults, value_faults
 from lr2ppo.errors import UserError
-from lr2ppo.training.inputs import note_on
+from lr2ppo.training.inputs import clip_warnings
 
 CLIPS = [Clip(f"clip-{i}", ("a", "b", "c"), grades=np.array([0, 1, 2])) for i in range(3)]
 
@@ -184,8 +184,8 @@ def test_validation_clips_that_are_trained_on_are_named(features: Path) -> None:
     train, validation, other = (
         ClipDataset(clips, FeatureStore([features]), frames=1) for clips in (CLIPS[:2], CLIPS[1:], CLIPS[2:])
     )
-    assert note_on(train, validation).endswith("1 of the validation clips are trained on, such as clip-1")
-    assert note_on(train, other) == ""
+    assert clip_warnings(train, validation).endswith("1 of the validation clips are trained on, such as clip-1")
+    assert clip_warnings(train, other) == ""
 
 
 def test_missing_frames_are_found(tmp_path: Path) -> None:

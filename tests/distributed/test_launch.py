@@ -1,4 +1,4 @@
-"""The launcher on several machines, two of which are here, and the Slurm job that starts it."""
+"""The launcher on several machines, two of them simulated here, and the Slurm job that starts it."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def start(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-    """The launcher in a process of its own, which finds modules in the folder."""
+    """Start the launcher in a separate process that can import modules from the folder."""
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     environment |= {"PYTHONPATH": f"{REPOSITORY}:{folder}", "CUDA_VISIBLE_DEVICES": "", **variables}
     return subprocess.Popen(
@@ -57,7 +57,7 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def test_processes_of_two_machines_are_one_group_even_where_each_has_one(tmp_path: Path) -> None:
+def test_processes_of_two_machines_are_one_group_even_if_each_has_one(tmp_path: Path) -> None:
     (tmp_path / "reduce_ranks.py").write_text(REDUCE, encoding="utf-8")
     shared = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "NPROC": "1"}
     machines = [start(tmp_path, "-m", "reduce_ranks", str(tmp_path), NODE_RANK=node, **shared) for node in "01"]
@@ -69,7 +69,7 @@ def test_processes_of_two_machines_are_one_group_even_where_each_has_one(tmp_pat
 
 
 @pytest.mark.usefixtures("no_variables")
-def test_a_machine_that_finds_no_other_says_so(
+def test_a_machine_that_finds_no_other_reports_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = free_port()
@@ -131,7 +131,7 @@ def test_a_variable_that_cannot_be_used_is_refused_before_anything_starts(
 
 STUBS = {
     "scontrol": 'test "$*" = "show hostnames node[7-8]" && printf "node7\\nnode8\\n"',
-    # What Slurm does: the same command on each machine, which only there is told its number.
+    # As Slurm does: the same command on each machine, with SLURM_NODEID set only there.
     "srun": 'shift\nfor SLURM_NODEID in 0 1; do\n  export SLURM_NODEID\n  "$@"\ndone',
     "python": '[ "$1" = -c ] || echo "$NNODES $NODE_RANK $MASTER_ADDR $MASTER_PORT $*"',
 }
@@ -139,7 +139,7 @@ STUBS = {
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """A copy of the project on the first machine of a job of two, whose commands are stubs."""
+    """A copy of the project on the first machine of a job of two, with stubs for Slurm's commands."""
     workspace = Workspace.make(tmp_path / "lr2ppo")
     commands = tmp_path / "bin"
     commands.mkdir()
@@ -157,7 +157,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 
 def submit(cluster: Workspace, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the job as Slurm does: a copy of its file, from another folder."""
+    """Run the job as Slurm does: as a copy of its file, from another folder."""
     spool = cluster.root.parent / "spool"
     spool.mkdir(exist_ok=True)
     (spool / "slurm_script").write_bytes((cluster.root / "scripts/slurm/train.sbatch").read_bytes())
@@ -179,7 +179,7 @@ def test_the_slurm_job_keeps_arguments_of_several_words_whole(cluster: Workspace
     assert submit(cluster, "count.sh", "a b", "c=$d '\"").stdout == "<a b><c=$d '\">" * 2
 
 
-def test_jobs_on_one_machine_have_ports_of_their_own_or_the_one_given(
+def test_jobs_on_one_machine_have_separate_ports_or_the_given_one(
     cluster: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "1239999")
@@ -236,6 +236,6 @@ def test_a_second_signal_ends_processes_that_hang(tmp_path: Path) -> None:
 
 
 def is_alive(note: Path) -> bool:
-    """Whether a process is there, and more than an entry that nobody has asked after yet."""
+    """Whether a process exists and is not a zombie."""
     status = Path("/proc", note.read_text(), "stat")
     return status.exists() and ") Z" not in status.read_text()

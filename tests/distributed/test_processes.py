@@ -1,4 +1,4 @@
-"""Several processes, started by the stage scripts through torchrun."""
+"""Multiple processes, started by the stage scripts through torchrun."""
 
 import json
 import os
@@ -22,13 +22,13 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return Workspace.make(tmp_path_factory.mktemp("processes"))
 
 
-# Biases that shift all scores alike, in losses that go by differences: their gradient is but rounding.
+# Biases that shift all scores equally, in losses of differences: their gradient is only rounding.
 SHIFTS = {"reward": ("score.bias", "block.norm_out.bias"), "ppo": ("score.bias", "encoder.head.mlp.fc2.bias")}
 
 
 @pytest.fixture(scope="module")
 def parallel_logs(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of each stage: `one` by one process, `ddp` and `fsdp` by two with batches of half the size."""
+    """Train each stage: `one` with one process, `ddp` and `fsdp` with two and batches of half the size."""
     logs = tmp_path_factory.mktemp("parallel")
     train_all(Processes(0, 1, torch.device("cpu")), logs, tiny_world, "ddp")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -58,7 +58,7 @@ def test_two_processes_train_the_model_that_one_trains_on_batches_of_twice_the_s
 
 @pytest.fixture(scope="module")
 def trained(workspace: Workspace, tiny_world: Path) -> Workspace:
-    """Stage 1 by one process."""
+    """Train stage 1 with one process."""
     workspace.ok("sh", "pointwise.sh", "one", f"data.root={tiny_world}", "train.epochs=3", "train.max_labels=6")
     return workspace
 
@@ -88,7 +88,7 @@ def test_the_later_stages_run_on_two_processes(trained: Workspace, tiny_world: P
     assert printed.count("finished in") == 1
 
 
-def test_a_mistake_is_told_once_by_two_processes(workspace: Workspace) -> None:
+def test_two_processes_report_a_mistake_once(workspace: Workspace) -> None:
     message = workspace.refused("sh", "pointwise.sh", "x", "train.epoch=3", processes=2)
     assert "unknown key 'train.epoch'; did you mean train.epochs?" in message
 
@@ -100,15 +100,15 @@ def test_the_number_of_processes_must_be_one(workspace: Workspace) -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-def test_large_tensors_take_the_memory_of_earlier_ones() -> None:
-    """Counted in fresh pages that the system had to clear for them."""
+def test_large_tensors_reuse_the_memory_of_earlier_ones() -> None:
+    """Counts the page faults of fresh memory."""
     code = """
 import resource, sys, torch
 from lr2ppo.ops.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory(torch.device("cpu"))
 pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-# Alignment has the heap grow a few times before a tensor finds room in what was freed.
+# Because of alignment, the heap grows a few times before a tensor fits into freed memory.
 for _ in range(20):
     torch.ones(2**25)
 before = pages()

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Signals that stop a run."""
 
 import os
 import signal
@@ -15,14 +15,14 @@ from tests.conftest import REPOSITORY
 
 @pytest.mark.parametrize("number", STOPPING_SIGNALS)
 def test_the_first_signal_is_noted_and_handlers_are_put_back(number: signal.Signals) -> None:
-    # Whoever runs the tests in the background may have had some of them ignored.
+    # Tests run in the background may have started with some of them ignored.
     before = signal.signal(number, signal.SIG_DFL)
     try:
-        with StopRequest(talks=False) as stop:
+        with StopRequest(prints=False) as stop:
             assert stop.signal == 0
             os.kill(os.getpid(), number)
             assert stop.signal == number
-            # At once again, as Slurm and a launcher may: it is the same request.
+            # Immediately again, as Slurm and a launcher may: it is the same request.
             os.kill(os.getpid(), number)
         assert signal.getsignal(number) == signal.SIG_DFL
     finally:
@@ -32,7 +32,7 @@ def test_the_first_signal_is_noted_and_handlers_are_put_back(number: signal.Sign
 def test_signals_that_were_ignored_stay_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with StopRequest(talks=False) as stop:
+        with StopRequest(prints=False) as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             assert stop.signal == 0
     finally:
@@ -43,7 +43,7 @@ def test_a_second_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(interruption, "SAME_SIGNAL_SECONDS", 0.0)
     child = os.fork()
     if child == 0:
-        with StopRequest(talks=False):
+        with StopRequest(prints=False):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -59,7 +59,7 @@ from multiprocessing import resource_sharer
 from lr2ppo.distributed.signals import follow_training_process
 
 follow_training_process()
-# How what was read reaches the training process, which here is gone as soon as it has asked for it.
+# The channel for batches to the training process, which here disconnects right after its request.
 address, _ = resource_sharer.DupFd(1)._id
 asking = socket.socket(socket.AF_UNIX)
 asking.connect(address)
@@ -69,7 +69,7 @@ sys.excepthook(ValueError, ValueError("another fault"), None)
 """
 
 
-def test_a_process_that_reads_ahead_says_nothing_where_the_training_process_is_killed() -> None:
+def test_a_data_loading_worker_prints_nothing_if_the_training_process_is_killed() -> None:
     done = subprocess.run([sys.executable, "-c", HANDS_OVER], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stderr == "ValueError: another fault\n"
 
@@ -85,7 +85,7 @@ try:
         if sys.argv[2] == "within":
             os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)
-    print("went on")
+    print("continued")
 except KeyboardInterrupt:
     print("interrupted")
 """
@@ -96,12 +96,12 @@ except KeyboardInterrupt:
     [
         ("default", "within", -signal.SIGINT, ""),
         ("none", "within", -signal.SIGINT, ""),
-        ("default", "behind", 0, "interrupted\n"),
-        ("none", "behind", 0, "interrupted\n"),
-        ("ignored", "within", 0, "went on\n"),
+        ("default", "after", 0, "interrupted\n"),
+        ("none", "after", 0, "interrupted\n"),
+        ("ignored", "within", 0, "continued\n"),
     ],
 )
-def test_an_interrupt_within_imports_ends_the_process_without_a_word(
+def test_an_interrupt_during_imports_ends_the_process_without_output(
     handler: str, moment: str, code: int, printed: str
 ) -> None:
     command = [sys.executable, "-c", INTERRUPTED, handler, moment]

@@ -26,8 +26,8 @@ from tqdm import tqdm
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.evaluation.scoring import Evaluation
 from lr2ppo.runs.stages import STAGES
-from lr2ppo.training.log import PICTURED_PARTS
-from lr2ppo.training.progress import MOST_COLUMNS, bar_format
+from lr2ppo.training.log import IMAGE_INTERVALS
+from lr2ppo.training.progress import MAX_COLUMNS, bar_format
 from lr2ppo.training.run import TrainingRun
 from lr2ppo.training.tensorboard import TensorBoard
 from tests.evaluation.test_pictures import CLIP, SCORES
@@ -100,7 +100,7 @@ def watched(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Watch
 
 def test_a_terminal_shows_one_progress_line_separate_from_logged_lines(watched: Watched) -> None:
     moving = [line for line in watched.written if "/a " in line and "%" in line]
-    assert max(map(len, moving)) <= MOST_COLUMNS
+    assert max(map(len, moving)) <= MAX_COLUMNS
     assert any("/s  " in line and line.endswith(" left") for line in moving)
     last = [line for line in watched.lines if "%" in line]
     assert [line.split()[:2] for line in last] == [[f"{stage}/a", "100%"] for stage in STAGES]
@@ -238,7 +238,7 @@ def test_cases_are_pictured_seldom_however_often_a_run_evaluates(watched: Watche
     written = rows(watched.logs, "ppo")
     values = [row["validation/ndcg"] for row in written]
     best = [row["step"] for number, row in enumerate(written) if values[number] > max(values[:number], default=-1)]
-    parts = [step * PICTURED_PARTS // 12 for step in best]
+    parts = [step * IMAGE_INTERVALS // 12 for step in best]
     wanted = [step for number, step in enumerate(best) if parts[number] not in parts[:number]]
     pictured = [event.step for event in events(watched.logs / "ppo" / "a").Images("validation_cases/1")]
     assert pictured == wanted

@@ -13,7 +13,7 @@ from lr2ppo.evaluation.published import PUBLISHED, published_best
 from lr2ppo.models.published import load_published, write_published
 from lr2ppo.models.weights import save_model
 from lr2ppo.runs.listing import list_runs
-from lr2ppo.runs.lookup import find_earlier
+from lr2ppo.runs.lookup import find_source_run
 from lr2ppo.runs.stages import STAGES
 from tests.conftest import REPOSITORY
 from tests.helpers.lrmovienet import DATA, FRAMES, MODEL, SIZES, TOKENS, write_lrmovienet
@@ -100,7 +100,7 @@ def test_stage_3_starts_from_converted_checkpoints(converted: Workspace, name: s
 
 
 def test_the_newest_run_is_one_that_was_trained_here(converted: Workspace) -> None:
-    assert find_earlier("newest", "pointwise", "lrmovienet", converted.root / "logs").name == "small"
+    assert find_source_run("newest", "pointwise", "lrmovienet", converted.root / "logs").name == "small"
 
 
 def test_the_reproduction_resumes_where_it_stopped_and_ends_with_its_table(workspace: Workspace) -> None:

@@ -88,7 +88,7 @@ def test_an_evaluated_split_does_not_lose_the_other(workspace: Workspace) -> Non
     [
         (("sh", "pointwise.sh"), "usage: [PRESET=lrmovienet] [NPROC=N] sh pointwise.sh NAME"),
         (("sh", "ppo.sh", "seed=1"), "usage:"),
-        (("sh", "pointwise.sh", "tiny", "data.root=data/tiny"), "there is a run of this name already"),
+        (("sh", "pointwise.sh", "tiny", "data.root=data/tiny"), "a run of this name exists"),
         (("env", "PRESET=nine", "sh", "pointwise.sh", "x"), "configs/nine/pointwise.yaml: no such config file"),
         (("sh", "scripts/mini.sh"), "usage:"),
     ],

@@ -28,7 +28,7 @@ from lr2ppo.cli import main
 from lr2ppo.encoders import ImageEncoder, TextEncoder, pretrain
 from lr2ppo.encoders.weights.files import count_heads
 from lr2ppo.errors import UserError
-from lr2ppo.ops.linear import quicken
+from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.tensors import fingerprint
 from tests.helpers.golden import GOLDEN
 
@@ -205,7 +205,7 @@ def test_roberta_gives_the_same_in_both_layouts(shape: tuple[int, ...], tmp_path
     torch.save(tencent_roberta(model), tmp_path / "roberta.bin")
     ids, mask = tokens(vocabulary=shape[4])
     # For a tight comparison, both sides use the same matrix multiplication as the encoder.
-    quicken(model)
+    use_fast_linear(model)
     with torch.inference_mode():
         wanted = model(input_ids=ids, attention_mask=mask).last_hidden_state[mask.bool()]
     for path in (tmp_path / "hf", tmp_path / "roberta.bin"):
@@ -229,7 +229,7 @@ def test_vit_gives_the_same_in_all_layouts(shape: tuple[int, ...], tmp_path: Pat
     save_file(model.state_dict() | {"head.weight": torch.zeros(10, shape[0])}, tmp_path / "bare.safetensors")
     torch.save(tencent_vit(model), tmp_path / "tencent" / "vit.bin")
     pixels = torch.randn(1, 3, size, size)
-    quicken(model)
+    use_fast_linear(model)
     with torch.inference_mode():
         wanted = model.forward_features(pixels)
     for path in (tmp_path / "bare.safetensors", tmp_path / "tencent"):
@@ -470,7 +470,7 @@ def test_each_tensor_that_is_missing_misshapen_or_out_of_place_is_named(name: st
         return str(refusal.value)
 
     assert "1 fault found" in refused(whole | {"extra.weight": torch.zeros(3)})
-    assert "extra.weight: no part of this model" in refused(whole | {"extra.weight": torch.zeros(3)})
+    assert "extra.weight: is not part of this model" in refused(whole | {"extra.weight": torch.zeros(3)})
     for key, tensor in whole.items():
         message = refused({other: t for other, t in whole.items() if other != key})
         assert "1 fault found" in message
@@ -506,8 +506,8 @@ def test_files_that_hold_no_encoder_are_refused(encoder: Any, as_folder: bool, t
     save_file({"conv1": torch.zeros(3)}, tmp_path / "other.safetensors")
     refusals = {
         "text.safetensors": "is neither a safetensors file nor one saved with torch.save",
-        "short.safetensors": "is not a whole safetensors file",
-        "short.bin": "is cut short or damaged",
+        "short.safetensors": "is not a complete safetensors file",
+        "short.bin": "is truncated or damaged",
         "code.bin": "holds more than tensors",
         "other.safetensors": r"holds no encoder in a supported layout \(its tensors: conv1\); wanted a",
     }

@@ -16,7 +16,7 @@ SWITCHES = (
 
 @contextmanager
 def open_browser(profile: Path, width: int = 1400, height: int = 1000) -> Iterator[Chrome]:
-    """A browser with a new profile; skips the test, saying so, where no Chromium is installed."""
+    """Open a browser with a new profile; skip the test with a message if no Chromium is installed."""
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if browser is None or driver is None:
         pytest.skip("no chromium and chromedriver here: install the packages chromium and chromium-driver")
@@ -33,12 +33,12 @@ def open_browser(profile: Path, width: int = 1400, height: int = 1000) -> Iterat
 
 
 def console_errors(chrome: Chrome) -> list[str]:
-    """What the page's console has told of errors since it was last asked."""
+    """The errors in the page's console since the last call."""
     return [entry["message"] for entry in chrome.get_log("browser") if entry["level"] == "SEVERE"]
 
 
 def texts_of(chrome: Chrome, selector: str) -> list[str]:
-    """The text of each element that a CSS selector finds, read in one step: a page may replace them at any moment."""
+    """The text of each element that a CSS selector finds, read in one step, as a page may replace them."""
     script = "return [...document.querySelectorAll(arguments[0])].map((element) => element.innerText)"
     texts: list[str] = chrome.execute_script(script, selector)
     return texts

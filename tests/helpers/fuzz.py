@@ -1,4 +1,4 @@
-"""Broken files by the hundred, the same in every run: what the fuzz tests damage, and how."""
+"""Hundreds of broken files, the same in every run: how the fuzz tests damage files."""
 
 import copy
 import os
@@ -15,20 +15,20 @@ from lr2ppo.errors import UserError
 
 
 def fuzzed(cases: int) -> settings:
-    """Settings of a fuzz test of so many cases."""
+    """Hypothesis settings of a fuzz test with `cases` cases."""
     return settings(
         max_examples=cases,
         derandomize=True,
         database=None,
         deadline=None,
-        # A test writes the one file of its folder anew for each case.
+        # A test overwrites the one file of its folder in each case.
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
 
 
 @contextmanager
 def may_refuse(path: Path) -> Iterator[None]:
-    """Within it a `UserError` that names the file is as good as an end without one; nothing else is."""
+    """Within the context, a `UserError` that names the file is accepted; any other error is raised."""
     try:
         yield
         event("read")
@@ -39,7 +39,7 @@ def may_refuse(path: Path) -> Iterator[None]:
 
 
 def run_apart(check: Callable[[], object]) -> None:
-    """A check in a process of its own, which a crash of a library may end; raises AssertionError where it fails."""
+    """Run a check in a separate process, which a library may crash; raise AssertionError if it fails."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -52,9 +52,9 @@ def run_apart(check: Callable[[], object]) -> None:
         os._exit(status)
     os.close(writer)
     with open(reader, "rb") as pipe:
-        told = pipe.read().decode()
+        output = pipe.read().decode()
     _, status = os.waitpid(child, 0)
-    assert status == 0, f"ended by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else told
+    assert status == 0, f"killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else output
 
 
 ODD_VALUES = st.sampled_from(
@@ -88,7 +88,7 @@ values = st.recursive(
 
 @st.composite
 def mutated(draw: st.DrawFn, tree: Any) -> Any:
-    """A tree of lists and mappings with some values replaced, dropped, emptied or repeated."""
+    """Draw a tree of lists and mappings with some values replaced, dropped, emptied or repeated."""
     tree = [copy.deepcopy(tree)]
     for _ in range(draw(st.integers(1, 3))):
         places = list(_places(tree))
@@ -115,7 +115,7 @@ def _places(container: Any) -> Iterator[tuple[Any, Any]]:
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """Bytes of which some are changed, or some are missing at the end or in the middle."""
+    """Draw the content with some bytes changed, or missing at the end or in the middle."""
     kind = draw(st.sampled_from(["flip", "flip", "flip", "cut", "lose"]))
     if kind == "cut":
         return content[: draw(st.integers(0, len(content) - 1))]

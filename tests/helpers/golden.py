@@ -1,4 +1,4 @@
-"""The reference tensors that the published implementation computed; tests/golden/README.md says what they are."""
+"""The reference tensors that the published implementation computed; tests/golden/README.md describes them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A small folder exactly as LRMovieNet's files are, and the overrides that fit its preset to it."""
+"""A small data folder in LRMovieNet's exact layout, and overrides that fit its preset to it."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ SIZES = {"source": 10, "target": 9, "validation": 5, "test": 6}
 
 
 def write_lrmovienet(root: Path, seed: int = 0) -> Path:
-    """Annotations with string targets and missing optional keys, features of every row padded and without `text_len`.
+    """Write annotations with string targets and missing optional keys, and fully padded features without `text_len`.
 
     Each domain has a clip of 3 and one of 37 labels, one of 1 and one of 40 frames.
     """

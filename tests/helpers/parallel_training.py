@@ -1,7 +1,7 @@
-"""Trains the three stages on a tiny world; run by torchrun or alone: `parallel_training.py LOGS DATA STRATEGY ...`.
+"""Train the three stages on a tiny world, under torchrun or not: `parallel_training.py LOGS DATA STRATEGY ...`.
 
-The runs of one process are called `one` and take batches of 8 clips; those of two are called after their strategy and
-take 4 clips each. Later stages start from the runs called `one`.
+Runs of one process are called `one` and have batches of 8 clips; runs of two are named after their strategy and have 4
+clips per process. Later stages start from the runs called `one`.
 """
 
 import sys
@@ -28,7 +28,7 @@ OVERRIDES = {
 
 
 def train_all(processes: Processes, logs: Path, data: Path, strategy: str) -> None:
-    """20 or more steps of each stage; stage 2 has batches whose processes hold unequal numbers of pairs."""
+    """Train 20 or more steps of each stage; in stage 2, processes have unequal numbers of pairs in some batches."""
     torch.set_num_threads(1)
     name = "one" if processes.world_size == 1 else strategy
     clips = 8 // processes.world_size

@@ -1,4 +1,4 @@
-"""Commands that are to answer at once: before torch and its like are imported, which takes seconds."""
+"""Commands that should answer immediately, without importing torch and other large libraries, which takes seconds."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.conftest import REPOSITORY
 
-# Runs the command as the installed script does, then names the large libraries that this took.
+# Runs the command as the installed script does, then names the large libraries it imported.
 NAMES_LARGE_LIBRARIES = """
 import sys
 from lr2ppo.cli import main
@@ -21,7 +21,7 @@ finally:
 
 
 def answered_at_once(code: int, *arguments: str, folder: Path = REPOSITORY) -> tuple[str, str]:
-    """What a command prints, and what it says is wrong; it must end with this code and import no large library."""
+    """Run a command; return its stdout and stderr. It must exit with `code` and import no large library."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
         [sys.executable, "-c", NAMES_LARGE_LIBRARIES, *arguments],

@@ -1,4 +1,4 @@
-"""Trained runs of all stages on a few generated clips, with encoders that are made but never trained."""
+"""Trained runs of all stages on a few generated clips, with untrained encoders."""
 
 import json
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ from tests.conftest import REPOSITORY
 from tests.helpers.parallel_training import TRAIN
 
 MINI = REPOSITORY / "configs" / "mini"
-# More frames than a clip has, as the published head repeats them.
+# More frames than a clip has, because the published head repeats frames.
 FLATTEN = ["model.head=flatten", "model.attention=published", "model.text_tokens=38", "data.frames=7"]
 QUICKLY = ["train.epochs=3", "train.actor.learning_rate=0.01", "train.actor.warmup=0"]
-# The preset's own, and others.
+# The preset's seed, and others.
 SEEDS = range(7, 17)
 
 
 @dataclass(frozen=True)
 class TrainedWorld:
-    """Folders `data`, `encoders` (roberta, vit and their like of other weights in others/) and `logs`."""
+    """Folders `data`, `encoders` (roberta and vit, and in others/ the same with other weights) and `logs`."""
 
     root: Path
 
@@ -46,7 +46,7 @@ class TrainedWorld:
 
     @classmethod
     def make(cls, root: Path) -> "TrainedWorld":
-        """Runs `pointwise/one`, `pointwise/flatten`, `reward/one` and `ppo/one` of a few steps, evaluated."""
+        """Train and evaluate runs `pointwise/one`, `pointwise/flatten`, `reward/one` and `ppo/one` for a few steps."""
         world = cls(root)
         write_mini(world.data, seed=5, sizes=dict.fromkeys(SIZES, 6) | {"pretraining": 40})
         for folder, seed in ((world.encoders, 0), (world.encoders / "others", 1)):
@@ -62,7 +62,7 @@ class TrainedWorld:
         return world
 
     def extract(self, *more: str) -> None:
-        """Extraction as the command does it; `more` come last, and so replace the same arguments."""
+        """Run the extract command; `more` come last, and so replace the same arguments."""
         encoders = ("--text", str(self.encoders / "roberta"), "--image", str(self.encoders / "vit"))
         main(["extract", "--data", str(self.data), *encoders, "--frame-tokens", "patches", *more, "--device", "cpu"])
 
@@ -75,24 +75,24 @@ class TrainedWorld:
         TRAIN[stage](config, Processes(0, 1, torch.device("cpu")), fresh)
 
     def _train_until_better(self, stage: str, name: str, *more: str) -> None:
-        """Train with the first seed that gets better than what it starts from, whose weights a run would else keep.
+        """Train with the first seed that improves the ranker; otherwise a run keeps its initial weights.
 
-        Which one that is differs from one release of torch and transformers to another.
+        This seed depends on the versions of torch and transformers.
         """
         finished = self.logs / stage / name / "finished.json"
         for seed in SEEDS:
             self.train(stage, name, f"seed={seed}", *more, fresh=True)
             if json.loads(finished.read_text(encoding="utf-8"))["best_step"] > 0:
                 return
-        raise AssertionError(f"{stage}/{name} got no better with any of {len(SEEDS)} seeds")
+        raise AssertionError(f"{stage}/{name} did not improve with any of {len(SEEDS)} seeds")
 
     def cases(self, run: str) -> list[dict[str, Any]]:
-        """What evaluation has left of the test clips."""
+        """Read the cases that evaluation wrote for the test clips."""
         cases: list[dict[str, Any]] = json.loads((self.logs / run / "cases.json").read_text(encoding="utf-8"))["test"]
         return cases
 
     def queries(self) -> list[Query]:
-        """The test clips, raw."""
+        """Return the test clips as raw queries."""
         clips = json.loads((self.data / "test_data.json").read_text(encoding="utf-8"))
         return [
             Query(

@@ -1,4 +1,4 @@
-"""A copy of the project's scripts and code in a folder of its own, run as a user would."""
+"""A copy of the project's scripts and code in a separate folder, run as a user would."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ class Workspace:
         return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=300)
 
     def start(self, *command: str, processes: int = 1) -> subprocess.Popen[bytes]:
-        """Start a command, to be sent signals; what it prints is of no interest."""
+        """Start a command in the background, for signals; its output is discarded."""
         quiet = subprocess.DEVNULL
         return subprocess.Popen(
             command, cwd=self.root, env=self._environment(processes), stdout=quiet, stderr=quiet, start_new_session=True
@@ -61,5 +61,5 @@ class Workspace:
 def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.05)

@@ -44,7 +44,7 @@ def draw_rollout(pairs: int, seed: int) -> Rollout:
 def one_pair(
     scores: tuple[float, float], *, reward: float, old_scores: tuple[float, float] | None = None, value: float = 0.0
 ) -> Rollout:
-    """A pair proposed as it stands, whose value at the rollout was 0."""
+    """A pair proposed as given, whose value at the rollout was 0."""
     return {
         "scores": double(*scores)[None],
         "old_scores": double(*(scores if old_scores is None else old_scores))[None],
@@ -58,7 +58,7 @@ def one_pair(
 def loop_policy_loss(
     rollout: Rollout, weighting: Weighting, margin: float, kl_weight: float, entropy_weight: float
 ) -> float:
-    """The policy loss of DESIGN's formulas, pair by pair in Python numbers."""
+    """Compute the policy loss of docs/method.md in Python numbers, one pair at a time."""
     advantages: list[float] = []
     hinges: list[float] = []
     entropies: list[float] = []
@@ -92,11 +92,11 @@ def test_smooth_l1_is_quadratic_up_to_beta_and_linear_beyond(score: float, grade
     assert loss.item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_smooth_l1_has_beta_0_3_unless_told() -> None:
+def test_smooth_l1_has_beta_0_3_by_default() -> None:
     assert smooth_l1_loss(double(0.2)[None], torch.tensor([[0]])).item() == pytest.approx(0.04 / 0.6)
 
 
-def test_smooth_l1_averages_over_real_labels_alone() -> None:
+def test_smooth_l1_averages_over_real_labels_only() -> None:
     scores = torch.tensor([[1.5, 0.0, 9.0], [2.0, 7.0, -9.0]], requires_grad=True)
     grades = torch.tensor([[2, 1, 0], [2, 0, 0]])
     mask = torch.tensor([[True, True, False], [True, False, False]])
@@ -152,7 +152,7 @@ def test_the_published_constants_are_the_defaults() -> None:
 
 @MODERATE
 @given(st.integers(1, 8), st.integers(0, 10**6), st.sampled_from([torch.float32, torch.float64]))
-def test_kl_is_exactly_0_and_pulls_nowhere_while_the_actor_has_not_moved(
+def test_kl_is_exactly_0_without_gradient_while_the_actor_has_not_moved(
     pairs: int, seed: int, dtype: torch.dtype
 ) -> None:
     rollout = draw_rollout(pairs, seed)
@@ -231,7 +231,7 @@ def test_a_bad_advantage_turns_the_hinge_around(weighting: Weighting, proposed: 
     assert wrong_order == pytest.approx(0.01 + 1.5)
 
 
-def test_rank_loss_is_the_mean_over_violated_pairs_alone() -> None:
+def test_rank_loss_is_the_mean_over_violated_pairs_only() -> None:
     rollout = draw_rollout(4, seed=0) | {
         "scores": double(5, 0, 1, 0, 0, 1, 0, 3).view(4, 2),
         "proposed": torch.tensor([[0, 1]] * 4),
@@ -281,7 +281,7 @@ def two_pairs() -> Rollout:
     }
 
 
-def test_weighting_by_batch_lends_every_advantage_to_the_mean_hinge() -> None:
+def test_weighting_by_batch_weights_the_mean_hinge_by_every_advantage() -> None:
     losses = ppo_losses(**two_pairs(), weighting="batch", entropy_weight=0.0, kl_weight=0.0)
     assert losses.policy_loss.item() == pytest.approx(1.01 * (0.2 + 5.0) / 2)
 
@@ -291,7 +291,7 @@ def test_weighting_by_pair_uses_a_violated_pairs_own_advantage() -> None:
     assert losses.policy_loss.item() == pytest.approx(1.01 * 0.2)
 
 
-def test_the_policy_loss_draws_the_actor_through_the_kl_in_the_advantage() -> None:
+def test_the_policy_loss_has_the_gradient_of_the_kl_in_the_advantage() -> None:
     rollout = two_pairs()
     scores = rollout["scores"]
     ppo_losses(**rollout, weighting="batch", entropy_weight=0.0, kl_weight=0.1).policy_loss.backward()
@@ -300,7 +300,7 @@ def test_the_policy_loss_draws_the_actor_through_the_kl_in_the_advantage() -> No
     torch.testing.assert_close(scores.grad[1], 1.01 * -0.1 * kl_gradient.detach() / 2)
 
 
-def test_weighting_by_pair_leaves_well_ordered_pairs_alone() -> None:
+def test_weighting_by_pair_does_not_change_well_ordered_pairs() -> None:
     rollout = two_pairs()
     ppo_losses(**rollout, weighting="pair", entropy_weight=0.0, kl_weight=0.1).policy_loss.backward()
     assert rollout["scores"].grad is not None
@@ -351,7 +351,7 @@ def test_the_critic_learns_the_reward_less_the_kl_penalty() -> None:
     assert losses.value_loss.item() == pytest.approx((1.0 - 0.5 * losses.kl_penalty.item()) ** 2)
 
 
-def test_the_value_loss_trains_the_critic_alone() -> None:
+def test_the_value_loss_trains_only_the_critic() -> None:
     rollout = draw_rollout(6, seed=1)
     for name in ("scores", "reward", "value"):
         rollout[name].requires_grad_()
@@ -361,7 +361,7 @@ def test_the_value_loss_trains_the_critic_alone() -> None:
     assert rollout["reward"].grad is None
 
 
-def test_the_policy_loss_trains_the_actor_alone() -> None:
+def test_the_policy_loss_trains_only_the_actor() -> None:
     rollout = draw_rollout(6, seed=1)
     rollout["scores"].requires_grad_()
     rollout["value"].requires_grad_()

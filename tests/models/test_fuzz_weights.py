@@ -1,4 +1,4 @@
-"""Broken weights and descriptions of models are refused, or make the model whose shape they tell."""
+"""Broken weights and model descriptions are refused, or give a model of the described shape."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ KINDS: dict[str, type[RelevanceRanker] | type[PartialOrderModel]] = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A `best/` folder of each kind of model, each with its weights as torch saves them beside."""
+    """A `best/` folder for each kind of model, with its weights also saved by torch."""
     root = tmp_path_factory.mktemp("runs")
     for name, kind in KINDS.items():
         model = kind(SHAPE)
@@ -46,7 +46,7 @@ def test_a_shape_that_no_model_can_have_is_refused(tmp_path: Path, runs: Path) -
     description = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     description["shape"]["width"] = 2**40
     (tmp_path / "config.json").write_text(json.dumps(description), encoding="utf-8")
-    with pytest.raises(UserError, match="no model can have the shape that is told of it"):
+    with pytest.raises(UserError, match="no model can have this shape"):
         load_model(tmp_path)
 
 

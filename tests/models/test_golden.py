@@ -1,4 +1,4 @@
-"""Models, losses, gradients and NDCG are those of the published implementation, as its reference tensors tell."""
+"""Models, losses, gradients and NDCG match the reference tensors of the published implementation."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from lr2ppo.losses.policy import PPOLosses, ppo_losses
 from lr2ppo.losses.preference import preference_hinge_loss
 from lr2ppo.losses.ranking import smooth_l1_loss
 from lr2ppo.models.published import PUBLISHED_MODULES, load_partial_order, load_ranker
-from lr2ppo.ops.linear import quicken
+from lr2ppo.ops.linear import use_fast_linear
 from tests.helpers.golden import GOLDEN
 
 M = TypeVar("M", bound=nn.Module)
@@ -24,13 +24,13 @@ Products = Literal["torch's", "this processor's"]
 
 @pytest.fixture(params=get_args(Products))
 def products(request: pytest.FixtureRequest) -> Products:
-    """Compare with the reference twice: by torch's products, with which it was computed, and by this processor's."""
+    """Compare with the reference twice: with torch's products, which computed it, and with `FastLinear`."""
     chosen: Products = request.param
     return chosen
 
 
 def choose_products(model: M, products: Products) -> M:
-    return quicken(model) if products == "this processor's" else model
+    return use_fast_linear(model) if products == "this processor's" else model
 
 
 def read(name: str) -> Golden:
@@ -38,7 +38,7 @@ def read(name: str) -> Golden:
 
 
 def weights(tensors: Golden, prefix: str, folder: Path) -> Path:
-    """A published checkpoint of the tensors whose names begin with the prefix."""
+    """Write a published checkpoint of the tensors whose names start with the prefix."""
     path = folder / f"{prefix}safetensors"
     save_file({name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}, path)
     return path
@@ -50,7 +50,7 @@ def sizes() -> dict[str, int]:
 
 
 def assert_equal(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
-    """Equal within the tolerance, relative to the largest of the wanted values."""
+    """Assert equality within the tolerance, relative to the largest wanted value."""
     torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance * wanted.abs().max().item())
 
 
@@ -76,7 +76,7 @@ def test_the_reward_model_gives_the_published_rewards_and_loss(tmp_path: Path, p
 
 
 class Update:
-    """The published update of stage 3, computed by our models and losses from the stored rollout."""
+    """The published update of stage 3, computed by our models and losses from the reference rollout."""
 
     def __init__(self, folder: Path, products: Products) -> None:
         self.reference = read("ppo_update.safetensors")
@@ -97,7 +97,7 @@ class Update:
 
 
 def positions(given: Tensor, order: Tensor) -> Tensor:
-    """Where in the pair as given, `[P, 2]`, the labels of an order `[P, 2]` stand."""
+    """The positions of an order's labels `[P, 2]` in the pair as given `[P, 2]`."""
     return (order.unsqueeze(-1) == given.unsqueeze(1)).long().argmax(-1)
 
 
@@ -111,7 +111,7 @@ def update(tmp_path: Path, products: Products) -> Update:
 )
 def test_the_update_gives_each_published_scalar(update: Update, name: str, products: Products) -> None:
     found: Tensor = getattr(update.losses, name)
-    # The KL is what is left of nearly equal logarithms: another library's rounding shows in it.
+    # The KL is a difference of nearly equal logarithms, so another library's rounding is visible in it.
     tolerance = 1e-4 if name == "kl_penalty" and products == "this processor's" else 1e-5
     assert_equal(found.mean(), update.reference[f"update.{name}"], tolerance)
 

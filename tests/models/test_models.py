@@ -1,4 +1,4 @@
-"""The models: what padding, order and size may change, and the published attention by hand."""
+"""The models: effects of padding, order and size, and the published attention computed by hand."""
 
 import math
 from functools import cache
@@ -29,7 +29,7 @@ attentions = pytest.mark.parametrize("attention", ["published", "scaled"])
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Tensors this small are computed fastest by one."""
+    """Tensors this small are computed fastest by one thread."""
     torch.set_num_threads(1)
 
 
@@ -47,11 +47,11 @@ def make_ranker(config: ModelConfig) -> RelevanceRanker:
 
 @cache
 def shared_ranker(head: Head, attention: Attention) -> RelevanceRanker:
-    """A ranker for tests that only ask it for scores."""
+    """A ranker for tests that only read its scores."""
     return make_ranker(shape(head, attention))
 
 
-def make_judge(config: ModelConfig) -> PartialOrderModel:
+def make_order_model(config: ModelConfig) -> PartialOrderModel:
     torch.manual_seed(0)
     return PartialOrderModel(config).double().eval()
 
@@ -69,7 +69,7 @@ def draw_inputs(
 
 
 def pad_with_noise(inputs: Inputs, *, labels: int = 0, tokens: int = 0, frames: int = 0, seed: int = 0) -> Inputs:
-    """The same clips with masked labels, tokens and frames behind, which hold numbers instead of zeros."""
+    """The same clips, padded with masked labels, tokens and frames of noise instead of zeros."""
     clips, old_labels, old_tokens, width = inputs["text"].shape
     generator = torch.Generator().manual_seed(seed)
     sizes = (clips, old_labels + labels, old_tokens + tokens, width)
@@ -85,7 +85,7 @@ def pad_with_noise(inputs: Inputs, *, labels: int = 0, tokens: int = 0, frames: 
 
 
 def by_hand(block: CrossAttention, x: Tensor, y: Tensor, *, logit_scale: float, divisor: float) -> Tensor:
-    """Attention head by head and query by query, straight from the layers' weights."""
+    """Compute attention from the layers' weights, one head and query at a time."""
     queries, keys, values = (
         F.linear(z, layer.weight, layer.bias) for z, layer in ((x, block.queries), (y, block.keys), (y, block.values))
     )
@@ -144,7 +144,7 @@ def test_the_fusion_block_is_attention_and_feed_forward_with_residuals_and_norms
     assert first.out_features == 64
 
 
-def test_dropout_acts_in_training_alone() -> None:
+def test_dropout_acts_only_in_training() -> None:
     ranker = make_ranker(shape(dropout=0.5))
     inputs = draw_inputs()
     assert torch.equal(ranker(**inputs), ranker(**inputs))
@@ -163,7 +163,7 @@ def test_a_ranker_scores_every_label_of_every_clip(head: Head, attention: Attent
 
 @heads
 @pytest.mark.parametrize(("text_width", "image_width"), [(16, 16), (8, 24), (24, 8), (8, 16), (16, 8)])
-def test_features_may_have_widths_of_their_own(head: Head, text_width: int, image_width: int) -> None:
+def test_features_may_have_different_widths(head: Head, text_width: int, image_width: int) -> None:
     config = shape(head, text_width=text_width, image_width=image_width)
     vectors = LabelEncoder(config)(torch.randn(2, 3, TOKENS, text_width), torch.randn(2, FRAMES, image_width))
     assert vectors.shape == (2, 3, 16)
@@ -268,7 +268,7 @@ def test_scores_depend_on_text_and_frames(head: Head, part: str) -> None:
     assert (ranker(**inputs) - ranker(**other)).abs().min() > 1e-9
 
 
-def test_the_pooled_model_tells_frames_by_time_and_not_within_a_frame() -> None:
+def test_the_pooled_model_depends_on_frame_order_but_not_on_token_order_within_a_frame() -> None:
     ranker = make_ranker(shape(tokens_per_frame=2))
     inputs = draw_inputs(frames=6)
 
@@ -280,7 +280,7 @@ def test_the_pooled_model_tells_frames_by_time_and_not_within_a_frame() -> None:
     assert (reordered(2, 3, 0, 1, 4, 5) - ranker(**inputs)).abs().min() > 1e-9
 
 
-def test_the_pooled_model_starts_with_equal_projections_where_features_have_one_width() -> None:
+def test_the_pooled_model_starts_with_equal_projections_if_features_have_one_width() -> None:
     encoder = LabelEncoder(shape(text_width=16, image_width=16))
     x = torch.randn(3, 16)
     assert torch.equal(encoder.text_proj(x), encoder.image_proj(x))
@@ -315,64 +315,64 @@ def test_the_flatten_head_is_an_mlp_over_all_tokens_and_frames_in_a_row(tokens: 
 
 @heads
 @attentions
-def test_many_orders_judged_at_once_equal_each_alone(head: Head, attention: Attention) -> None:
-    judge = make_judge(shape(head, attention))
+def test_many_orders_scored_together_equal_each_alone(head: Head, attention: Attention) -> None:
+    model = make_order_model(shape(head, attention))
     inputs = draw_inputs()
     orders = torch.randint(4, (2, 6, 4), generator=torch.Generator().manual_seed(0))
-    together = judge(**inputs, order=orders)
+    together = model(**inputs, order=orders)
     assert together.shape == (2, 6)
     for number in range(6):
-        torch.testing.assert_close(judge(**inputs, order=orders[:, number]), together[:, number])
+        torch.testing.assert_close(model(**inputs, order=orders[:, number]), together[:, number])
 
 
 @pytest.mark.parametrize("slots", [2, 3, 4])
-def test_labels_encoded_before_are_judged_alike(slots: int) -> None:
-    judge = make_judge(shape())
+def test_labels_encoded_before_are_scored_equally(slots: int) -> None:
+    model = make_order_model(shape())
     inputs = draw_inputs()
     orders = torch.randint(4, (2, 5, slots), generator=torch.Generator().manual_seed(0))
-    vectors = judge.encoder(**inputs)
-    torch.testing.assert_close(judge.judge(vectors, orders), judge(**inputs, order=orders))
+    vectors = model.encoder(**inputs)
+    torch.testing.assert_close(model.score_orders(vectors, orders), model(**inputs, order=orders))
 
 
 @FEW
 @given(st.permutations(range(4)).filter(lambda order: order != [0, 1, 2, 3]))
 def test_the_order_of_the_slots_matters(order: list[int]) -> None:
-    judge = make_judge(shape())
+    model = make_order_model(shape())
     vectors = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    as_given, otherwise = judge.judge(vectors, torch.tensor([[[0, 1, 2, 3], order]]))[0].tolist()
+    as_given, otherwise = model.score_orders(vectors, torch.tensor([[[0, 1, 2, 3], order]]))[0].tolist()
     assert abs(as_given - otherwise) > 1e-9
 
 
-def test_a_label_is_judged_alike_wherever_it_stands_in_its_clip() -> None:
-    judge = make_judge(shape())
+def test_an_order_is_scored_equally_for_any_positions_of_its_labels() -> None:
+    model = make_order_model(shape())
     inputs = draw_inputs()
     order = torch.tensor([[0, 1, 1, 0], [2, 3, 2, 3]])
     shuffle = torch.tensor([3, 1, 0, 2])
     shuffled = inputs | {name: inputs[name][:, shuffle] for name in ("text", "text_mask")}
     moved = shuffle.argsort()[order]
-    torch.testing.assert_close(judge(**shuffled, order=moved), judge(**inputs, order=order))
+    torch.testing.assert_close(model(**shuffled, order=moved), model(**inputs, order=order))
 
 
-def test_reading_the_last_slot_alone_equals_the_whole_sequence() -> None:
-    judge = make_judge(shape(attention="published"))
+def test_reading_only_the_last_slot_equals_the_whole_sequence() -> None:
+    model = make_order_model(shape(attention="published"))
     vectors = torch.randn(2, 4, 16, dtype=torch.float64)
     order = torch.tensor([[0, 1, 1, 0], [2, 3, 3, 2]])
     slots = torch.stack([row[positions] for row, positions in zip(vectors, order, strict=True)])
-    slots = slots + judge.slot_embedding.weight[:4]
-    expected = judge.score(judge.block(slots, slots)[:, -1]).squeeze(-1)
-    torch.testing.assert_close(judge.judge(vectors, order.unsqueeze(1)).squeeze(1), expected)
+    slots = slots + model.slot_embedding.weight[:4]
+    expected = model.score(model.block(slots, slots)[:, -1]).squeeze(-1)
+    torch.testing.assert_close(model.score_orders(vectors, order.unsqueeze(1)).squeeze(1), expected)
 
 
 @attentions
-def test_padding_changes_no_judgement(attention: Attention) -> None:
-    judge = make_judge(shape(attention=attention))
+def test_padding_changes_no_score_of_an_order(attention: Attention) -> None:
+    model = make_order_model(shape(attention=attention))
     inputs = draw_inputs()
     order = torch.tensor([[0, 3, 3, 0], [1, 2, 1, 2]])
     padded = pad_with_noise(inputs, labels=2, tokens=3, frames=2)
-    torch.testing.assert_close(judge(**padded, order=order), judge(**inputs, order=order))
+    torch.testing.assert_close(model(**padded, order=order), model(**inputs, order=order))
 
 
-# The softmax is blind to a bias that all its logits share; such a bias has a gradient, which is 0.
+# A bias shared by all logits does not change a softmax; its gradient is 0.
 SHARED_BIASES = ("attention.keys.bias", "text_pool.bias", "frame_pool.bias")
 
 
@@ -398,18 +398,18 @@ def test_gradients_reach_every_parameter_of_the_ranker(head: Head, attention: At
 @heads
 @attentions
 def test_gradients_reach_every_parameter_of_the_order_model(head: Head, attention: Attention) -> None:
-    judge = make_judge(shape(head, attention)).train()
+    model = make_order_model(shape(head, attention)).train()
     orders = torch.tensor([[[0, 1, 1, 0], [0, 1, 0, 1]], [[2, 3, 2, 3], [3, 0, 0, 3]]])
-    (judge(**draw_inputs(), order=orders) ** 2).mean().backward()
-    assert_gradients_everywhere(judge)
-    assert judge.slot_embedding.weight.grad is not None
-    assert torch.all(judge.slot_embedding.weight.grad.abs().sum(1) > 1e-9)
+    (model(**draw_inputs(), order=orders) ** 2).mean().backward()
+    assert_gradients_everywhere(model)
+    assert model.slot_embedding.weight.grad is not None
+    assert torch.all(model.slot_embedding.weight.grad.abs().sum(1) > 1e-9)
 
 
-def test_a_critic_of_two_slots_trains_the_first_two_alone() -> None:
-    judge = make_judge(shape())
-    judge(**draw_inputs(), order=torch.tensor([[0, 1], [2, 3]])).sum().backward()
-    gradient = judge.slot_embedding.weight.grad
+def test_a_critic_of_two_slots_trains_only_the_first_two() -> None:
+    model = make_order_model(shape())
+    model(**draw_inputs(), order=torch.tensor([[0, 1], [2, 3]])).sum().backward()
+    gradient = model.slot_embedding.weight.grad
     assert gradient is not None
     assert len(gradient) == SLOTS
     assert torch.all(gradient[2:] == 0)

@@ -1,4 +1,4 @@
-"""Published checkpoints: found sizes, the way there and back, and what is said of files that do not fit."""
+"""Published checkpoints: inferred sizes, conversion in both directions, and errors for files that do not fit."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -107,7 +107,7 @@ def test_which_of_the_two_models_a_file_holds_is_found_out(
 def test_sizes_of_the_flatten_head_that_do_not_fit_are_refused_with_the_sum(
     given_sizes: dict[str, int], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"model\.bin: .*implies text_tokens \+ frames = 8, but .* were asked for"):
+    with pytest.raises(UserError, match=r"model\.bin: .*implies text_tokens \+ frames = 8, but .* were given"):
         load_ranker(write(checkpoint(), tmp_path), **given_sizes)
 
 
@@ -134,7 +134,7 @@ def test_superfluous_tensors_and_such_without_floats_are_named(tmp_path: Path) -
     with pytest.raises(UserError) as caught:
         load_ranker(write(tensors, tmp_path), TOKENS, FRAMES)
     assert "  head.bias: found torch.int64, wanted floats" in str(caught.value)
-    assert "  xit.0.1.0.weight: no part of this model" in str(caught.value)
+    assert "  xit.0.1.0.weight: is not part of this model" in str(caught.value)
 
 
 def test_half_precision_weights_are_read_as_single(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The linear layer's shorter ways give what `torch.nn.Linear` gives, and are taken on the processors they are for."""
+"""The fast linear paths give the results of `torch.nn.Linear`, and are used on the right processors."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lr2ppo.ops import linear
-from lr2ppo.ops.linear import QuickLinear, mkl_lacks_avx512, quicken, recycled, suits_onednn, suits_recycling
+from lr2ppo.ops.linear import FastLinear, mkl_lacks_avx512, recycled, suits_onednn, suits_recycling, use_fast_linear
 
 FEW = settings(deadline=None, max_examples=60)
 sizes = st.integers(1, 9)
@@ -25,8 +25,8 @@ def bfloat16() -> torch.autocast:
 
 
 @pytest.fixture(autouse=True)
-def both_ways_are_taken() -> Iterator[None]:
-    """Take the processor for one on which MKL is slow, and small weights for large ones."""
+def both_paths_are_used() -> Iterator[None]:
+    """Treat the processor as one on which MKL is slow, and small weights as large."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
     with pytest.MonkeyPatch.context() as patch:
@@ -36,7 +36,7 @@ def both_ways_are_taken() -> Iterator[None]:
 
 
 def learn(layers: list[nn.Linear], given: list[Tensor], weights: list[Tensor]) -> Gradients:
-    """Outputs of layers, all computed before the gradients of their weighted sum, and those gradients."""
+    """Compute all layers' outputs, then the gradients of their weighted sum; return both."""
     outputs = [layer(x) for layer, x in zip(layers, given, strict=True)]
     total = torch.stack([(output * weight).sum() for output, weight in zip(outputs, weights, strict=True)]).sum()
     wanted = [x for x in given if x.requires_grad] + [weight for layer in layers for weight in layer.parameters()]
@@ -46,10 +46,10 @@ def learn(layers: list[nn.Linear], given: list[Tensor], weights: list[Tensor]) -
 def two_of_a_shape(
     rows: list[int], inputs: int, outputs: int, needs_gradient: bool, quick: bool = True
 ) -> Callable[[], Gradients]:
-    """Two layers of one shape, as actor and critic have them, which learn at once."""
+    """Two layers of one shape that learn together, as actor and critic do."""
     torch.manual_seed(0)
     plain = [nn.Linear(inputs, outputs) for _ in range(2)]
-    layers = [quicken(layer) for layer in plain] if quick else plain
+    layers = [use_fast_linear(layer) for layer in plain] if quick else plain
     given = [torch.randn(*rows, inputs, requires_grad=needs_gradient) for _ in range(2)]
     weights = [torch.randn(*rows, outputs) for _ in range(2)]
     return lambda: learn(layers, given, weights)
@@ -76,15 +76,15 @@ def test_recycled_copies_give_the_outputs_and_gradients_of_autocast(
     torch.testing.assert_close(recycled_, plain, rtol=0.02, atol=0.02)
 
 
-def test_a_model_that_was_looked_at_in_inference_mode_learns_afterwards() -> None:
+def test_a_model_that_was_used_in_inference_mode_learns_afterwards() -> None:
     act = two_of_a_shape([3], 31, 37, needs_gradient=True)
     with torch.inference_mode(), bfloat16():
-        QuickLinear(31, 37)(torch.randn(3, 31))
+        FastLinear(31, 37)(torch.randn(3, 31))
     with bfloat16():
         assert all(each.isfinite().all() for each in act())
 
 
-def test_each_way_is_taken_where_it_is_meant_and_no_other_is() -> None:
+def test_each_path_is_used_only_for_its_inputs() -> None:
     x, weight = torch.randn(4, 8), torch.randn(16, 8)
     assert suits_onednn(x)
     assert not suits_onednn(x.double())
@@ -96,20 +96,20 @@ def test_each_way_is_taken_where_it_is_meant_and_no_other_is() -> None:
         assert not suits_recycling(x, weight[:1])
 
 
-def test_pages_are_lent_again_once_nothing_looks_at_them() -> None:
-    def lend() -> Tensor:
+def test_pages_are_reused_once_no_tensor_refers_to_them() -> None:
+    def allocate() -> Tensor:
         return recycled(torch.Size([3, 5]), torch.float32)
 
-    first, second = lend(), lend()
+    first, second = allocate(), allocate()
     places = {first.data_ptr(), second.data_ptr()}
     assert len(places) == 2
     row = first[1]
     del first, second
-    third, fourth = lend(), lend()
+    third, fourth = allocate(), allocate()
     assert {third.data_ptr(), fourth.data_ptr()} & places == places - {row.data_ptr() - 5 * 4}
     place = row.data_ptr() - 5 * 4
     del row
-    assert lend().data_ptr() == place
+    assert allocate().data_ptr() == place
 
 
 @pytest.mark.parametrize(
@@ -130,12 +130,12 @@ def test_onednn_is_for_avx512_that_mkl_does_not_use(
     assert mkl_lacks_avx512.__wrapped__() is lacks
 
 
-def test_another_librarys_model_is_quickened_without_changing_what_it_is() -> None:
+def test_use_fast_linear_changes_only_the_linear_layers_of_another_librarys_model() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 3, bias=False), nn.Bilinear(3, 3, 2))
     x = torch.randn(4, 5)
     before, names = model[:3](x), list(model.state_dict())
-    quicken(model)
-    assert [type(module) for module in model] == [QuickLinear, nn.GELU, nn.Linear, nn.Bilinear]
+    use_fast_linear(model)
+    assert [type(module) for module in model] == [FastLinear, nn.GELU, nn.Linear, nn.Bilinear]
     assert list(model.state_dict()) == names
     torch.testing.assert_close(model[:3](x), before)

@@ -1,4 +1,4 @@
-"""Packed text gives what a plain padded computation gives, and nothing is computed for padding."""
+"""Packed text gives the results of a plain padded computation, and nothing is computed for padding."""
 
 import math
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from lr2ppo.config.schema import ModelConfig
 from lr2ppo.models import LabelEncoder
 from lr2ppo.models.encoder import FlattenHead, PooledHead
 from lr2ppo.models.layers import FusionBlock
-from lr2ppo.ops.linear import quicken
+from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.ops.packing import Packing
 
 WIDTH, HEADS, TEXT_WIDTH, IMAGE_WIDTH = 16, 4, 12, 20
@@ -28,12 +28,12 @@ kinds = pytest.mark.parametrize(("head", "attention"), [("flatten", "published")
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Tensors this small are computed fastest by one."""
+    """Tensors this small are computed fastest by one thread."""
     torch.set_num_threads(1)
 
 
 class Inputs(NamedTuple):
-    """What a `LabelEncoder` is given."""
+    """The inputs of a `LabelEncoder`."""
 
     text: Tensor
     frames: Tensor
@@ -50,13 +50,13 @@ def make_encoder(head: str, attention: str = "scaled", dropout: float = 0.0) -> 
 
 
 def make_inputs(lengths: list[list[int]], tokens: int = TOKENS, frame_mask: Tensor | None = None) -> Inputs:
-    """Clips whose labels have texts of the lengths given; 0 pads a label wholly."""
+    """Clips whose labels have texts of the given lengths; a label of length 0 is padding."""
     labels = max(map(len, lengths))
     counts = torch.tensor([row + [0] * (labels - len(row)) for row in lengths])
     generator = torch.Generator().manual_seed(int(counts.sum()))
     if frame_mask is None:
         frame_mask = torch.ones(len(lengths), FRAMES, dtype=torch.bool)
-    # Tokens are drawn before padding, so that their numbers do not depend on it.
+    # Draw tokens before padding, so that their values do not depend on it.
     text = torch.zeros(len(lengths), labels, tokens, TEXT_WIDTH, dtype=torch.float64)
     text_mask = torch.arange(tokens) < counts.unsqueeze(-1)
     text[text_mask] = torch.randn(int(counts.sum()), TEXT_WIDTH, generator=generator, dtype=torch.float64)
@@ -70,7 +70,7 @@ def encode(encoder: LabelEncoder, inputs: Inputs) -> Tensor:
 
 
 def encode_padded(encoder: LabelEncoder, inputs: Inputs) -> Tensor:
-    """What `LabelEncoder` is to compute, padding and all, clip by clip, masks applied where tokens meet."""
+    """Compute what `LabelEncoder` should, with padding, one clip at a time, with masks where tokens interact."""
     vectors = []
     for text, clip_frames, text_mask, frame_mask in zip(*inputs, strict=True):
         frames = encoder.image_proj(clip_frames)
@@ -92,7 +92,7 @@ def encode_padded(encoder: LabelEncoder, inputs: Inputs) -> Tensor:
 
 
 def fuse_padded(block: FusionBlock, x: Tensor, frames: Tensor, frame_mask: Tensor) -> Tensor:
-    """The fusion block of a clip's labels `[L, T, D]` with its frames `[F, D]`, one head after the other."""
+    """Compute the fusion block of a clip's labels `[L, T, D]` and frames `[F, D]`, one head at a time."""
     attention, y = block.attention, block.norm_y(frames)
     queries, keys, values = attention.queries(block.norm_x(x)), attention.keys(y), attention.values(y)
     size = WIDTH // HEADS
@@ -109,7 +109,7 @@ def fuse_padded(block: FusionBlock, x: Tensor, frames: Tensor, frame_mask: Tenso
 
 
 def gradients(encoder: LabelEncoder, vectors: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """The gradient of each parameter, of a loss that reads the valid labels alone."""
+    """The gradient of each parameter, for a loss of only the valid labels."""
     encoder.zero_grad()
     (vectors[valid] ** 3).mean().backward()
     found = {name: parameter.grad for name, parameter in encoder.named_parameters()}
@@ -163,7 +163,7 @@ def test_gradients_run_back_into_the_features_of_the_padded_computation(head: st
 
 @heads
 @pytest.mark.parametrize("lengths", [[[4, 2], [3, 6]], [[4, 2, 6], [5, 0, 0]], [[0, 0], [0, 2]]])
-def test_what_stands_on_padding_is_never_read(head: str, lengths: list[list[int]]) -> None:
+def test_the_content_of_padding_is_never_read(head: str, lengths: list[list[int]]) -> None:
     encoder = make_encoder(head)
     inputs = make_inputs(lengths)
     poisoned = inputs._replace(text=inputs.text.masked_fill(~inputs.text_mask.unsqueeze(-1), math.nan))
@@ -184,7 +184,7 @@ def test_a_padded_label_sends_no_gradient_into_the_tokens_of_others() -> None:
 
 
 def count_flops(encoder: LabelEncoder, inputs: Inputs, *, training: bool) -> dict[str, int]:
-    """Floating-point operations of matrix products by module, `Global` for all; only that counts gradients well."""
+    """Matrix-product FLOPs by module, `Global` for all; only `Global` counts gradients correctly."""
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
         vectors = encode(encoder, inputs)
         if training:
@@ -219,7 +219,7 @@ def test_a_mask_that_masks_nothing_is_no_mask(head: str) -> None:
     assert torch.equal(encode(encoder, inputs), encoder(inputs.text, inputs.frames, frame_mask=inputs.frame_mask))
 
 
-def test_dropout_acts_on_packed_text_in_training_alone() -> None:
+def test_dropout_acts_on_packed_text_only_in_training() -> None:
     encoder = make_encoder("pooled", dropout=0.5)
     inputs = make_inputs([[4, 2], [3, 6]])
     assert not torch.equal(encode(encoder, inputs), encode(encoder, inputs))
@@ -252,7 +252,7 @@ def test_a_compiled_model_takes_batches_of_any_number_of_tokens() -> None:
 
 
 class LargeTensors(TorchDispatchMode):
-    """Lists the operations that fill or make tensors of at least so many numbers, and where these lie."""
+    """Record the operations that write tensors of at least `numbers` elements, and the addresses of these."""
 
     def __init__(self, numbers: int) -> None:
         super().__init__()
@@ -272,7 +272,7 @@ class LargeTensors(TorchDispatchMode):
 def test_the_flatten_head_makes_nothing_of_its_weights_size_but_their_gradient(plain: bool) -> None:
     head = FlattenHead(8, text_tokens=12, frames=2)
     if not plain:
-        quicken(head)
+        use_fast_linear(head)
     weight = head.mlp.fc1.weight
     fused, frames = torch.randn(1, 2, 12, 8, requires_grad=True), torch.randn(1, 2, 8, requires_grad=True)
     with LargeTensors(weight.numel() // 2) as large:
@@ -288,7 +288,7 @@ def test_the_flatten_head_makes_nothing_of_its_weights_size_but_their_gradient(p
     seed=st.integers(0, 1000),
     width=st.just(2),
 )
-def test_tokens_packed_and_put_back_stand_where_they_were(shape: tuple[int, int, int], seed: int, width: int) -> None:
+def test_packing_and_unpacking_keep_the_place_of_tokens(shape: tuple[int, int, int], seed: int, width: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(shape, generator=generator) < 0.6
     text = torch.randn(*shape, width, generator=generator)

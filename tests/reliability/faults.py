@@ -1,6 +1,6 @@
-"""What becomes of runs that are killed, of full disks and of bad input: every promise of docs/reliability.md, tried.
+"""Test every promise of docs/reliability.md: killed runs, full disks and bad input.
 
-Prints each broken promise as it is found, and a table at the end; exits with 1 where something was lost.
+Prints each result at once, and a table at the end; exits with 1 if something was lost.
 """
 
 import argparse
@@ -22,7 +22,7 @@ RESULTS: tuple[Result, ...] = ("continued", "refused", "lost")
 
 
 def make_table(found: dict[str, list[Outcome]]) -> str:
-    """One row for each thing that was tried: how often, what came of it, and how long the longest took."""
+    """Format one row per kind of trial: how often it was tried, the results, and the longest duration."""
     width = max(map(len, found))
     lines = [f"{'tried':{width}}  {'times':>5}{''.join(f'{result:>11}' for result in RESULTS)}{'longest':>10}"]
     for what, outcomes in found.items():
@@ -37,19 +37,19 @@ def make_table(found: dict[str, list[Outcome]]) -> str:
 
 
 def _guarded(name: str, trials: Tried) -> Tried:
-    """The trials of a group; one that breaks down itself counts as lost, and does not hide what others found."""
+    """Run the trials of a group; a trial that raises counts as lost, and the others still run."""
     try:
         yield from trials
     except (OSError, RuntimeError, ValueError, LookupError) as error:
         traceback.print_exc()
-        yield f"the trials called {name}", Outcome("lost", why=f"broke down: {error!r}")
+        yield f"the trials called {name}", Outcome("lost", why=f"failed: {error!r}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, epilog="example: sh scripts/faults.sh --only disks")
     parser.add_argument("--kills", type=int, default=30, help="how many random kills and signals (default 30)")
-    parser.add_argument("--seed", type=int, default=7, help="of the moments and the kinds (default 7)")
-    parser.add_argument("--only", action="append", help="one group of trials alone; may be given several times")
+    parser.add_argument("--seed", type=int, default=7, help="seed of the moments and kinds (default 7)")
+    parser.add_argument("--only", action="append", help="only this group of trials; may be given several times")
     arguments = parser.parse_args()
     groups: dict[str, Callable[[Workshop], Tried]] = {
         "inputs": try_inputs,
@@ -67,7 +67,7 @@ def main() -> None:
         parser.error(f"--only: found {', '.join(unknown)}, wanted one of {', '.join(groups)}")
     found: dict[str, list[Outcome]] = {}
     started = time.monotonic()
-    # What a shell started in the background ignores it, and hands that on to all that it starts.
+    # Background jobs of a shell ignore it, and so would all processes they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="lr2ppo-faults-") as folder:
         workshop = Workshop(Path(folder))

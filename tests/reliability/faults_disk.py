@@ -14,7 +14,7 @@ NOT_POSSIBLE = Outcome("not possible here")
 
 @contextmanager
 def small_disk(place: Path, options: str) -> Iterator[bool]:
-    """A disk in memory at a folder; False where the system does not permit that."""
+    """Mount a memory disk at a folder; yields False if the system does not permit that."""
     place.mkdir(parents=True)
     mounted = _mount("-t", "tmpfs", "-o", options, "tmpfs", str(place))
     try:
@@ -25,7 +25,7 @@ def small_disk(place: Path, options: str) -> Iterator[bool]:
 
 
 def try_disks(workshop: Workshop) -> Tried:
-    """Logs, and data, on disks that do not take what is written."""
+    """Try logs and data on disks that cannot be written."""
     yield "disk too small for one checkpoint", _too_small(workshop)
     yield from _fills_up(workshop)
     yield from _read_only(workshop)
@@ -62,7 +62,7 @@ def _fills_up(workshop: Workshop) -> Tried:
         ended = series.start("full", OFTEN, f"logs={logs}").end()
         why = difference(series.make_whole(), folder)
         if "resuming from" not in ended.printed:
-            why = f"did not go on; {why}; it said: {ended.printed[-600:]}"
+            why = f"did not resume; {why}; it printed: {ended.printed[-600:]}"
         yield "the same command after room was made", Outcome("lost" if why else "continued", ended.seconds, why)
 
 
@@ -98,7 +98,7 @@ def _refused(ended: Ended, why: str) -> Outcome:
 
 
 def _fill(ballast: Path) -> None:
-    """Take all the room that is left on a disk."""
+    """Fill a disk."""
     try:
         with ballast.open("wb", buffering=0) as file:
             while file.write(bytes(4096)):

@@ -1,4 +1,4 @@
-"""Commands that a newcomer gets wrong, and input that cannot be trained on."""
+"""Common mistakes in commands, and input that cannot be trained on."""
 
 import json
 import os
@@ -20,42 +20,45 @@ SOURCE, PAIRS = annotations.SOURCE_TRAIN, annotations.TARGET_PAIRS
 
 
 def try_mistakes(workshop: Workshop) -> Tried:
-    """What goes wrong on the first day, with each stage's script."""
+    """Try common first mistakes with each stage's script."""
     for stage in STAGES:
         series = Series(workshop, stage, 1)
         series.make_whole()
         commands = {
             "without data": (["first", "data.root=nowhere"], "no such"),
             "with a misspelt key": (["first", "train.epoch=3"], "did you mean train.epochs?"),
-            "with a finished run's name": (["whole-1"], "which is finished"),
+            "with a finished run's name": (["whole-1"], "exists and is finished"),
         }
         for source in list(STAGES[stage].sources.values())[:1]:
             commands["without the earlier stage"] = (["first", "logs=empty"], f"sh {STAGES[source].script} NAME")
-        for what, ((name, *more), says) in commands.items():
-            yield f"a script {what}", _refusal(workshop.run(stage, name, *more), says, SECONDS_TO_REFUSE)
+        for what, ((name, *more), message) in commands.items():
+            yield f"a script {what}", _refusal(workshop.run(stage, name, *more), message, SECONDS_TO_REFUSE)
 
 
 def try_inputs(workshop: Workshop) -> Tried:
-    """Annotations, features and configs that cannot be used, each given to a stage."""
-    for place, (what, (stage, spoil, says)) in enumerate(SPOILT.items()):
+    """Give each stage annotations, features and configs that cannot be used."""
+    for place, (what, (stage, spoil, message)) in enumerate(SPOILT.items()):
         data = workshop.root / "data" / f"spoilt-{place}"
         shutil.copytree(workshop.data, data, ignore=shutil.ignore_patterns(".*"))
         spoil(data)
         more = [f"data.root={data}", *(["ranker=none"] if stage == "reward" else [])]
-        yield what, _refusal(workshop.run(stage, "spoilt", *more), says)
+        yield what, _refusal(workshop.run(stage, "spoilt", *more), message)
         if what == NOT_FINITE:
             more += ["data.strict=false", "train.epochs=2"]
-            yield f"{what}, data.strict=false", _goes_on(workshop.run(stage, "left-out", *more), "left out for faults")
-    for what, (text, says) in CONFIGS.items():
+            yield (
+                f"{what}, data.strict=false",
+                _continued(workshop.run(stage, "left-out", *more), "left out for faults"),
+            )
+    for what, (text, message) in CONFIGS.items():
         folder = workshop.root / "configs" / "spoilt"
         folder.mkdir(exist_ok=True)
         whole = (workshop.root / "configs" / "mini" / "pointwise.yaml").read_text(encoding="utf-8")
         (folder / "pointwise.yaml").write_text(whole + text, encoding="utf-8")
-        yield what, _refusal(workshop.run("pointwise", "spoilt", PRESET="spoilt"), says)
+        yield what, _refusal(workshop.run("pointwise", "spoilt", PRESET="spoilt"), message)
 
 
 def try_nonfinite(workshop: Workshop) -> Tried:
-    """Features that are finite, but too large to compute with."""
+    """Give stages features that are finite, but too large to compute with."""
     data = workshop.root / "data" / "large"
     shutil.copytree(workshop.data, data, ignore=shutil.ignore_patterns(".*"))
     for clip in ("source-0", "target-0"):
@@ -65,30 +68,30 @@ def try_nonfinite(workshop: Workshop) -> Tried:
         for processes in (1, 2) if stage == "pointwise" else (1,):
             series = Series(workshop, stage, processes)
             series.make_earlier()
-            # Few enough that all clips of a step are named.
+            # Few enough that the message names all clips of a step.
             name, more = f"large-{processes}", [f"data.root={data}", "train.epochs=2", "train.clips_per_batch=2"]
             ended = series.start(name, *more).end()
             why = fault_of_refusal(ended, clip) or ("" if "step " in ended.printed else "named no step")
             yield f"a loss that is not finite: {stage}", Outcome("lost" if why else "refused", ended.seconds, why)
             ended = series.start(f"{name}-skip", *more, "safety.on_nonfinite=skip").end()
-            yield "the same, safety.on_nonfinite=skip", _goes_on(ended, "finished in")
+            yield "the same, safety.on_nonfinite=skip", _continued(ended, "finished in")
 
 
-def _refusal(ended: Ended, says: str, seconds: float = float("inf")) -> Outcome:
-    why = fault_of_refusal(ended, says)
+def _refusal(ended: Ended, message: str, seconds: float = float("inf")) -> Outcome:
+    why = fault_of_refusal(ended, message)
     if not why and ended.seconds > seconds:
-        why = f"took {ended.seconds:.1f} s to say so"
+        why = f"took {ended.seconds:.1f} s to report it"
     return Outcome("lost" if why else "refused", ended.seconds, why)
 
 
-def _goes_on(ended: Ended, says: str) -> Outcome:
-    fine = ended.code == 0 and says in ended.printed
-    why = "" if fine else f"ended with {ended.code}; it said: {ended.printed[-600:]}"
+def _continued(ended: Ended, message: str) -> Outcome:
+    fine = ended.code == 0 and message in ended.printed
+    why = "" if fine else f"ended with {ended.code}; it printed: {ended.printed[-600:]}"
     return Outcome("continued" if fine else "lost", ended.seconds, why)
 
 
 def _change(file: str, change: Callable[[list[Any]], Any]) -> Callable[[Path], None]:
-    """Something that changes an annotation file's clips in place."""
+    """Return a function that changes an annotation file's clips in place."""
 
     def spoil(data: Path) -> None:
         clips = json.loads((data / file).read_text(encoding="utf-8"))

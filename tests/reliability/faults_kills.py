@@ -1,4 +1,4 @@
-"""Runs that are killed and asked to stop at random moments, and what becomes of them."""
+"""Runs that are killed or stopped at random moments."""
 
 import os
 import random
@@ -25,7 +25,7 @@ HALF_WRITTEN = "SIGKILL within the writing of a checkpoint"
 
 @dataclass(frozen=True)
 class Series:
-    """Runs of one stage with one number of processes, which are compared with one that nobody disturbed."""
+    """Runs of one stage with one number of processes, compared with an uninterrupted run."""
 
     workshop: Workshop
     stage: str
@@ -42,55 +42,57 @@ class Series:
         return self.workshop.folder(self.stage, name)
 
     def make_whole(self) -> Path:
-        """The folder of the undisturbed run, which is made on first use."""
+        """Return the folder of the uninterrupted run; train it on first use."""
         folder = self.folder(f"whole-{self.processes}")
         if not folder.exists():
             self.make_earlier()
             ended = self.start(folder.name).end()
             if ended.code != 0:
-                raise RuntimeError(f"the undisturbed run ended with {ended.code}:\n{ended.printed}")
+                raise RuntimeError(f"the uninterrupted run ended with {ended.code}:\n{ended.printed}")
         return folder
 
     def make_earlier(self) -> None:
-        """Make the runs that this stage's start from."""
+        """Train the runs that this stage's runs start from."""
         for stage in STAGES[self.stage].sources.values():
             Series(self.workshop, stage, 1).make_whole()
 
     def newest(self, name: str) -> str:
-        """The newest whole checkpoint of a run; empty where it has none."""
+        """The newest complete checkpoint of a run; empty if it has none."""
         checkpoint, _ = newest_checkpoint(self.folder(name) / "checkpoints")
         return checkpoint.folder.name if checkpoint else ""
 
     def trains(self, job: Job, seconds: float = 120) -> bool:
-        """Wait until a run makes steps; False where it ended before."""
+        """Wait until a run makes steps; return False if it ended before."""
         return job.wait_for(lambda: bool(re.search(r"(?m)^stage \d:", job.printed)), seconds)
 
     def wait_for_checkpoints(self, job: Job, name: str, number: int = 1, logs: Path | None = None) -> None:
-        """Wait until a run has so many checkpoints."""
+        """Wait until a run has `number` checkpoints."""
         place = (logs or self.workshop.logs) / self.stage / name / "checkpoints"
         job.wait_for(lambda: len(list(place.glob("step-*"))) >= number, 120)
 
     def stop(self, name: str, logs: Path | None = None) -> Ended:
-        """Run until there are two checkpoints, and ask it to stop then."""
+        """Start a run, and stop it once it has two checkpoints."""
         logs = logs or self.workshop.logs
         job = self.start(name, OFTEN, f"logs={logs}")
         self.wait_for_checkpoints(job, name, number=2, logs=logs)
         os.kill(job.script.pid, signal.SIGTERM)
         return job.end()
 
-    def finish(self, name: str, *more: str, says: str = "") -> Outcome:
-        """Run to the end and compare with the undisturbed run."""
+    def finish(self, name: str, *more: str, message: str = "") -> Outcome:
+        """Run to the end and compare with the uninterrupted run."""
         whole = self.make_whole()
         ended = self.start(name, *more).end()
         why = _screen_fault(ended) or difference(whole, self.folder(name))
-        if not why and says not in ended.printed:
-            why = f"did not say {says!r}"
-        return Outcome("lost" if why else "continued", ended.seconds, why and f"{why}; it said: {ended.printed[-600:]}")
+        if not why and message not in ended.printed:
+            why = f"did not print {message!r}"
+        return Outcome(
+            "lost" if why else "continued", ended.seconds, why and f"{why}; it printed: {ended.printed[-600:]}"
+        )
 
 
 @dataclass
 class Victim:
-    """A run that is hit again and again until it is finished."""
+    """A run that gets signals again and again until it is finished."""
 
     series: Series
     dice: random.Random
@@ -102,7 +104,7 @@ class Victim:
         return f"hit-{self.series.processes}-{self.number}"
 
     def hit(self) -> tuple[str, Outcome] | None:
-        """Start or go on, and hit it at a random moment; None where it was finished before."""
+        """Start or resume, and send a signal at a random moment; None if it finished before."""
         workers = f"data.workers={self.dice.choice([0, 0, 1])}"
         before, job = self.series.newest(self.name), self.series.start(self.name, OFTEN, workers)
         trained = self._wait(job)
@@ -121,16 +123,15 @@ class Victim:
             what = HALF_WRITTEN
         why = _kill_fault(ended, sent, seconds, left)
         if not why and trained and before and f"{before}\n" not in ended.printed:
-            why = f"did not go on from {before}"
+            why = f"did not resume from {before}"
         if not why and self.series.newest(self.name) < before:
             why = f"{before} is gone"
-        said = (
-            f"{why} ({what}, {self.series.stage}, {self.series.processes} processes); it said: {ended.printed[-900:]}"
-        )
-        return what, Outcome("lost" if why else "continued", seconds, why and said)
+        run = f"{what}, {self.series.stage}, {self.series.processes} processes"
+        details = f"{why} ({run}); it printed: {ended.printed[-900:]}"
+        return what, Outcome("lost" if why else "continued", seconds, why and details)
 
     def _wait(self, job: Job) -> bool:
-        """Wait for the moment: one in six is within the start, before the first step."""
+        """Wait for the moment: one in six is during startup, before the first step."""
         if self.dice.random() < 1 / 6:
             until = time.monotonic() + self.dice.uniform(0, 8)
             job.wait_for(lambda: time.monotonic() > until, 10)
@@ -141,7 +142,7 @@ class Victim:
         return True
 
     def _choose(self, job: Job) -> tuple[str, int, signal.Signals]:
-        """What is done, to which process, and the signal; half of the SIGKILLs wait for a checkpoint to be written."""
+        """Choose what is done, to which process, and the signal; half of the SIGKILLs wait for a checkpoint write."""
         kinds = ["kill", "kill", "kill", "SIGTERM", "SIGINT", "SIGUSR1"]
         kind = self.dice.choice([*kinds, "launcher"] if self.series.processes > 1 else kinds)
         if kind.startswith("SIG"):
@@ -155,7 +156,7 @@ class Victim:
 
 
 def try_kills(workshop: Workshop, kills: int, seed: int) -> Tried:
-    """Hit runs of every stage at random moments; each is then finished and compared with an undisturbed one."""
+    """Send signals to runs of every stage at random moments; then finish and compare with uninterrupted runs."""
     dice = random.Random(seed)  # noqa: S311 (no secret is drawn)
     every = [Series(workshop, stage, processes) for processes in (1, 2) for stage in STAGES]
     for place, series in enumerate(every):
@@ -172,7 +173,7 @@ def try_kills(workshop: Workshop, kills: int, seed: int) -> Tried:
 
 
 def try_restarts(workshop: Workshop) -> Tried:
-    """Kill one of two processes of a run that the launcher may start again."""
+    """Kill one of two processes of a run that the launcher may restart."""
     for stage in STAGES:
         series = Series(workshop, stage, 2)
         whole, job = series.make_whole(), series.start("restarted", OFTEN, "--max-restarts", "2")
@@ -181,7 +182,7 @@ def try_restarts(workshop: Workshop) -> Tried:
         ended = job.end()
         why = _screen_fault(ended) or difference(whole, series.folder("restarted"))
         if ended.code != 0 or "resuming from" not in ended.printed:
-            why = f"ended with {ended.code}, {why}; it said: {ended.printed[-900:]}"
+            why = f"ended with {ended.code}, {why}; it printed: {ended.printed[-900:]}"
         yield (
             "SIGKILL of one of two, with --max-restarts 2",
             Outcome("lost" if why else "continued", ended.seconds, why),
@@ -189,7 +190,7 @@ def try_restarts(workshop: Workshop) -> Tried:
 
 
 def try_second_signal(workshop: Workshop) -> Tried:
-    """Ask twice: within the writing of a large checkpoint, and where one of two processes hangs."""
+    """Send a second signal: during the write of a large checkpoint, and while one of two processes hangs."""
     series = Series(workshop, "pointwise", 1)
     wide = ["model.width=768", "train.clips_per_batch=48", "safety.checkpoint_steps=1"]
     outcome = _ask_twice(series, series.start("wide", *wide), "wide")
@@ -198,12 +199,12 @@ def try_second_signal(workshop: Workshop) -> Tried:
     yield "a second SIGTERM within the writing of a checkpoint", outcome
     series = Series(workshop, "pointwise", 2)
     outcome = _ask_twice(series, series.start("hung", OFTEN), "hung", hang=True)
-    again = series.finish("hung", says="resuming from")
+    again = series.finish("hung", message="resuming from")
     yield "a second SIGTERM where a process hangs", outcome if outcome.why else again
 
 
 def _ask_twice(series: Series, job: Job, name: str, hang: bool = False) -> Outcome:
-    """Ask a run to stop once it has a checkpoint, and again two seconds later."""
+    """Stop a run once it has a checkpoint, and signal again two seconds later."""
     series.wait_for_checkpoints(job, name)
     if hang:
         os.kill(job.training()[-1], signal.SIGSTOP)
@@ -217,24 +218,24 @@ def _ask_twice(series: Series, job: Job, name: str, hang: bool = False) -> Outco
     why = _kill_fault(ended, signal.SIGTERM, seconds, job.left_after(10))
     if seconds > SECONDS_AT_ONCE:
         why = f"ended {seconds:.0f} s after it"
-    return Outcome("lost" if why else "continued", seconds, why and f"{why}; it said: {ended.printed[-600:]}")
+    return Outcome("lost" if why else "continued", seconds, why and f"{why}; it printed: {ended.printed[-600:]}")
 
 
 def try_one_name(workshop: Workshop) -> Tried:
-    """Start a run twice at once; then kill the first and start it again."""
+    """Start a run twice at the same time; then kill the first and start it again."""
     series = Series(workshop, "pointwise", 1)
-    # Slow enough to be still at work when the second has been refused.
+    # Slow enough to be still running when the second has been refused.
     first = series.start("shared", "safety.checkpoint_steps=1")
     series.wait_for_checkpoints(first, "shared")
     second = series.start("shared").end()
     owner = f"(process {first.script.pid} on {socket.gethostname()})"
     why = _screen_fault(second)
     if second.code != 2 or owner not in second.printed or not first.running:
-        why = f"ended with {second.code}, wanted 2 and {owner}; it said: {second.printed[-600:]}"
+        why = f"ended with {second.code}, wanted 2 and {owner}; it printed: {second.printed[-600:]}"
     yield "two runs of one name at once: the second", Outcome("lost" if why else "refused", second.seconds, why)
     os.kill(first.script.pid, signal.SIGKILL)
     first.end()
-    yield "the first killed, the same command again", series.finish("shared", says="resuming from")
+    yield "the first killed, the same command again", series.finish("shared", message="resuming from")
 
 
 def try_damage(workshop: Workshop) -> Tried:
@@ -244,7 +245,7 @@ def try_damage(workshop: Workshop) -> Tried:
         name = f"damaged-{number}"
         series.stop(name)
         damage(series.folder(name) / "checkpoints" / series.newest(name), what)
-        yield f"newest checkpoint damaged: {what}", series.finish(name, says=": is damaged")
+        yield f"newest checkpoint damaged: {what}", series.finish(name, message=": is damaged")
 
 
 def damage(checkpoint: Path, what: str) -> None:
@@ -275,8 +276,8 @@ def _compared(victim: Victim) -> tuple[str, Outcome]:
 
 
 def _kill_fault(ended: Ended, sent: signal.Signals, seconds: float, left: list[int]) -> str:
-    """Which promise about being killed was broken; empty where none was."""
-    # A shell tells of a process that a signal ended in the same numbers.
+    """The broken promise about being killed; empty if there is none."""
+    # A shell reports a process killed by a signal with the same codes.
     code = 128 - ended.code if ended.code < 0 else ended.code
     if left:
         return f"{len(left)} processes were left a minute later"

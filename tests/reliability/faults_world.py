@@ -1,4 +1,4 @@
-"""Where faults are tried: a copy of the project, a tiny world of random features, and commands run as a user would."""
+"""The environment of fault tests: a copy of the project, a tiny world of random features, and a user's commands."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from lr2ppo.runs.stages import STAGES
 REPOSITORY = Path(__file__).resolve().parents[2]
 WIDTH, TOKENS, FRAMES, LABELS = 16, 4, 3, 6
 TRACEBACK = "Traceback (most recent call last)"
-# By it the processes of one command are known, whoever their parents are now.
+# This variable marks the processes of one command, even if their parents have ended.
 MARK = "LR2PPO_FAULTS_COMMAND"
 LONGEST = 300.0
 
@@ -30,7 +30,7 @@ Result = Literal["continued", "refused", "lost", "not possible here"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one trial, how long that took, and, where a promise was broken, which."""
+    """The result of one trial, its duration, and the broken promise if there is one."""
 
     result: Result
     seconds: float = 0.0
@@ -39,7 +39,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Ended:
-    """A command that ended: its exit code (minus the signal that ended it), what it printed, and its seconds."""
+    """A command that ended: its exit code (or minus the signal that killed it), its output, and its seconds."""
 
     code: int
     printed: str
@@ -47,7 +47,7 @@ class Ended:
 
 
 class Job:
-    """A command at work, with all the processes that it starts."""
+    """A running command, with all processes that it starts."""
 
     def __init__(self, arguments: list[str], folder: Path, environment: Mapping[str, str], output: Path) -> None:
         self._mark = f"{os.getpid()}-{output.name}"
@@ -72,17 +72,17 @@ class Job:
         return self.script.poll() is None
 
     def processes(self) -> list[int]:
-        """Every process that this command started and that is alive, its own first."""
+        """All living processes of this command, its own first."""
         wanted = f"{MARK}={self._mark}".encode()
         return [pid for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc")))) if _is_marked(pid, wanted)]
 
     def training(self) -> list[int]:
-        """The processes that train; where there is no launcher above it, the script's own."""
+        """The training processes; without a launcher, the script's process."""
         ranked = [pid for pid in self.processes() if b"\0LOCAL_RANK=" in b"\0" + _read(pid, "environ")]
         return [pid for pid in ranked if not _reads_ahead(pid)] or [self.script.pid]
 
     def wait_for(self, condition: Callable[[], bool], seconds: float, pause: float = 0.005) -> bool:
-        """Wait until a condition holds; False where the command ended first, or the time did."""
+        """Wait until a condition holds; return False if the command ended or the time ran out first."""
         until = time.monotonic() + seconds
         while self.running and time.monotonic() < until:
             if condition():
@@ -91,7 +91,7 @@ class Job:
         return False
 
     def end(self, seconds: float = LONGEST) -> Ended:
-        """Wait for the command's end; one that takes longer is ended and counts as killed."""
+        """Wait for the command's end; a command that takes longer is killed."""
         try:
             self.script.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -99,7 +99,7 @@ class Job:
         return Ended(self.script.wait(), self.printed, time.monotonic() - self._started)
 
     def left_after(self, seconds: float) -> list[int]:
-        """The processes that are still there so much later; they are ended."""
+        """Return the processes still alive after `seconds`, and kill them."""
         until = time.monotonic() + seconds
         while (left := self.processes()) and time.monotonic() < until:
             time.sleep(0.1)
@@ -115,7 +115,7 @@ class Job:
 
 
 class Workshop:
-    """A folder with a copy of the project, in which runs of the tiny world are made."""
+    """A folder with a copy of the project, for runs on the tiny world."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.logs, self.data = root, root / "logs", root / "data" / "tiny"
@@ -162,19 +162,19 @@ def write_world(root: Path, clips: int = 48) -> None:
 
 
 def weights(folder: Path) -> dict[str, bytes]:
-    """The bytes of a run's best and last weights, by their place in its folder."""
+    """The bytes of a run's best and last weights, by path in its folder."""
     places = [*folder.glob("best/**/*.safetensors"), *folder.glob("checkpoints/last/**/*.safetensors")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in places}
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """What a run logged, without how long that took."""
+    """The rows a run logged, without `seconds`."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
 
 
 def difference(whole: Path, folder: Path) -> str:
-    """What a finished run has otherwise than an uninterrupted one; empty where all is equal."""
+    """How a finished run differs from an uninterrupted one; empty if it does not."""
     if not (folder / "finished.json").is_file():
         return "the run is not finished"
     wanted, found = weights(whole), weights(folder)
@@ -184,14 +184,14 @@ def difference(whole: Path, folder: Path) -> str:
     return "" if rows(whole) == rows(folder) else "other rows in metrics.jsonl"
 
 
-def fault_of_refusal(ended: Ended, says: str) -> str:
-    """Why a command was not refused as it should be, with one message that says so; empty where it was."""
+def fault_of_refusal(ended: Ended, message: str) -> str:
+    """Why a command was not refused with one message that contains `message`; empty if it was."""
     faults = [f"ended with exit code {ended.code}, wanted 2"] * (ended.code != 2)
     faults += ["a traceback reached the screen"] * (TRACEBACK in ended.printed)
     messages = len(re.findall("(?m)^(error|usage):", ended.printed))
     faults += [f"found {messages} messages, wanted one"] * (messages != 1)
-    faults += [f"did not say {says!r}"] * (says not in ended.printed)
-    return f"{'; '.join(faults)}; it said: {ended.printed[-1500:]}" if faults else ""
+    faults += [f"did not print {message!r}"] * (message not in ended.printed)
+    return f"{'; '.join(faults)}; it printed: {ended.printed[-1500:]}" if faults else ""
 
 
 def _clip(name: str, rng: np.random.Generator, store: FeatureWriter) -> Clip:
@@ -214,7 +214,7 @@ def _read(pid: int, what: str) -> bytes:
 
 
 def _is_marked(pid: int, mark: bytes) -> bool:
-    # A process that ended and that its parent did not ask after yet has no command line.
+    # A zombie process has no command line.
     return mark in _read(pid, "environ").split(b"\0") and bool(_read(pid, "cmdline"))
 
 
@@ -223,5 +223,5 @@ def _parent(pid: int) -> int:
 
 
 def _reads_ahead(pid: int) -> bool:
-    """Whether it is a copy that a training process made of itself to read ahead."""
+    """Whether a process is a data-loading worker of a training process."""
     return b"\0LOCAL_RANK=" in b"\0" + _read(_parent(pid), "environ")

@@ -1,4 +1,4 @@
-"""Compares the weights that two versions of the project train from the same configs, data and seed, byte by byte.
+"""Compare the weights that two versions of the project train from the same configs, data and seed, byte by byte.
 
 Trains the three stages with both heads from a checkout of COMMIT and from this working tree, through the stage scripts.
 """
@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 WIDTH, TOKENS, FRAMES, CLIPS = 16, 6, 3, 24
 SHORT = ["train.epochs=2", "train.clips_per_batch=4", "train.evaluate_every=3", "device=cpu"]
 WIDTHS = {"model.width": 16, "model.heads": 8, "model.text_tokens": TOKENS}
-# Settings of each variant by stage; stage 3 takes the shape of its models from the runs that it starts from.
+# Settings of each variant by stage; in stage 3, models have the shapes of the source runs.
 VARIANTS: dict[str, dict[str, list[str]]] = {
     "pooled": {},
     "flatten": {
@@ -56,7 +56,7 @@ def _clip(name: str, rng: np.random.Generator, store: FeatureWriter) -> Clip:
 
 
 def train(tree: Path, data: Path, logs: Path, processes: int) -> dict[str, str]:
-    """Train every variant with the code of one tree; returns the hash of each weights file by its path in `logs`."""
+    """Train every variant with the code of one tree; return the hash of each weights file by its path in `logs`."""
     environment = os.environ | {"PRESET": "mini", "NPROC": str(processes), "PYTHON": sys.executable}
     environment |= {"PYTHONPATH": str(tree), "CUDA_VISIBLE_DEVICES": ""}
     for name, settings in VARIANTS.items():
@@ -75,7 +75,9 @@ def train(tree: Path, data: Path, logs: Path, processes: int) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog="example: sh scripts/same_weights.sh HEAD~3")
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: .venv/bin/python -m tests.reliability.same_weights HEAD~3"
+    )
     parser.add_argument("commit", help="the version to compare this working tree with")
     parser.add_argument("--processes", type=int, default=1, help="processes of each run (default 1)")
     arguments = parser.parse_args()

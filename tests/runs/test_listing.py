@@ -1,4 +1,4 @@
-"""The list of runs tells how each stands, whatever its folder is like, and disturbs none."""
+"""The list of runs shows the state of each, in any state of its folder, and changes nothing."""
 
 import json
 import os
@@ -30,7 +30,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
 
 
 def make_run(logs: Path, stage: str, name: str, **files: object) -> Path:
-    """A run's folder with a config, two evaluations, the better one first, and further JSON files."""
+    """Write a run's folder with a config, two evaluations, the better one first, and further JSON files."""
     folder = logs / stage / name
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump({"stage": stage, "preset": "mini"}), encoding="utf-8")
@@ -44,7 +44,7 @@ def make_run(logs: Path, stage: str, name: str, **files: object) -> Path:
 
 @contextmanager
 def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that keeps a run's folder; it ends at the latest with this context."""
+    """Start another process that locks a run's folder; it ends at the latest with this context."""
     command = [sys.executable, "-c", HOLD + "print('held', flush=True); input()", str(folder)]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -85,25 +85,25 @@ def test_a_run_is_running_only_while_the_process_that_keeps_it_lives(tmp_path: P
         process.wait()
         found = status(folder)
         assert (found.state, found.goes_on_from) == ("stopped", 25)
-        assert "stopped, goes on from 25" in format_runs([found], time.time())[1]
+        assert "stopped, resumes from 25" in format_runs([found], time.time())[1]
     (folder / "checkpoints" / "step-0000035-00000").mkdir()
     assert (status(folder).step, status(folder).goes_on_from) == (35, 35)
 
 
-def test_to_ask_for_a_lock_neither_takes_nor_loosens_it(tmp_path: Path) -> None:
+def test_querying_a_lock_neither_takes_nor_releases_it(tmp_path: Path) -> None:
     other, own = tmp_path / "other", tmp_path / "own"
     with holder(other):
         assert is_locked(other)
-        with pytest.raises(UserError, match="another run of this name is at work"):
+        with pytest.raises(UserError, match="another run of this name is running"):
             lock_run(other)
     assert not is_locked(other)
     lock_run(own)
     assert is_locked(own)
     taken = subprocess.run([sys.executable, "-c", HOLD, str(own)], env=ENVIRONMENT, capture_output=True, text=True)
-    assert "another run of this name is at work" in taken.stderr
+    assert "another run of this name is running" in taken.stderr
 
 
-def test_a_run_that_still_checks_what_it_reads_is_listed(tmp_path: Path) -> None:
+def test_a_run_that_is_checking_its_inputs_is_listed(tmp_path: Path) -> None:
     (tmp_path / "ppo").mkdir()
     (tmp_path / "ppo" / ".gone.lock").write_text("{}", encoding="utf-8")
     with holder(tmp_path / "ppo" / "early"):
@@ -151,7 +151,7 @@ def test_converted_weights_are_listed_and_folders_of_nothing_are_not(tmp_path: P
     assert [(run.name, run.state) for run in list_runs(tmp_path)] == [("published", "converted")]
 
 
-def test_runs_stand_by_stage_and_the_newest_first(tmp_path: Path) -> None:
+def test_runs_are_listed_by_stage_the_newest_first(tmp_path: Path) -> None:
     for age, (stage, name) in enumerate([("ppo", "c"), ("pointwise", "new"), ("reward", "b"), ("pointwise", "old")]):
         folder = make_run(tmp_path, stage, name)
         for path in folder.iterdir():
@@ -163,7 +163,7 @@ def test_runs_stand_by_stage_and_the_newest_first(tmp_path: Path) -> None:
 
 def test_the_command_prints_json_a_table_or_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["runs", "--logs", str(tmp_path)])
-    assert "sh pointwise.sh NAME makes one" in capsys.readouterr().out
+    assert "start one with: sh pointwise.sh NAME" in capsys.readouterr().out
     make_run(tmp_path, "reward", "a")
     main(["runs", "--logs", str(tmp_path)])
     heading, line = capsys.readouterr().out.splitlines()

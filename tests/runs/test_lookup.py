@@ -1,4 +1,4 @@
-"""Runs are found wherever their logs lie now, and weights alone are read as a run."""
+"""Runs are found after their logs have moved, and a folder with only weights is read as a run."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ from lr2ppo.runs.lookup import (
     PUBLISHED_DATA,
     PUBLISHED_PRESET,
     best_validation,
-    find_earlier,
     find_run,
+    find_source_run,
     read_data,
     read_finished,
     read_run,
@@ -33,7 +33,7 @@ SHAPE = ModelConfig(
 
 
 def make_run(logs: Path, stage: str, name: str = "a", **config: Any) -> Path:
-    """A run's folder with a config and what says that there are weights."""
+    """Write a run's folder with a config and the description of its weights."""
     folder = logs / stage / name
     (folder / "best").mkdir(parents=True)
     (folder / "best" / "config.json").write_text("{}", encoding="utf-8")
@@ -43,7 +43,7 @@ def make_run(logs: Path, stage: str, name: str = "a", **config: Any) -> Path:
 
 
 def make_all(logs: Path, **config: Any) -> Path:
-    """Runs of all three stages; returns the one of stage 3, which started from the others."""
+    """Write runs of all three stages; return that of stage 3, which started from the others."""
     for stage in ("pointwise", "reward"):
         make_run(logs, stage)
     return make_run(logs, "ppo", ranker=f"{logs}/pointwise/a", reward=f"{logs}/reward/a", **config)
@@ -71,7 +71,7 @@ def test_runs_that_moved_together_are_found_at_their_new_place(
         moved.parent.mkdir(exist_ok=True)
         logs.rename(moved)
         if old_logs_stay:
-            # Runs of the same names, which are others.
+            # Different runs with the same names.
             make_all(logs)
         wanted = {"ranker": moved / "pointwise" / "a", "reward": moved / "reward" / "a"}
         assert source_runs(moved / "ppo" / "a") == wanted
@@ -105,7 +105,7 @@ def test_runs_that_are_gone_damaged_or_not_named_are_no_sources(tmp_path: Path) 
         ("kept/a", RelevanceRanker, "pointwise"),
     ],
 )
-def test_weights_alone_are_read_as_a_finished_run_on_lrmovienet(
+def test_only_weights_are_read_as_a_finished_run_on_lrmovienet(
     tmp_path: Path, place: str, model: type[Model], stage: str
 ) -> None:
     folder = tmp_path / place
@@ -118,12 +118,12 @@ def test_weights_alone_are_read_as_a_finished_run_on_lrmovienet(
     assert "converted_from" in finished
     assert (best_validation(folder), read_temperature(folder), source_runs(folder)) == ({}, 1.0, {})
     assert find_run(str(folder), STAGES, tmp_path) == folder
-    assert find_earlier(str(folder), stage, "mini", tmp_path) == folder
+    assert find_source_run(str(folder), stage, "mini", tmp_path) == folder
     with pytest.raises(UserError, match=f"found no finished {stage} run of preset {PUBLISHED_PRESET}"):
-        find_earlier("newest", stage, PUBLISHED_PRESET, tmp_path)
+        find_source_run("newest", stage, PUBLISHED_PRESET, tmp_path)
 
 
-def test_weights_alone_stand_for_the_data_of_the_published_preset() -> None:
+def test_only_weights_have_the_data_of_the_published_preset() -> None:
     for stage in ("pointwise", "ppo"):
         config = load_config(REPOSITORY / "configs" / PUBLISHED_PRESET / f"{stage}.yaml", stage)
         own_files = {"train": config.data.train}
@@ -144,5 +144,5 @@ def test_weights_of_no_model_and_a_damaged_end_are_named(tmp_path: Path) -> None
         with pytest.raises(UserError, match=r"ppo/a: finished\.json (is not JSON|holds no mapping)"):
             read_finished(run)
     (run / "config.yaml").write_text("stage: [ppo]", encoding="utf-8")
-    with pytest.raises(UserError, match="names no stage"):
+    with pytest.raises(UserError, match="has no stage"):
         read_run(run)

@@ -1,4 +1,4 @@
-"""The record of the stages agrees with what it names."""
+"""The records of the stages name existing things."""
 
 from importlib import import_module
 from typing import get_args
@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 
 
 @pytest.mark.parametrize("name", list(STAGES))
-def test_all_that_a_stage_names_is_there(name: str) -> None:
+def test_all_that_a_stage_names_exists(name: str) -> None:
     stage = STAGES[name]
     assert callable(import_module(stage.module).train)
     assert (REPOSITORY / stage.script).is_file()
@@ -32,9 +32,9 @@ def test_the_config_of_a_stage_is_that_of_its_name() -> None:
     assert len({stage.series for stage in STAGES.values()}) == len(STAGES)
 
 
-def test_a_model_belongs_to_the_named_stage_or_else_to_the_first_that_keeps_it() -> None:
+def test_a_model_belongs_to_the_named_stage_or_else_to_the_first_that_saves_it() -> None:
     assert stage_for_model("RelevanceRanker", "ppo").name == "ppo"
     assert stage_for_model("RelevanceRanker", "reward").name == "pointwise"
     assert stage_for_model("PartialOrderModel", "anything").name == "reward"
-    with pytest.raises(LookupError, match="no stage keeps a Linear"):
+    with pytest.raises(LookupError, match="no stage saves a Linear"):
         stage_for_model("Linear", "ppo")

@@ -1,4 +1,4 @@
-"""What a study may exchange: the loss, a model that reads whole lists, and what stage 3 does with a batch."""
+"""Replaceable parts: the loss, models that read whole lists, and the policy of stage 3."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -53,10 +53,10 @@ def test_stage_2_learns_by_every_loss(name: str, alone: Processes, tiny_override
     assert load_config(folder / "config.yaml", "reward").loss.name == name
 
 
-def test_a_loss_that_is_not_there_and_a_key_of_another_loss_are_refused() -> None:
+def test_an_unknown_loss_and_a_key_of_another_loss_are_refused() -> None:
     with pytest.raises(UserError, match=r"loss\.name: found 'squared', wanted one of 'smooth_l1', 'ranknet'"):
         load_config(PRESET / "pointwise.yaml", "pointwise", ["loss.name=squared"])
-    with pytest.raises(UserError, match=r"loss\.beta: is no key of what loss\.name chooses"):
+    with pytest.raises(UserError, match=r"loss\.beta: is not a key of the chosen loss\.name"):
         load_config(PRESET / "pointwise.yaml", "pointwise", ["loss.beta=1", "loss.name=ranknet"])
 
 
@@ -71,7 +71,7 @@ def test_configs_of_earlier_versions_name_no_loss(tmp_path: Path) -> None:
 
 @pytest.fixture
 def labels_seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Models that read whole lists take the place of both kinds; how many labels each training batch gives a clip."""
+    """Replace both kinds of model by ones that read whole lists; record the labels per clip of each training batch."""
     seen: list[int] = []
 
     class ListRanker(RelevanceRanker):
@@ -112,14 +112,14 @@ def test_models_that_read_whole_lists_get_them_in_every_stage(
 
 @dataclass(frozen=True)
 class Targets:
-    """A rollout without pairs: the reward model's score of each label, `[B, L]`."""
+    """A rollout without pairs: the reward model's score of each label `[B, L]`."""
 
     batch: ClipBatch
     target: Tensor
 
 
 class RegressOnWins:
-    """A policy without critic or pairs: the ranker regresses on how often the reward model lets a label win."""
+    """A policy without critic or pairs: the ranker regresses each label's win rate under the reward model."""
 
     rollout = Targets
     shown = "loss"
@@ -145,7 +145,7 @@ class RegressOnWins:
             first, second = torch.cartesian_prod(torch.arange(LABELS), torch.arange(LABELS)).unbind(1)
             orders = torch.stack([first, second, first, second], 1).expand(len(batch), -1, -1)
             swapped = torch.stack([first, second, second, first], 1).expand(len(batch), -1, -1)
-            wins = self.reward_model.judge(vectors, orders) > self.reward_model.judge(vectors, swapped)
+            wins = self.reward_model.score_orders(vectors, orders) > self.reward_model.score_orders(vectors, swapped)
         return Targets(batch, wins.view(len(batch), LABELS, LABELS).float().mean(-1))
 
     def learn(self, rollout: Targets, is_first: bool) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The frozen judge: rewards from vectors computed once are those of the whole model, and are kept for the next run."""
+"""The frozen reward model: precomputed vectors give the full model's rewards, and are cached for the next run."""
 
 import os
 from pathlib import Path
@@ -28,16 +28,16 @@ def reward_model(seed: int = 0) -> PartialOrderModel:
     return PartialOrderModel(shape).eval()
 
 
-def test_rewards_from_kept_vectors_are_those_of_the_whole_model(
+def test_rewards_from_cached_vectors_are_those_of_the_full_model(
     dataset: ClipDataset, alone: Processes, tmp_path: Path
 ) -> None:
-    judge = open_frozen_reward(reward_model(), dataset, alone, "fp32", tmp_path)
+    frozen = open_frozen_reward(reward_model(), dataset, alone, "fp32", tmp_path)
     whole = FrozenReward(reward_model(), [len(clip.labels) for clip in dataset.clips], None)
-    assert not hasattr(judge.model, "encoder")
+    assert not hasattr(frozen.model, "encoder")
     sampler = EpochSampler(random_pairs(dataset.clips, 5, visits=2), batch_size=3, seed=0)
     for batch in training_loader(dataset, sampler, workers=0):
         order = torch.cat([batch.pairs, batch.pairs.flip(-1)], dim=-1)
-        torch.testing.assert_close(judge(batch, order), whole(batch, order), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(frozen(batch, order), whole(batch, order), rtol=1e-5, atol=1e-5)
 
 
 def test_vectors_are_computed_once_for_the_same_weights_and_features(
@@ -70,10 +70,10 @@ def test_vectors_are_computed_once_for_the_same_weights_and_features(
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def test_nothing_is_kept_where_frames_are_drawn_anew_each_time(
+def test_nothing_is_cached_if_frames_are_drawn_again_each_time(
     dataset: ClipDataset, alone: Processes, tmp_path: Path
 ) -> None:
     drawn = ClipDataset(dataset.clips, dataset.store, frames=FRAMES, frame_order="random")
-    judge = open_frozen_reward(reward_model(), drawn, alone, "fp32", tmp_path)
-    assert judge.vectors is None
+    frozen = open_frozen_reward(reward_model(), drawn, alone, "fp32", tmp_path)
+    assert frozen.vectors is None
     assert not list(tmp_path.iterdir())

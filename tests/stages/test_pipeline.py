@@ -1,4 +1,4 @@
-"""The pipeline trains and evaluates what is not done yet, over seeds."""
+"""The pipeline trains and evaluates what is not finished, over seeds."""
 
 import json
 from collections.abc import Callable
@@ -34,24 +34,24 @@ def test_stages_not_yet_done_are_trained_and_evaluated_over_seeds(
     (logs / "reward" / "study-1" / "results.json").unlink()
     capfd.readouterr()
     run_pipeline("study", PRESET, settings, seeds=(1, 2))
-    said = capfd.readouterr().out
-    assert said.count(": finished already") == 6
-    assert said.count(": evaluated already") == 5
+    printed = capfd.readouterr().out
+    assert printed.count(": finished already") == 6
+    assert printed.count(": evaluated already") == 5
     assert (logs / "ppo" / "study-2" / "finished.json").read_bytes() == kept
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "expected"),
     [
         ("train.epocs=3", "did you mean train.epochs"),
-        ("ppo:train.max_labels=3", "unknown key|setting of no stage"),
+        ("ppo:train.max_labels=3", "unknown key|not a setting of any stage"),
         ("loss.margin=x", "loss.margin: found 'x'"),
         ("data.root", "wanted an override key=value"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_refused_before_any_run_starts(
-    setting: str, told: str, tiny_overrides: Overrides, tmp_path: Path
+    setting: str, expected: str, tiny_overrides: Overrides, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         run_pipeline("study", PRESET, tiny_overrides(*SHORT, setting))
     assert not (tmp_path / "logs").exists()

@@ -1,4 +1,4 @@
-"""Each stage learns what it must in a world with a known right answer."""
+"""Each stage learns what it should in a world with a known right answer."""
 
 import json
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def test_three_stages_turn_the_order_of_the_source_into_that_of_the_target(
 
     source_loss = [row["train/loss"] for row in rows(logs, "pointwise")]
     assert source_loss[-1] < 0.5 * source_loss[0]
-    # The target's right order is the opposite of the source's: what stage 1 learned is as wrong as can be.
+    # The target's right order is the reverse of the source's: stage 1 ranks it as badly as possible.
     assert rows(logs, "pointwise")[-1]["validation/ndcg"] < 0.7
     assert rows(logs, "reward")[-1]["validation/pair_accuracy"] > 0.97
     curve = [row["validation/ndcg"] for row in rows(logs, "ppo")]
@@ -126,7 +126,7 @@ def test_an_update_waits_for_all_batches_of_its_rollout(alone: Processes, tiny_o
 
 def test_a_name_that_is_taken_is_refused_before_any_work(alone: Processes, tiny_overrides: Overrides) -> None:
     run_pointwise(alone, tiny_overrides())
-    with pytest.raises(UserError, match="there is a run of this name already, which is finished"):
+    with pytest.raises(UserError, match="a run of this name exists and is finished"):
         run_pointwise(alone, tiny_overrides())
 
 

@@ -1,4 +1,4 @@
-"""A run that was stopped goes on, and ends as if it had not been."""
+"""A stopped run resumes, and ends as an uninterrupted one."""
 
 import json
 import os
@@ -36,7 +36,7 @@ SETTINGS = {
 
 
 class World:
-    """The tiny world with one uninterrupted run of each stage, called `whole`."""
+    """The tiny world with an uninterrupted run of each stage, called `whole`."""
 
     def __init__(self, logs: Path, data: Path, alone: Processes) -> None:
         self.logs, self.data, self.alone = logs, data, alone
@@ -47,7 +47,7 @@ class World:
         common = [f"logs={self.logs}", f"data.root={self.data}", f"name={name}", "data.frames=3", "device=cpu"]
         overrides = [*common, "train.clips_per_batch=8", *SETTINGS[stage], *more]
         config = load_config(REPOSITORY / "configs" / "mini" / f"{stage}.yaml", stage, overrides)
-        # The same in every run: sums are rounded as they are shared out over threads.
+        # The same in every run: rounding depends on the number of threads.
         torch.set_num_threads(1)
         torch.manual_seed(config.seed)
         TRAIN[stage](config, self.alone, fresh)
@@ -68,12 +68,12 @@ def world(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Has the run be asked to stop when it comes to its n-th possible checkpoint."""
+    """Send the run a signal at its n-th possible checkpoint."""
 
     def arrange(number: int, sent: signal.Signals = signal.SIGTERM) -> None:
         real, count = TrainingRun.save_checkpoint, 0
-        # Whoever runs the tests in the background may have had it ignored.
-        monkeypatch.setattr(interruption, "heeded_signals", lambda: interruption.STOPPING_SIGNALS)
+        # Tests run in the background may have started with it ignored.
+        monkeypatch.setattr(interruption, "handled_signals", lambda: interruption.STOPPING_SIGNALS)
 
         def checkpoint(self: TrainingRun[Any], *arguments: Any) -> None:
             nonlocal count
@@ -87,7 +87,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     return arrange
 
 
-# Of stage 3, checkpoint 1 lies between rollouts, 5 between the steps of an update, 8 right behind an update.
+# In stage 3, checkpoint 1 is between rollouts, 5 between the steps of an update, 8 right after an update.
 @pytest.mark.parametrize(("stage", "moments"), [("pointwise", [1, 5]), ("reward", [3]), ("ppo", [1, 5, 8])])
 def test_a_run_stopped_and_continued_ends_with_the_same_bytes_and_rows(
     world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch, stage: str, moments: list[int]
@@ -105,7 +105,7 @@ def test_a_run_stopped_and_continued_ends_with_the_same_bytes_and_rows(
     assert world.weights(stage, name) == world.weights(stage, "whole")
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop_at(4)
@@ -120,14 +120,14 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     weights.write_bytes(content)
     capsys.readouterr()
     world.train("reward", "damaged", "safety.checkpoint_steps=1")
-    said = capsys.readouterr().out
-    assert "step-0000004-00000: is damaged" in said
-    assert f"resuming from {kept[0]}" in said
+    printed = capsys.readouterr().out
+    assert "step-0000004-00000: is damaged" in printed
+    assert f"resuming from {kept[0]}" in printed
     assert world.rows("reward", "damaged") == world.rows("reward", "whole")
     assert world.weights("reward", "damaged") == world.weights("reward", "whole")
 
 
-def test_a_run_goes_on_only_with_the_settings_it_was_begun_with(
+def test_a_run_resumes_only_with_the_settings_it_started_with(
     world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop_at(1, signal.SIGINT)
@@ -140,13 +140,13 @@ def test_a_run_goes_on_only_with_the_settings_it_was_begun_with(
     world.train("reward", "other", "safety.keep=1", "data.workers=1")
 
 
-def test_a_finished_run_keeps_no_checkpoint_and_is_not_begun_again(world: World) -> None:
+def test_a_finished_run_keeps_no_checkpoint_and_is_not_started_again(world: World) -> None:
     assert not list((world.logs / "reward" / "whole" / "checkpoints").glob("step-*"))
-    with pytest.raises(UserError, match="which is finished"):
+    with pytest.raises(UserError, match="exists and is finished"):
         world.train("reward", "whole")
 
 
-def test_fresh_says_what_it_removes(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fresh_reports_what_it_removes(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.train("reward", "again")
     capsys.readouterr()
     world.train("reward", "again", fresh=True)
@@ -156,7 +156,7 @@ def test_fresh_says_what_it_removes(world: World, capsys: pytest.CaptureFixture[
 def test_the_best_weights_are_those_of_the_whole_run(
     world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the best came before the interruption: it is remembered, not begun anew."""
+    """Also if the best weights came before the interruption."""
     stop_at(6)
     with pytest.raises(SystemExit):
         world.train("pointwise", "best")
@@ -169,8 +169,8 @@ def test_the_best_weights_are_those_of_the_whole_run(
     assert finished[0]["best_metric"] == finished[1]["best_metric"]
 
 
-def test_rollouts_of_two_processes_are_shared_out_anew(world: World) -> None:
-    """What two processes had stored is taken up by one, and what one had by two."""
+def test_rollouts_are_divided_again_over_another_number_of_processes(world: World) -> None:
+    """What two processes stored is restored by one, and the other way round."""
     store = FeatureStore([world.data / "clean_feat.h5"])
     clips = read_clips(world.data / annotations.TARGET_TRAIN)
     dataset = ClipDataset(clips, store, frames=3)
@@ -198,7 +198,7 @@ def test_rollouts_of_two_processes_are_shared_out_anew(world: World) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_one_process_goes_on_with_what_two_began(world: World, tiny_world: Path, tmp_path: Path, strategy: str) -> None:
+def test_one_process_resumes_a_run_of_two(world: World, tiny_world: Path, tmp_path: Path, strategy: str) -> None:
     workspace = Workspace.make(tmp_path)
     command = ["sh", "reward_pair_dataloader.sh", "moved", f"data.root={tiny_world}", f"logs={tmp_path / 'logs'}"]
     command += [
@@ -210,11 +210,11 @@ def test_one_process_goes_on_with_what_two_began(world: World, tiny_world: Path,
         "device=cpu",
     ]
     clips = "train.clips_per_batch=4"
-    begun = workspace.start(*command, clips, "safety.checkpoint_steps=1", processes=2)
+    started = workspace.start(*command, clips, "safety.checkpoint_steps=1", processes=2)
     checkpoints = tmp_path / "logs" / "reward" / "moved" / "checkpoints"
     wait_for(lambda: any(checkpoints.glob("step-*")))
-    begun.send_signal(signal.SIGTERM)
-    assert begun.wait(60) == 143
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(60) == 143
     assert "resuming from" in workspace.ok(*command, clips, processes=1)
     world.train("reward", "moved", "ranker=none", "model.dropout=0", fresh=True)
     two, one = (
@@ -226,7 +226,7 @@ def test_one_process_goes_on_with_what_two_began(world: World, tiny_world: Path,
             assert (two[name] - tensor).norm() <= 1e-5 * tensor.norm()
 
 
-def test_a_run_killed_before_it_had_written_anything_begins_anew(world: World) -> None:
+def test_a_run_killed_before_it_wrote_anything_starts_again(world: World) -> None:
     folder = world.logs / "reward" / "early"
     folder.mkdir()
     (folder / ".config.yaml-half").write_text("seed")
@@ -238,15 +238,15 @@ def test_a_folder_that_is_no_run_is_not_removed_unasked(world: World) -> None:
     folder = world.logs / "reward" / "thesis"
     folder.mkdir()
     (folder / "chapter.txt").write_text("years of work")
-    with pytest.raises(UserError, match="is there already and is no run"):
+    with pytest.raises(UserError, match="exists and is not a run"):
         world.train("reward", "thesis")
     assert (folder / "chapter.txt").exists()
 
 
-def test_a_run_that_computes_activations_again_goes_on_likewise(
+def test_a_run_with_checkpointed_activations_resumes_too(
     world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its nets are wrapped, which changes what their weights are called within the model."""
+    """Its networks are wrapped, which changes the names of their weights in the model."""
     world.train("pointwise", "thrifty", "compute.checkpoint_activations=true")
     stop_at(3)
     with pytest.raises(SystemExit):

@@ -16,7 +16,7 @@ from lr2ppo.models.weights import Model, load_model
 from lr2ppo.report import write_report
 from lr2ppo.report.load import find_runs
 from lr2ppo.runs.listing import list_runs
-from lr2ppo.runs.lookup import find_earlier, read_finished, source_runs
+from lr2ppo.runs.lookup import find_source_run, read_finished, source_runs
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.training.converted import write_converted_run
 from tests.conftest import REPOSITORY
@@ -53,9 +53,9 @@ def test_its_folder_is_complete_with_the_data_of_a_preset(stage: str) -> None:
     assert finished is not None
     assert (finished["converted_from"], finished["best_step"]) == ("theirs.bin", 0)
     assert source_runs(folder) == {}
-    assert find_earlier("theirs", stage, "another", Path("logs")) == folder
+    assert find_source_run("theirs", stage, "another", Path("logs")) == folder
     with pytest.raises(UserError, match=f"found no finished {stage} run of preset mini"):
-        find_earlier("newest", stage, "mini", Path("logs"))
+        find_source_run("newest", stage, "mini", Path("logs"))
 
 
 def test_all_that_reads_runs_takes_it(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a stage reads: refused with its faults, or, where it need not be strict, read without the clips at fault."""
+"""The inputs of a stage: refused with all faults, or, with strict=false, read without the clips with faults."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ IDS = [f"clip-{number}" for number in range(5)]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Of five training clips one each has a grade of 70, no features, and a feature that is not finite."""
+    """Of five training clips, one has a grade of 70, one no features, and one a feature that is not finite."""
     with FeatureWriter(tmp_path / "clean_feat.h5", {}) as writer:
         for name in IDS:
             writer.write(name, [np.ones((3, 4), np.float32)] * 2, np.ones((2, 6), np.float32))
@@ -49,7 +49,7 @@ def open_folder(folder: Path, processes: Processes, strict: bool, model: ModelCo
     return open_inputs(data, [("train.json", "grades"), ("val.json", "grades")], open_store(data), model, processes)
 
 
-def test_where_it_need_not_be_strict_clips_at_fault_are_left_out_and_named(folder: Path, alone: Processes) -> None:
+def test_without_strict_clips_with_faults_are_left_out_and_named(folder: Path, alone: Processes) -> None:
     train, validation = open_folder(folder, alone, strict=False)
     assert [clip.id for clip in train.clips] == ["clip-0", "clip-4"]
     assert train.left_out == ["1 (clip-1)", "clip-2", "clip-3"]
@@ -58,19 +58,17 @@ def test_where_it_need_not_be_strict_clips_at_fault_are_left_out_and_named(folde
     assert left_out_note(validation) == ""
 
 
-def test_a_strict_stage_refuses_all_faults_of_a_file_at_once_and_says_how_to_go_on(
-    folder: Path, alone: Processes
-) -> None:
+def test_a_strict_stage_refuses_all_faults_of_a_file_in_one_message_with_advice(folder: Path, alone: Processes) -> None:
     with pytest.raises(UserError) as refused:
         open_folder(folder, alone, strict=True)
-    told = str(refused.value)
-    assert "train.json: 2 faults found; fix or remove them, extract its features again into clean_feat.h5" in told
-    assert "or leave such clips out with data.strict=false" in told
-    assert "clip 1 (clip-1): target of label 'a': found 70" in told
-    assert "clip clip-2: has no features" in told
+    message = str(refused.value)
+    assert "train.json: 2 faults found; fix or remove them, extract its features again into clean_feat.h5" in message
+    assert "or leave such clips out with data.strict=false" in message
+    assert "clip 1 (clip-1): target of label 'a': found 70" in message
+    assert "clip clip-2: has no features" in message
 
 
-def test_strict_is_what_a_stage_is_unless_told_otherwise(folder: Path) -> None:
+def test_strict_is_the_default(folder: Path) -> None:
     keys = {"root": folder, "features": "f", "train": "", "validation": "", "test": "", "workers": 0}
     assert DataConfig.model_validate(keys | {"frames": 1, "frame_order": "even"}).strict
 
@@ -84,7 +82,7 @@ def test_clips_left_out_are_checked_again_next_time(folder: Path, alone: Process
 
 
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "expected"),
     [
         (1, r"val\.json: 1 fault found; fix or remove them, no valid clip remains"),
         (2, r"val\.json: 1 fault found; extract its features again into clean_feat\.h5, no valid clip remains"),
@@ -92,11 +90,11 @@ def test_clips_left_out_are_checked_again_next_time(folder: Path, alone: Process
     ],
 )
 def test_a_file_of_which_nothing_would_remain_is_refused(
-    folder: Path, alone: Processes, number: int, told: str
+    folder: Path, alone: Processes, number: int, expected: str
 ) -> None:
     entry = json.loads((folder / "train.json").read_text(encoding="utf-8"))[number]
     (folder / "val.json").write_text(json.dumps([entry]), encoding="utf-8")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         open_folder(folder, alone, strict=False)
 
 

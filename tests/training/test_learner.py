@@ -1,4 +1,4 @@
-"""How models learn: steps over several batches, memory saved, precision; all without changing what is learned."""
+"""Training steps: accumulation, activation checkpointing and precision do not change what is learned."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ DEFAULT = ComputeConfig(
 
 @pytest.fixture
 def learner(alone: Processes) -> Callable[..., Learner[RelevanceRanker]]:
-    """Makes equal learners that differ in how they compute."""
+    """Build equal learners that differ in how they compute."""
 
     def make(**changes: object) -> Learner[RelevanceRanker]:
         torch.manual_seed(0)
@@ -71,14 +71,14 @@ def test_a_step_is_made_of_the_mean_over_accumulated_batches(
         torch.testing.assert_close(weights(parts)[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_gradients_are_let_go_after_a_step(learner: Callable[..., Learner[RelevanceRanker]]) -> None:
+def test_gradients_are_freed_after_a_step(learner: Callable[..., Learner[RelevanceRanker]]) -> None:
     made = learner()
     train(made, 1)
     assert all(parameter.grad is None for parameter in made.model.parameters())
 
 
 def numbers_kept(learner: Learner[RelevanceRanker]) -> int:
-    """How many numbers a forward pass keeps for its gradients."""
+    """The number of elements that a forward pass saves for the backward pass."""
     sizes: list[int] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def numbers_kept(learner: Learner[RelevanceRanker]) -> int:
     return sum(sizes)
 
 
-def test_activations_computed_twice_change_nothing_but_the_memory_they_take(
+def test_activation_checkpointing_changes_only_the_memory_used(
     learner: Callable[..., Learner[RelevanceRanker]], tmp_path: Path
 ) -> None:
     plain, frugal = learner(), learner(checkpoint_activations=True)

@@ -1,4 +1,4 @@
-"""AdamW's groups and the learning-rate schedule."""
+"""AdamW's parameter groups and the learning-rate schedule."""
 
 from itertools import pairwise
 
@@ -59,7 +59,7 @@ def test_biases_and_norms_are_not_decayed_and_all_else_is() -> None:
         assert decay_of[id(parameter)] == (0.0 if plain else 0.25), name
 
 
-def test_weight_decay_shrinks_matrices_alone() -> None:
+def test_weight_decay_shrinks_only_matrices() -> None:
     model = make_model()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer, _ = build_optimizer(model, config(rate=0.5, decay=0.1, warmup=0.0), steps=10)
