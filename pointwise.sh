@@ -3,8 +3,8 @@
 set -eu
 cd "$(dirname "$0")"
 . scripts/launch.sh
-named "pointwise.sh NAME [--fresh] [--max-restarts N] [key=value ...]" \
+require_name "pointwise.sh NAME [--fresh] [--max-restarts N] [key=value ...]" \
     "PRESET=mini sh pointwise.sh demo seed=1" "$@"
 name=$1
 shift
-become pointwise "name=$name" "$@"
+exec_stage pointwise "name=$name" "$@"

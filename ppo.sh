@@ -3,8 +3,8 @@
 set -eu
 cd "$(dirname "$0")"
 . scripts/launch.sh
-named "ppo.sh NAME [ranker=RUN] [reward=RUN] [--fresh] [--max-restarts N] [key=value ...]" \
+require_name "ppo.sh NAME [ranker=RUN] [reward=RUN] [--fresh] [--max-restarts N] [key=value ...]" \
     "PRESET=mini sh ppo.sh demo seed=1" "$@"
 name=$1
 shift
-become ppo "name=$name" "$@"
+exec_stage ppo "name=$name" "$@"

@@ -6,10 +6,10 @@ cd "$(dirname "$0")"
 . scripts/launch.sh
 if [ "${1:-}" = --table ]; then
     shift
-    BY="exec"
+    EXEC="exec"
     evaluate --table "$@"
 fi
-named "ppo_eval.sh RUN [split=val|test] [key=value ...]" "PRESET=mini sh ppo_eval.sh ppo/demo split=val" "$@"
+require_name "ppo_eval.sh RUN [split=val|test] [key=value ...]" "PRESET=mini sh ppo_eval.sh ppo/demo split=val" "$@"
 name=$1
 shift
 evaluate "name=$name" "$@"

@@ -3,8 +3,8 @@
 set -eu
 cd "$(dirname "$0")"
 . scripts/launch.sh
-named "reward_pair_dataloader.sh NAME [ranker=RUN] [--fresh] [--max-restarts N] [key=value ...]" \
+require_name "reward_pair_dataloader.sh NAME [ranker=RUN] [--fresh] [--max-restarts N] [key=value ...]" \
     "PRESET=mini sh reward_pair_dataloader.sh demo seed=1" "$@"
 name=$1
 shift
-become reward "name=$name" "$@"
+exec_stage reward "name=$name" "$@"

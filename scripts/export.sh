@@ -1,5 +1,5 @@
 #!/bin/sh
-# A run's model as a folder of its own, with its reward model and a model card: sh scripts/export.sh RUN OUT [--onnx]
+# Exports a run's model, with its reward model and a model card: sh scripts/export.sh RUN OUT [--onnx]
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/launch.sh

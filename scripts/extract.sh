@@ -1,7 +1,8 @@
 #!/bin/sh
-# Features of a data folder, by one process a GPU: sh scripts/extract.sh --data DATA --text ENCODER --image ENCODER [...]
-# Goes on where it stopped, with any number of processes; --help shows the other arguments. Each of several processes
-# writes a file of its own, clean_feat-00-of-04.h5 and so on, which together make one store.
+# Extracts the features of a data folder, one process per GPU:
+# sh scripts/extract.sh --data DATA --text ENCODER --image ENCODER [...]
+# Resumes where it stopped, with any number of processes; --help shows the other arguments. Several processes write
+# separate files, clean_feat-00-of-04.h5 and so on, which together make one store.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/launch.sh

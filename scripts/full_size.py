@@ -1,6 +1,6 @@
-"""Load a published checkpoint of full size and run it forward; prints its weights, the time and the peak memory.
+"""Load a full-size published checkpoint and run it forward; print its weights, the time and the peak memory.
 
-Without a checkpoint at hand, one of random weights in the published layout is written to a temporary file first.
+Without --checkpoint, first write one with random weights in the published layout to a temporary file.
 """
 
 import argparse
@@ -23,7 +23,7 @@ WIDTH = 768
 
 
 def write_random(path: Path, kind: type[RelevanceRanker] | type[PartialOrderModel]) -> None:
-    """A checkpoint in the published layout, of the published sizes and random weights."""
+    """Write a checkpoint in the published layout and sizes, with random weights."""
     config = ModelConfig(head="flatten", attention="published", width=WIDTH, heads=HEADS, dropout=0.0)
     shapes = rename_modules(model_shapes(kind, config), PUBLISHED_MODULES)
     write_tensors(path, {name: torch.randn(shape) * 0.02 for name, shape in shapes.items()})
@@ -31,6 +31,7 @@ def write_random(path: Path, kind: type[RelevanceRanker] | type[PartialOrderMode
 
 @torch.inference_mode()
 def run_forward(checkpoint: Path, clips: int, labels: int) -> None:
+    """Load a checkpoint, score random features and print sizes, times and memory."""
     started = time.perf_counter()
     model = load_published(checkpoint)
     loaded = time.perf_counter()
@@ -53,8 +54,8 @@ def run_forward(checkpoint: Path, clips: int, labels: int) -> None:
 @reports_user_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, epilog="example: .venv/bin/python scripts/full_size.py")
-    parser.add_argument("--checkpoint", type=Path, help="published checkpoint (default: one of random weights)")
-    parser.add_argument("--kind", choices=list(KINDS), default="RelevanceRanker", help="what the random one is")
+    parser.add_argument("--checkpoint", type=Path, help="published checkpoint (default: random weights)")
+    parser.add_argument("--kind", choices=list(KINDS), default="RelevanceRanker", help="model of the random checkpoint")
     parser.add_argument("--clips", type=int, default=2)
     parser.add_argument("--labels", type=int, default=20)
     arguments = parser.parse_args()
@@ -63,7 +64,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "published.bin"
-        # In a process of its own, whose memory does not count.
+        # In a separate process, whose memory does not count.
         writer = multiprocessing.get_context("spawn").Process(target=write_random, args=(path, KINDS[arguments.kind]))
         writer.start()
         writer.join()

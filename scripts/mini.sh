@@ -1,7 +1,7 @@
 #!/bin/sh
 # Everything on the mini benchmark for one seed: data, encoders, features, the three stages and their evaluation.
 # sh scripts/mini.sh NAME SEED DATA [key=value ...]   (overrides go to the three training stages)
-# Data and encoders that are there are used again; runs called NAME are made anew.
+# Existing data and encoders are reused; runs called NAME are trained again.
 set -eu
 cd "$(dirname "$0")/.."
 PRESET=mini

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The mini benchmark's data for one seed: clips, tiny encoders and features. What is there is used again.
+# The mini benchmark's data for one seed: clips, tiny encoders and features. Existing ones are reused.
 # sh scripts/mini_data.sh SEED DATA
 set -eu
 cd "$(dirname "$0")/.."
@@ -15,19 +15,19 @@ step() { printf '\n== %s\n' "$1"; }
 
 step "clips: $data"
 if [ -d "$data" ]; then
-    echo "already there"
+    echo "already exists"
 else
     "$PYTHON" -m lr2ppo mini "$data" --seed "$seed"
 fi
 
 step "encoders: $encoders"
 if [ -f "$encoders/vit/config.json" ]; then
-    echo "already there"
+    echo "already exists"
 else
     "$PYTHON" -m lr2ppo pretrain --data "$data" --out "$encoders" --seed "$seed"
 fi
 
 step "features: $data/clean_feat.h5"
-# By one process, whose one file is the one that the preset reads.
+# One process, because the preset reads one file.
 NPROC=1 "$PYTHON" -m lr2ppo extract --data "$data" \
     --text "$encoders/roberta" --image "$encoders/vit" --frame-tokens patches

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Does sharing a clip's encodings cost quality? Stages 2 and 3 of mini over several seeds, trained twice from the same
-# stage 1 runs: as the preset says (a clip's labels encoded once for many of its pairs) and the plain way, each pair an
-# item of its own; then one table with paired differences on the test clips, the same for both.
-# sh scripts/mini_plain.sh [SEED ...]   (default 1 2 3; runs of scripts/mini_seeds.sh that are there are used)
+# stage 1 runs: as in the preset (a clip's labels encoded once for many of its pairs) and the plain way, each pair a
+# separate item; then one table with paired differences on the test clips, the same for both.
+# sh scripts/mini_plain.sh [SEED ...]   (default 1 2 3; existing runs of scripts/mini_seeds.sh are reused)
 set -eu
 cd "$(dirname "$0")/.."
 sh scripts/setup.sh
@@ -13,7 +13,7 @@ PRESET=mini
 for seed in "$@"; do
     data=data/mini-$seed
     [ -f "logs/ppo/seed-$seed/results.json" ] || sh scripts/mini.sh "seed-$seed" "$seed" "$data"
-    # The same pairs a batch and an epoch: 16 clips x 20 pairs in stage 2, 16 x 32 in stage 3.
+    # The same pairs per batch and epoch: 16 clips x 20 pairs in stage 2, 16 x 32 in stage 3.
     printf '\n==== seed %s, the plain way\n' "$seed"
     launch reward --fresh "name=plain-$seed" "seed=$seed" "data.root=$data" "ranker=seed-$seed" \
         train.clips_per_batch=320 train.pairs_per_clip=1

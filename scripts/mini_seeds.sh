@@ -1,6 +1,6 @@
 #!/bin/sh
-# The mini benchmark over several seeds, each with its own world, clips, encoders and runs, and one table of all.
-# What is done is left alone, what was stopped resumes.
+# The mini benchmark over several seeds, each with its own world, clips, encoders and runs, then one table of all.
+# Finished runs are kept, stopped ones resume.
 # sh scripts/mini_seeds.sh [SEED ...]   (default 1 2 3)
 set -eu
 cd "$(dirname "$0")/.."

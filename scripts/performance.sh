@@ -1,7 +1,7 @@
 #!/bin/sh
 # The measurements of docs/performance.md, one JSON line each: the published sizes on random features.
-# sh scripts/performance.sh [--plain] [key=value ...]   as in: sh scripts/performance.sh compute.precision=bf16
-# --plain, first: the published way instead, at the published batches; about 10 minutes.
+# sh scripts/performance.sh [--plain] [key=value ...]   example: sh scripts/performance.sh compute.precision=bf16
+# --plain, as first argument: the published way, at the published batch sizes; about 10 minutes.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/launch.sh

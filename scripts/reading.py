@@ -1,7 +1,7 @@
-"""Bytes of features read for each pair of stages 2 and 3, on a store of many shards with none of it in memory at first.
+"""Measure feature bytes read per pair in stages 2 and 3, on a store of many shards with a cold page cache.
 
-Three ways: every pair reads the whole of its clip; every pair is an item of its own and reads its two labels; pairs of
-a clip share its labels and frames, as the presets say. Prints a table, for a float32 and a float16 store.
+Three ways: every pair reads its whole clip; every pair is a separate item and reads its two labels; pairs of a clip
+share its labels and frames, as in the presets. Prints a table, for a float32 and a float16 store.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from lr2ppo.data.samplers import Draw, EpochSampler, annotated_pairs, random_pai
 from lr2ppo.errors import reports_user_errors
 
 WIDTH, FRAMES = 768, 16
-ANNOTATED, DRAWN = 20, 80  # pairs a clip and epoch in stages 2 and 3, as published
+ANNOTATED, DRAWN = 20, 80  # pairs per clip and epoch in stages 2 and 3, as published
 CLIPS_PER_BATCH = 4
 
 
@@ -38,7 +38,7 @@ def random_clips(count: int, labels: int) -> list[Clip]:
 
 
 def write_store(folder: Path, clips: list[Clip], tokens: int, shards: int, dtype: StoredType) -> list[Path]:
-    """Random features of the clips over shards; the system is asked to keep nothing of them in memory."""
+    """Write random features of the clips to shards; return the shards' paths."""
     rng = np.random.default_rng(0)
     text = [rng.standard_normal((tokens, WIDTH), dtype=np.float32) for _ in clips[0].labels]
     frames = rng.standard_normal((FRAMES, WIDTH), dtype=np.float32)
@@ -50,8 +50,8 @@ def write_store(folder: Path, clips: list[Clip], tokens: int, shards: int, dtype
     return paths
 
 
-def forget(paths: list[Path]) -> None:
-    """Have the system drop what it keeps of the files in memory."""
+def drop_page_cache(paths: list[Path]) -> None:
+    """Drop the files from the system's page cache."""
     for path in paths:
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -59,13 +59,13 @@ def forget(paths: list[Path]) -> None:
 
 
 def disk_bytes() -> int:
-    """What this process has had read from the disk."""
+    """Bytes that this process has read from disk."""
     facts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(facts["read_bytes"])
 
 
 def whole_clip(draw: Draw, clips: list[Clip]) -> Draw:
-    """The same requests, each of which reads all labels of its clip."""
+    """Return the same requests, each reading all labels of its clip."""
 
     def drawn(rng: np.random.Generator) -> list[ClipRequest]:
         return [
@@ -76,14 +76,14 @@ def whole_clip(draw: Draw, clips: list[Clip]) -> Draw:
     return drawn
 
 
-def measure(paths: list[Path], clips: list[Clip], draw: Draw, pairs_per_item: int, most: int) -> str:
-    """One row's figures, over as much of an epoch as holds `most` pairs."""
-    forget(paths)
+def measure(paths: list[Path], clips: list[Clip], draw: Draw, pairs_per_item: int, max_pairs: int) -> str:
+    """Return one row's figures, over the first `max_pairs` pairs of an epoch."""
+    drop_page_cache(paths)
     store = FeatureStore(paths)
     dataset = ClipDataset(clips, store, frames=FRAMES)
     sampler = EpochSampler(draw, batch_size=max(1, CLIPS_PER_BATCH * ANNOTATED // pairs_per_item), seed=7)
-    batches: Iterator[list[ClipRequest]] = islice(sampler, most // (sampler.batch_size * pairs_per_item))
-    # Lists every file's clips now, so that it does not count as reading features.
+    batches: Iterator[list[ClipRequest]] = islice(sampler, max_pairs // (sampler.batch_size * pairs_per_item))
+    # List every file's clips now, so that it does not count as reading features.
     all(clip.id in store for clip in clips)
     on_disk, started, pairs = disk_bytes(), time.perf_counter(), 0
     for requests in batches:
@@ -94,15 +94,15 @@ def measure(paths: list[Path], clips: list[Clip], draw: Draw, pairs_per_item: in
 
 
 def ways(clips: list[Clip]) -> Iterator[tuple[str, Draw, int]]:
-    """Name, requests and pairs an item of each way."""
+    """Yield the name, requests and pairs per item of each way."""
     makers: dict[int, Callable[[int], Draw]] = {
         2: lambda pairs: annotated_pairs(clips, pairs),
         3: lambda pairs: random_pairs(clips, pairs, DRAWN // pairs),
     }
     for stage, shared in ((2, (4, 20)), (3, (8, 80))):
-        alone = makers[stage](1)
-        yield f"stage {stage}, whole clip each pair", whole_clip(alone, clips), 1
-        yield f"stage {stage}, each pair's labels", alone, 1
+        single = makers[stage](1)
+        yield f"stage {stage}, whole clip per pair", whole_clip(single, clips), 1
+        yield f"stage {stage}, each pair's labels", single, 1
         for pairs in shared:
             yield f"stage {stage}, {pairs} pairs share a clip", makers[stage](pairs), pairs
 
@@ -111,11 +111,11 @@ def ways(clips: list[Clip]) -> Iterator[tuple[str, Draw, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, epilog="example: .venv/bin/python scripts/reading.py")
     parser.add_argument("--clips", type=int, default=2000)
-    parser.add_argument("--labels", type=int, default=20, help="labels of a clip (default 20)")
-    parser.add_argument("--tokens", type=int, default=60, help="text tokens of a label (default 60)")
+    parser.add_argument("--labels", type=int, default=20, help="labels per clip (default 20)")
+    parser.add_argument("--tokens", type=int, default=60, help="text tokens per label (default 60)")
     parser.add_argument("--shards", type=int, default=100, help=f"files (default 100; {MAX_OPEN_FILES} stay open)")
-    parser.add_argument("--pairs", type=int, default=4000, help="pairs read in each way (default 4000)")
-    parser.add_argument("--folder", type=Path, help="where the stores are made and removed again (default: temporary)")
+    parser.add_argument("--pairs", type=int, default=4000, help="pairs read per way (default 4000)")
+    parser.add_argument("--folder", type=Path, help="folder for the temporary stores (default: the system's)")
     arguments = parser.parse_args()
     clips = random_clips(arguments.clips, arguments.labels)
     types: tuple[StoredType, ...] = ("float32", "float16")
@@ -124,7 +124,7 @@ def main() -> None:
             paths = write_store(Path(folder), clips, arguments.tokens, arguments.shards, dtype)
             size = sum(path.stat().st_size for path in paths) / 2**30
             print(f"{dtype} store of {len(clips)} clips in {len(paths)} files, {size:.2f} GiB")
-            print(f"{'':40}{'KiB a pair':>12}{'from disk':>14}{'ms a pair':>14}")
+            print(f"{'':40}{'KiB/pair':>12}{'from disk':>14}{'ms/pair':>14}")
             for name, draw, pairs_per_item in ways(clips):
                 print(f"{name:40}" + measure(paths, clips, draw, pairs_per_item, arguments.pairs), flush=True)
 

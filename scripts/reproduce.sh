@@ -1,7 +1,7 @@
 #!/bin/sh
-# All three stages and their evaluation, then a table beside the published figures; what was stopped resumes.
+# All three stages and their evaluation, then a table beside the published figures; stopped runs resume.
 # sh scripts/reproduce.sh [NAME] [key=value ...]   (NAME: of the runs, default reproduce; PRESET: default lrmovienet)
-# A setting goes to every stage that has its key, and STAGE:key=value, such as ppo:train.epochs=1, to that stage alone.
+# A setting applies to every stage that has its key; STAGE:key=value, such as ppo:train.epochs=1, only to that stage.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/launch.sh

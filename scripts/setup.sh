@@ -1,12 +1,12 @@
 #!/bin/sh
-# Makes .venv in the repository, or reuses it, and installs what is needed: sh scripts/setup.sh [dev]
-# Environment: BASE_PYTHON, the interpreter that makes .venv (default python3).
+# Creates .venv in the repository, or reuses it, and installs the packages: sh scripts/setup.sh [dev]
+# Environment: BASE_PYTHON, the interpreter that creates .venv (default python3).
 set -eu
 cd "$(dirname "$0")/.."
 extras=${1:-}
 
 if [ ! -x .venv/bin/python ]; then
-    echo "making .venv"
+    echo "creating .venv"
     "${BASE_PYTHON:-python3}" -m venv .venv
 fi
 if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
@@ -14,7 +14,7 @@ if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; the
     exit 2
 fi
 
-# What was installed last time is remembered, so that a second call costs nothing.
+# Skip the installation if nothing changed since the last one.
 wanted=$(cat requirements.txt pyproject.toml | cksum)
 done_file=.venv/.lr2ppo-installed${extras:+-$extras}
 if [ "$(cat "$done_file" 2>/dev/null)" != "$wanted" ]; then

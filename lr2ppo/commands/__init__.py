@@ -1,5 +1,5 @@
-"""The commands, one light module each: the arguments it takes, and what it starts once they are read.
+"""The commands, one light module each: its arguments, and the library function that it calls.
 
-A module has a docstring, which its `--help` shows, an `EXAMPLE`, `add_arguments(parser)` and `run(arguments)`. Its body
-imports what it needs once the arguments are checked, so that a mistake is answered at once.
+A module has a docstring, which its `--help` shows, an `EXAMPLE`, `add_arguments(parser)` and `run(arguments)`. `run`
+imports heavy modules only after it has checked the arguments, so that mistakes are reported at once.
 """

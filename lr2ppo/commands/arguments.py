@@ -1,4 +1,4 @@
-"""Arguments that several commands take, and what is checked of them before anything large is imported."""
+"""Arguments shared by several commands, and their checks before heavy imports."""
 
 import argparse
 import sys
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 def whole_number(text: str) -> int:
-    """A whole number from 0, as argparse reads the value of an option."""
+    """Parse a whole number from 0, as an argparse type."""
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"found {text!r}, wanted a whole number, such as 3")
     return int(text)
 
 
 def whole_numbers(text: str) -> list[int]:
-    """Whole numbers with commas between them, as argparse reads the value of an option."""
+    """Parse comma-separated whole numbers, as an argparse type."""
     return [whole_number(part.strip()) for part in text.split(",")]
 
 
 def share(text: str) -> float:
-    """A number from 0 to 1, as argparse reads the value of an option."""
+    """Parse a number from 0 to 1, as an argparse type."""
     try:
         value = float(text)
     except ValueError:
@@ -41,25 +41,25 @@ def add_logs_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `read_config` reads."""
+    """Add the arguments of `read_config`."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file, such as configs/mini/STAGE.yaml")
-    parser.add_argument("--print-config", action="store_true", help="show the resolved config and stop")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     add_overrides_argument(parser, "seed=1 train.epochs=3")
 
 
 def add_overrides_argument(parser: argparse.ArgumentParser, example: str) -> None:
-    # With a default it is not among the arguments that argparse says are missing.
+    # With a default, argparse does not list it as missing.
     parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help=f"overrides of the config, such as {example}"
+        "overrides", nargs="*", default=[], metavar="key=value", help=f"config overrides, such as {example}"
     )
 
 
 def read_config(arguments: argparse.Namespace, stage: str) -> Any:
-    """The stage's config, or None where it was only to be shown."""
+    """Load the stage's config; return None if it was only to be printed."""
     from lr2ppo.config.load import dump_config, load_config
 
     if arguments.config is None:
-        raise UserError(f"--config: is missing, such as --config configs/mini/{stage}.yaml")
+        raise UserError(f"--config: is missing; give one, such as --config configs/mini/{stage}.yaml")
     config = load_config(arguments.config, stage, arguments.overrides)
     if arguments.print_config:
         print(dump_config(config), end="")
@@ -68,18 +68,16 @@ def read_config(arguments: argparse.Namespace, stage: str) -> Any:
 
 
 def add_ranker_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `open_ranker` reads."""
-    parser.add_argument("run", metavar="RUN", help="NAME, STAGE/NAME or a path of a run, or an exported folder")
-    for encoder, what in (("text", "text encoder"), ("tokenizer", "tokenizer"), ("image", "image encoder")):
-        parser.add_argument(
-            f"--{encoder}", type=Path, help=f"where the {what} is (default: where it was at extraction)"
-        )
+    """Add the arguments of `open_ranker`."""
+    parser.add_argument("run", metavar="RUN", help="a run (NAME, STAGE/NAME or a path), or an exported folder")
+    for option, what in (("text", "text encoder"), ("tokenizer", "tokenizer"), ("image", "image encoder")):
+        parser.add_argument(f"--{option}", type=Path, help=f"path of the {what} (default: its path at extraction)")
     add_logs_argument(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
 
 
 def open_ranker(arguments: argparse.Namespace) -> "LabelRanker":
-    """The ranker that a command line names; prints its warning."""
+    """Load the ranker named on the command line; print its warning."""
     with ended_by_interrupt():
         from lr2ppo.inference.ranker import LabelRanker
 
@@ -97,7 +95,7 @@ def open_ranker(arguments: argparse.Namespace) -> "LabelRanker":
 
 
 def require_runs(references: Sequence[str], logs: Path, exported: bool = False) -> None:
-    """Raises `UserError` where a run is not there; `exported` folders count where they may be given in its place."""
+    """Raise `UserError` if a run does not exist; with `exported`, an exported folder is allowed in its place."""
     from lr2ppo.runs.lookup import find_run
     from lr2ppo.runs.stages import STAGES
 

@@ -1,7 +1,7 @@
 """Time a stage's training step: one JSON line of times, rates, matrix work and memory, on random features.
 
---plain computes the same step the published way: every slot of every pair is encoded by itself, with its own copy of
-the clip's frames. A ratio of two lines from one machine is the speed-up.
+--plain computes the same step the published way: every slot of every pair is encoded separately, with its own copy of
+the clip's frames. The ratio of two lines from one machine is the speed-up.
 """
 
 import argparse
@@ -21,17 +21,15 @@ EXAMPLE = "lr2ppo benchmark reward && lr2ppo benchmark reward --plain"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("stage", choices=tuple(STAGES), metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("--preset", default="lrmovienet", help="folder under configs/ (default lrmovienet)")
-    parser.add_argument("--plain", action="store_true", help="the published way, each slot of each pair by itself")
-    parser.add_argument("--labels", type=int, default=20, help="labels of a clip (default 20)")
-    parser.add_argument("--tokens", type=int, help="text tokens of a label (default all that the flatten head takes)")
-    parser.add_argument(
-        "--model", action="append", default=[], metavar="key=value", help="overrides of the model's keys"
-    )
+    parser.add_argument("--plain", action="store_true", help="the published way, each slot of each pair separately")
+    parser.add_argument("--labels", type=int, default=20, help="labels per clip (default 20)")
+    parser.add_argument("--tokens", type=int, help="text tokens per label (default: as the flatten head)")
+    parser.add_argument("--model", action="append", default=[], metavar="key=value", help="overrides of model keys")
     parser.add_argument(
         "--processes", type=whole_number, default=1, metavar="N", help="processes that share the work (default 1)"
     )
-    parser.add_argument("--steps", type=int, default=3, help="steps timed, of which the quickest counts (default 3)")
-    parser.add_argument("--profile", type=Path, metavar="FILE", help="write a torch profiler trace of one step here")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps, of which the fastest counts (default 3)")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="write a torch profiler trace of one step")
     add_overrides_argument(parser, "compute.precision=bf16")
 
 
@@ -56,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def measure(arguments: argparse.Namespace, config: TrainingConfig, trunk: ModelConfig) -> None:
-    """Time the step in this process, one of those that share it; the first prints the line."""
+    """Time the step in this process, one of those that share it; the main process prints the line."""
     with ended_by_interrupt():
         from lr2ppo.benchmark import measure as benchmark
         from lr2ppo.distributed.processes import join_processes

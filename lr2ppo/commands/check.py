@@ -1,6 +1,6 @@
-"""Check whether a folder in LRMovieNet's layout is fit for training: what it holds, and what is wrong with it.
+"""Check a folder in LRMovieNet's layout for training: print what it contains, and what is wrong with it.
 
-Ends with exit code 0 only if training can start.
+Exits with code 0 only if training can start.
 """
 
 import argparse
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--features", nargs="+", default=["clean_feat.h5"], help="feature files or patterns (default clean_feat.h5)"
     )
-    parser.add_argument("--frames-root", type=Path, help="folder that image paths are relative to (default the data's)")
+    parser.add_argument("--frames-root", type=Path, help="folder that image paths are relative to (default DATA)")
 
 
 def run(arguments: argparse.Namespace) -> None:

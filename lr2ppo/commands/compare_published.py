@@ -24,6 +24,8 @@ def run(arguments: argparse.Namespace) -> None:
         from lr2ppo.evaluation.published import compare_runs
 
     table = compare_runs(runs)
-    print("Ours beside the published figures of LRMovieNet. Validation: the evaluation that chose each run's weights;")
+    print(
+        "Ours beside the published figures of LRMovieNet. Validation: the evaluation that selected each run's weights;"
+    )
     print("test: with 95 % bootstrap intervals over clips.\n")
     print(table)

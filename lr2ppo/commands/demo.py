@@ -1,4 +1,4 @@
-"""Open a page on which you drop frames or a video, type labels and see how a run orders them."""
+"""Serve a web page where you drop frames or a video, type labels and see how a run orders them."""
 
 import argparse
 import os
@@ -15,13 +15,15 @@ EXAMPLE = "lr2ppo demo ppo/quickstart"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default="127.0.0.1", help="where it listens (default 127.0.0.1: this machine alone)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: only this machine)"
+    )
     parser.add_argument("--port", type=int, default=7860, help="(default 7860)")
     add_ranker_arguments(parser)
 
 
 def check_address(host: str, port: int) -> None:
-    """Raises `UserError` where the page could not be served at this address."""
+    """Raise `UserError` if the page cannot be served at this address."""
     try:
         socket.create_server((host, port)).close()
     except (OSError, OverflowError) as error:
@@ -33,7 +35,7 @@ def check_address(host: str, port: int) -> None:
 def run(arguments: argparse.Namespace) -> None:
     require_runs([arguments.run], arguments.logs, exported=True)
     check_address(arguments.host, arguments.port)
-    # What is uploaded goes when the demo ends, asked by Ctrl-C or by a signal.
+    # Uploads are deleted when the demo ends, by Ctrl-C or a signal.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with TemporaryDirectory(prefix="lr2ppo-demo-") as uploads:
         # Read when gradio is imported.
@@ -42,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def show(arguments: argparse.Namespace) -> None:
-    """Load what the arguments name, open the page and answer until Ctrl-C."""
+    """Load the ranker and serve the page until Ctrl-C."""
     from lr2ppo.demo.inputs import find_examples
     from lr2ppo.demo.page import build_page, import_gradio, serve
     from lr2ppo.inference.trained import open_trained

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     table = arguments.table or []
-    # Overrides may stand behind the runs: what holds an equals sign is one.
+    # Overrides may follow the runs: an item with an equals sign is an override.
     arguments.overrides = [*arguments.overrides, *(item for item in table if "=" in item)]
     runs = [item for item in table if "=" not in item]
     config = read_config(arguments, "evaluate")
@@ -54,7 +54,7 @@ def show(runs: list[str], config: EvaluateConfig) -> None:
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Evaluate a run in this process, one of the evaluation's."""
+    """Evaluate a run in this process, one of those that share the work."""
     with ended_by_interrupt():
         import torch
 

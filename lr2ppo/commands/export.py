@@ -1,4 +1,4 @@
-"""Export a run as a folder that needs nothing else but its encoders: weights, reward model, README."""
+"""Export a run as a folder that needs only its encoders: weights, reward model, README."""
 
 import argparse
 from pathlib import Path
@@ -10,9 +10,9 @@ EXAMPLE = "lr2ppo export ppo/quickstart exported/mini --onnx"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="NAME, STAGE/NAME or a path of a run")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
-    parser.add_argument("--onnx", action="store_true", help="write the ranker as ranker.onnx too, and check its scores")
+    parser.add_argument("run", metavar="RUN", help="a run: NAME, STAGE/NAME or a path")
+    parser.add_argument("out", type=Path, metavar="OUT", help="new folder to write")
+    parser.add_argument("--onnx", action="store_true", help="also write ranker.onnx, and check its scores")
     add_logs_argument(parser)
 
 

@@ -1,8 +1,8 @@
-"""Run the encoders over a folder in LRMovieNet's layout into a feature store, by one process a GPU (NPROC: by so many).
+"""Extract the features of a folder in LRMovieNet's layout into a feature store, with one process per GPU or NPROC.
 
-Several processes write a file each: clean_feat-00-of-04.h5 and so on, in place of clean_feat.h5. An extraction that was
-stopped goes on when it is started again, with any number of processes. Which layout encoder weights have is found from
-their content: pretrained_models/README.md.
+Several processes write a file each: clean_feat-00-of-04.h5 and so on, in place of clean_feat.h5. A stopped extraction
+resumes when started again, with any number of processes. The layout of encoder weights is detected from their content:
+pretrained_models/README.md.
 """
 
 import argparse
@@ -25,12 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, help="feature file to write or continue (default DATA/clean_feat.h5)")
     parser.add_argument("--frames-root", type=Path, help="folder that image paths are relative to (default DATA)")
-    parser.add_argument("--frame-tokens", choices=("class", "patches"), default="class", help="what a frame becomes")
+    parser.add_argument("--frame-tokens", choices=("class", "patches"), default="class", help="a frame's features")
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
         default="float32",
-        help="how numbers are stored; 16 bits halve the file",
+        help="stored number format; 16 bits halve the file",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def extract(arguments: argparse.Namespace) -> None:
-    """Extract in this process, one of the extraction's."""
+    """Extract in this process, one of those that share the work."""
     with ended_by_interrupt():
         from lr2ppo.encoders.extract import extract_folder
 

@@ -9,10 +9,10 @@ EXAMPLE = "lr2ppo mini data/mini --seed 7"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from lr2ppo.data.mini import SIZES
 
-    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
-    parser.add_argument("--seed", type=int, default=7, help="of all that is drawn (default 7)")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    parser.add_argument("--seed", type=int, default=7, help="random seed (default 7)")
     for part, size in SIZES.items():
-        parser.add_argument(f"--{part}", type=int, default=size, metavar="N", help=f"clips drawn (default {size})")
+        parser.add_argument(f"--{part}", type=int, default=size, metavar="N", help=f"number of clips (default {size})")
     parser.add_argument(
         "--table", type=int, metavar="N", help="write N target clips as a table for lr2ppo convert instead"
     )

@@ -1,7 +1,7 @@
-"""Train and evaluate all stages, for one run each or one a seed: what is done is left alone, what was stopped resumes.
+"""Train and evaluate all stages, optionally over several seeds; finished runs are kept, stopped ones resume.
 
-A setting goes to every stage that has its key; STAGE:key=value goes to that stage alone. {seed} in a value stands for
-the seed.
+A setting applies to every stage that has its key; STAGE:key=value only to that stage. {seed} in a value stands for the
+seed.
 """
 
 import argparse
@@ -15,9 +15,9 @@ EXAMPLE = "lr2ppo pipeline study --preset configs/mini --seeds 1,2,3 ppo:train.e
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="name of the runs; with --seeds they are called NAME-SEED")
+    parser.add_argument("name", metavar="NAME", help="name of the runs; with --seeds NAME-SEED")
     parser.add_argument("--preset", type=Path, required=True, metavar="FOLDER", help="YAML files, such as configs/mini")
-    parser.add_argument("--seeds", type=whole_numbers, default=[], metavar="N,N,...", help="one run a seed")
+    parser.add_argument("--seeds", type=whole_numbers, default=[], metavar="N,N,...", help="one run per seed")
     add_overrides_argument(parser, "train.epochs=3 ppo:loss.margin=0.1")
 
 

@@ -1,7 +1,7 @@
-"""Train tiny encoders from a folder's own pictures and texts, for work without pretrained weights.
+"""Train tiny encoders on a folder's pictures and texts, for use without pretrained weights.
 
 Three losses of equal weight: which pictures' captions name a label (contrast between the label's token and each
-picture's best patch), masked words, and whether a label stands in the text beside it.
+picture's best patch), masked words, and whether a label occurs in the text beside it.
 """
 
 import argparse
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the encoders: OUT/roberta and OUT/vit")
     parser.add_argument("--seed", type=int, default=7, help="(default 7)")
     parser.add_argument("--steps", type=int, default=800, help="(default 800)")
-    parser.add_argument("--batch", type=int, default=64, help="pictures of a step (default 64)")
+    parser.add_argument("--batch", type=int, default=64, help="pictures per step (default 64)")
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="(default 0.004)")
     parser.add_argument("--width", type=int, default=64, help="of both encoders' tokens (default 64)")
     parser.add_argument("--layers", type=int, default=2, help="of each encoder (default 2)")
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vocabulary", type=int, default=1000, help="most tokens of the BPE vocabulary (default 1000)")
     parser.add_argument("--max-tokens", type=int, default=196, help="longest text in tokens (default 196)")
     parser.add_argument(
-        "--pictures", type=int, default=10000, help="most pictures used; all are held in memory (default 10000)"
+        "--pictures", type=int, default=10000, help="most pictures used; all are kept in memory (default 10000)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
 

@@ -1,4 +1,4 @@
-"""Turn a published checkpoint into a run; with --to-published, a run into a published checkpoint."""
+"""Convert a published checkpoint to a run; with --to-published, a run to a published checkpoint."""
 
 import argparse
 from pathlib import Path
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-tokens", type=int, help="tokens of the flatten head (default 196)")
     parser.add_argument("--frames", type=int, help="frames of the flatten head (default 16)")
     parser.add_argument(
-        "--preset", default="lrmovienet", help="folder under configs/ whose data the run has (default lrmovienet)"
+        "--preset", default="lrmovienet", help="folder under configs/ with the run's data settings (default lrmovienet)"
     )
     parser.add_argument("--config", type=Path, help="the stage's YAML file, in place of the preset's")
 

@@ -1,4 +1,4 @@
-"""Rank the labels of a clip, or of every clip of an annotation file, by a trained model."""
+"""Rank the labels of a clip, or of every clip of an annotation file, with a trained model."""
 
 import argparse
 import json
@@ -18,34 +18,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frames", nargs="+", metavar="PATH", help="a folder of images, a video, or images in time order"
     )
-    parser.add_argument("--labels", help="the labels to rank, with commas between them")
+    parser.add_argument("--labels", help="the labels to rank, separated by commas")
     parser.add_argument("--description", default="", help="what the clip is about")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--annotations", type=Path, metavar="FILE", help="rank every clip of a file in LRMovieNet's layout"
     )
     parser.add_argument(
-        "--frames-root", type=Path, help="folder that its image paths are relative to (default: its own)"
+        "--frames-root", type=Path, help="folder that its image paths are relative to (default: the file's)"
     )
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="JSON lines to write or continue")
     add_ranker_arguments(parser)
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raises `UserError` for what can be found before any model is loaded."""
-    one = {"--frames": arguments.frames, "--labels": arguments.labels}
-    whole = {"--annotations": arguments.annotations, "--out": arguments.out}
-    given = [name for name, value in [*one.items(), *whole.items()] if value is not None]
-    if given not in (list(one), list(whole)):
+    """Raise `UserError` for mistakes that show before a model is loaded."""
+    single = {"--frames": arguments.frames, "--labels": arguments.labels}
+    file = {"--annotations": arguments.annotations, "--out": arguments.out}
+    given = [name for name, value in [*single.items(), *file.items()] if value is not None]
+    if given not in (list(single), list(file)):
         found = " and ".join(given) or "neither"
         raise UserError(f"found {found}; wanted --frames and --labels of one clip, or --annotations and --out")
     if arguments.labels is not None:
         from lr2ppo.inference.labels import check_labels, split_labels
 
         check_labels(split_labels(arguments.labels))
-        gone = [path for path in arguments.frames if not Path(path).exists()]
-        if gone:
-            raise UserError(f"--frames: found no file or folder {gone[0]}; give a folder of images, a video or images")
+        missing = [path for path in arguments.frames if not Path(path).exists()]
+        if missing:
+            raise UserError(
+                f"--frames: found no file or folder {missing[0]}; give a folder of images, a video or images"
+            )
     require_runs([arguments.run], arguments.logs, exported=True)
 
 
@@ -57,8 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
             from lr2ppo.inference.file import rank_file
 
         frames_root = arguments.frames_root or arguments.annotations.parent
-        written, there = rank_file(ranker, arguments.annotations, frames_root, arguments.out)
-        print(f"{arguments.out}: wrote {written} clips, {there} were there already")
+        written, existing = rank_file(ranker, arguments.annotations, frames_root, arguments.out)
+        print(f"{arguments.out}: wrote {written} clips, {existing} were there already")
         return
     from lr2ppo.inference.labels import format_ranking, split_labels
 

@@ -1,6 +1,6 @@
-"""Write one HTML page of some runs: results, training, reward model, clips and facts.
+"""Write an HTML report of runs: results, training, reward model, clips and facts.
 
-A run that is given alone comes with the runs that it began from.
+A single run includes the runs that it started from.
 """
 
 import argparse
@@ -14,9 +14,11 @@ EXAMPLE = "lr2ppo report ppo/demo -o report.html"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="runs, as STAGE/NAME, NAME or a path")
-    parser.add_argument("-o", "--out", type=Path, default=Path("report.html"), help="the page (default report.html)")
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("report.html"), help="page to write (default report.html)"
+    )
     parser.add_argument("--split", choices=("val", "test"), default="test", help="the evaluated split (default test)")
-    parser.add_argument("--frames-root", type=Path, help="folder of the clips' images (default the data's own)")
+    parser.add_argument("--frames-root", type=Path, help="folder of the clips' images (default the data folder)")
     add_logs_argument(parser)
 
 

@@ -1,4 +1,4 @@
-"""List the runs there are: progress, best validation metric, and whether they are at work."""
+"""List all runs: progress, best validation metric and state."""
 
 import argparse
 import json
@@ -13,14 +13,14 @@ EXAMPLE = "lr2ppo runs --watch 5"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_logs_argument(parser)
     parser.add_argument(
-        "--watch", nargs="?", type=float, const=2.0, metavar="SECONDS", help="show it anew every 2 or so many seconds"
+        "--watch", nargs="?", type=float, const=2.0, metavar="SECONDS", help="refresh every SECONDS (default 2)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON list, times in seconds since 1970")
 
 
 def run(arguments: argparse.Namespace) -> None:
     if not arguments.logs.is_dir():
-        raise UserError(f"--logs: found no folder {arguments.logs}; give the one that the runs' folders lie in")
+        raise UserError(f"--logs: found no folder {arguments.logs}; give the folder of the runs")
     if arguments.watch is not None and (arguments.json or not arguments.watch > 0):
         raise UserError("--watch: wanted more than 0 seconds, and not together with --json")
     from lr2ppo.runs.listing import describe, list_runs, watch

@@ -1,6 +1,6 @@
-"""Train a stage as its YAML file says, by as many processes as there are GPUs (one on a CPU), or as NPROC says.
+"""Train a stage from its YAML file, with one process per GPU (one on a CPU) or NPROC processes.
 
-A run that was stopped goes on when the same command is given again.
+A stopped run resumes when the same command is run again.
 """
 
 import argparse
@@ -17,13 +17,13 @@ EXAMPLE = "lr2ppo train pointwise --config configs/mini/pointwise.yaml name=demo
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("stage", choices=tuple(STAGES), metavar="STAGE", help=", ".join(STAGES))
     add_config_arguments(parser)
-    parser.add_argument("--fresh", action="store_true", help="remove an earlier run of this name and start anew")
+    parser.add_argument("--fresh", action="store_true", help="remove an earlier run of this name and start again")
     parser.add_argument(
         "--max-restarts",
         type=whole_number,
         default=0,
         metavar="N",
-        help="start processes that fail again, up to N times, from the newest checkpoint (default 0)",
+        help="restart failed processes up to N times, from the newest checkpoint (default 0)",
     )
 
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def train(config: TrainingConfig, fresh: bool) -> None:
-    """Train the config's stage in this process, one of the run's."""
+    """Train the config's stage in this process, one of those of the run."""
     with ended_by_interrupt():
         import torch
 

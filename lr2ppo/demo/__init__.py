@@ -1,1 +1,1 @@
-"""The demo: a page on which a person drops frames, types labels and sees how a run orders them."""
+"""The demo: a web page where you drop frames, type labels and see how a run orders them."""

@@ -1,4 +1,4 @@
-"""What a person gives the demo: labels as typed, frames as uploaded, and examples from a run's own data."""
+"""Inputs of the demo: typed labels, uploaded frames, and examples from a run's data."""
 
 import csv
 import io
@@ -13,14 +13,14 @@ from lr2ppo.data.frames import IMAGE_SUFFIXES, missing_frames, unusable_frames
 from lr2ppo.errors import UserError
 from lr2ppo.runs.lookup import read_data
 
-# A longer list is most likely a text pasted into the wrong place.
+# A longer list is most likely text pasted into the wrong field.
 MOST_LABELS = 500
 TITLE_LENGTH = 64
 
 
 @dataclass(frozen=True)
 class Example:
-    """A clip that fills the page: its title, and what its fields are to hold."""
+    """An example clip: its title, and the values of the page's fields."""
 
     title: str
     frames: tuple[Path, ...]
@@ -29,39 +29,39 @@ class Example:
 
 
 def parse_labels(text: str) -> tuple[list[str], list[str]]:
-    """Labels one a line or separated by commas, each once in the order typed, and those that were typed again.
+    """Parse labels, one per line or separated by commas; return the unique ones in order, and the repeated ones.
 
-    A label that holds a comma stands in double quotes, as in a CSV file. Raises `UserError` where there is none,
-    or more than can be meant.
+    A label that contains a comma needs double quotes, as in a CSV file. Raises `UserError` if there are none, or more
+    than `MOST_LABELS`.
     """
     labels: dict[str, None] = {}
     repeated: dict[str, None] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         try:
-            # A field that no quote ends goes to the end of its line, no further: every line is read alone.
+            # Parse each line separately, so that an unclosed quote ends with its line.
             fields = next(csv.reader([line], skipinitialspace=True), [])
         except csv.Error as error:
-            raise UserError(f"The labels' line {number} cannot be read: {error}.") from None
+            raise UserError(f"Line {number} of the labels cannot be read: {error}.") from None
         for field in fields:
             label = " ".join(field.split())
             if label:
                 (repeated if label in labels else labels)[label] = None
     if not labels:
-        raise UserError("There are no labels yet: type some, one a line or separated by commas.")
+        raise UserError("There are no labels yet: type some, one per line or separated by commas.")
     if len(labels) > MOST_LABELS:
-        raise UserError(f"These are {len(labels)} labels, and the page takes at most {MOST_LABELS}: leave some out.")
+        raise UserError(f"Found {len(labels)} labels, the page takes at most {MOST_LABELS}: remove some.")
     return list(labels), list(repeated)
 
 
 def format_labels(labels: Sequence[str]) -> str:
-    """Labels as `parse_labels` reads them, one a line."""
+    """Format labels as `parse_labels` reads them, one per line."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([label] for label in labels)
     return text.getvalue().removesuffix("\n")
 
 
 def uploaded_frames(uploads: Sequence[str]) -> Path | list[Path]:
-    """One video, or images in the order given; raises `UserError` where there are none, or both."""
+    """Return the one video, or the images in the order given; raises `UserError` if there are none, or both."""
     if not uploads:
         raise UserError("There are no frames yet: drop some images, or one video, into the field above the labels.")
     paths = [Path(upload) for upload in uploads]
@@ -70,13 +70,13 @@ def uploaded_frames(uploads: Sequence[str]) -> Path | list[Path]:
         return paths
     if len(paths) > 1:
         raise UserError(
-            f"{videos[0].name} is a video, beside {len(paths) - 1} more files: give one video, or images alone."
+            f"{videos[0].name} is a video, beside {len(paths) - 1} more files: give one video, or only images."
         )
     return videos[0]
 
 
 def find_examples(run: Path | None, count: int = 4) -> list[Example]:
-    """The first test clips of a run's data whose frames are all at hand; none where the data itself is not."""
+    """Return the first test clips of a run's data with all frames available; none if the data is missing."""
     if run is None:
         return []
     data = read_data(run)
@@ -102,6 +102,6 @@ def find_examples(run: Path | None, count: int = 4) -> list[Example]:
 
 
 def _is_image(path: Path) -> bool:
-    """Whether a file is to be read as an image: by its name, as which file it is only reading it tells."""
+    """Whether to read a file as an image, judged by its name."""
     guess = mimetypes.guess_type(path.name)[0] or ""
     return path.suffix.lower() in IMAGE_SUFFIXES or guess.startswith("image/")

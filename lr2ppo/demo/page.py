@@ -1,4 +1,4 @@
-"""The demo's page: fields for frames, labels and a description, and the order that a run makes of them."""
+"""The demo's web page: fields for frames, labels and a description, and the resulting order."""
 
 import html
 import os
@@ -13,10 +13,10 @@ from lr2ppo.demo.results import TEMPLATE, rank_clip, render_header, render_resul
 from lr2ppo.errors import UserError
 from lr2ppo.inference.ranker import LabelRanker
 
-# Of one file; the page tells which is too large before it is sent.
+# Per file; the page reports one that is too large before the upload.
 MOST_BYTES = 100 * 2**20
 EMPTY = '<div class="empty"><strong>No order yet</strong><span>Drop frames, type labels and press Rank{}.</span></div>'
-# gradio's own names for what takes the colours of the page's style; each has a twin for dark, of the same value.
+# gradio's theme variables, set to the colours of the page's style; each has a dark variant of the same value.
 THEME = {
     "body_text_color": "var(--ink)",
     "body_text_color_subdued": "var(--muted)",
@@ -44,15 +44,15 @@ THEME = {
     "button_secondary_border_color": "var(--line)",
     "button_secondary_text_color": "var(--ink)",
 }
-# Seen before the page's style is there.
+# Shown until the page's style is loaded.
 PAPER = {"body_background_fill": "#f5f7f9", "body_background_fill_dark": "#14181c"}
 
 
 def import_gradio() -> ModuleType:
-    """gradio, told to ask nothing of the network; raises `UserError` where it is not installed."""
-    # Read when gradio is imported and when a page is made; no telemetry, no question for a newer version.
+    """Import gradio with its network access disabled; raises `UserError` if it is not installed."""
+    # Read when gradio is imported and when a page is built: no telemetry, no version check.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    # Else the browser keeps what was ranked, pictures included, between visits.
+    # Otherwise the browser keeps inputs and results, frames included, between visits.
     os.environ["GRADIO_RUN_HISTORY"] = "False"
     try:
         import gradio
@@ -62,7 +62,7 @@ def import_gradio() -> ModuleType:
 
 
 def build_page(ranker: LabelRanker, examples: Sequence[Example] = ()) -> Any:
-    """The page as gradio's `Blocks`; an example's button fills the fields and ranks."""
+    """Build the page as gradio's `Blocks`; an example's button fills the fields and ranks."""
     gr = import_gradio()
     with gr.Blocks(title=f"LR2PPO: {ranker.name}", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(
@@ -81,14 +81,14 @@ def build_page(ranker: LabelRanker, examples: Sequence[Example] = ()) -> Any:
                     js_on_load=(TEMPLATE / "page.js").read_text(encoding="utf-8"),
                 )
         _, labels, description = fields
-        asked = [button.click, labels.submit, description.submit, *(example.then for example in chosen)]
-        for ask in asked:
-            ask(partial(_show, gr, ranker), fields, order, api_visibility="private")
+        triggers = [button.click, labels.submit, description.submit, *(example.then for example in chosen)]
+        for trigger in triggers:
+            trigger(partial(_rank, gr, ranker), fields, order, api_visibility="private")
     return page
 
 
 def _add_fields(gr: ModuleType) -> list[Any]:
-    """The fields for frames, labels and a description."""
+    """Add the fields for frames, labels and a description."""
     return [
         gr.Gallery(
             label="Frames: images in order, or a video",
@@ -102,14 +102,14 @@ def _add_fields(gr: ModuleType) -> list[Any]:
         ),
         gr.Textbox(
             label="Labels",
-            info="One a line, or with commas between them. Shift+Enter ranks.",
+            info="One per line, or separated by commas. Shift+Enter ranks.",
             elem_id="labels",
             lines=5,
             max_lines=12,
         ),
         gr.Textbox(
             label="Description",
-            info="What is told of the clip; may stay empty. Enter ranks.",
+            info="What the clip is about; optional. Enter ranks.",
             elem_id="description",
             max_lines=5,
         ),
@@ -117,12 +117,12 @@ def _add_fields(gr: ModuleType) -> list[Any]:
 
 
 def _add_examples(gr: ModuleType, examples: Sequence[Example], fields: list[Any]) -> list[Any]:
-    """A button for each example that fills the fields; returns what follows on each."""
+    """Add a button per example that fills the fields; return their click events."""
     if not examples:
         return []
     chosen = []
     with gr.Column(elem_id="examples"):
-        gr.HTML('<span class="note">Or one of the test clips:</span>', apply_default_css=False)
+        gr.HTML('<span class="note">Or choose a test clip:</span>', apply_default_css=False)
         for example in examples:
             frames = [str(frame) for frame in example.frames]
             button = gr.Button(example.title, icon=frames[0], size="sm")
@@ -131,14 +131,14 @@ def _add_examples(gr: ModuleType, examples: Sequence[Example], fields: list[Any]
     return chosen
 
 
-def _show(
+def _rank(
     gr: ModuleType,
     ranker: LabelRanker,
     media: Sequence[tuple[str, str | None]] | None,
     text: str,
     description: str,
 ) -> str:
-    """What the button does: the fields' clip, ranked, as HTML, or a message on the page."""
+    """Rank the clip in the fields; return the result as HTML, or show a message on the page."""
     uploads = [path for path, _ in media or ()]
     try:
         frames = uploaded_frames(uploads)
@@ -152,18 +152,18 @@ def _show(
 
 
 def message_html(message: str, uploads: Sequence[str] = ()) -> str:
-    """A message as the HTML that gradio takes it for; uploads are called by their names alone, as they were given."""
+    """Escape a message for gradio, which renders HTML; show uploads by file name only."""
     for upload in uploads:
         message = message.replace(upload, Path(upload).name)
     return html.escape(message).replace("\n", "<br>")
 
 
 def serve(page: Any, host: str, port: int, examples: Sequence[Example] = ()) -> str:
-    """Start to answer at an address of this machine, in threads of their own; returns the page's address."""
+    """Start serving the page in background threads; return its address."""
     gr = import_gradio()
-    # gradio asks itself whether it answers, which is no question for a proxy; nothing else is asked of anyone.
+    # gradio's only request is a check that its server answers, which must not go through a proxy.
     os.environ["no_proxy"] = "*"
-    # A font that is called by its name gradio looks for among its own files.
+    # gradio would look up a font given by name in its files.
     plain = gr.themes.utils.fonts.Font("sans-serif")
     theme = gr.themes.Base(font=plain, font_mono=plain, radius_size="lg")
     theme.set(**THEME, **{f"{name}_dark": value for name, value in THEME.items()}, **PAPER, color_accent="var(--after)")

@@ -1,4 +1,4 @@
-"""A clip's labels ordered by a run, and that order as HTML: pure functions, in which all text is escaped."""
+"""Order a clip's labels with a run, and render the order as HTML: pure functions; all text is escaped."""
 
 import html
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ TEMPLATE = Path(__file__).with_name("template")
 PAGES = Environment(
     loader=FileSystemLoader(TEMPLATE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
-# By a stage's series, as its colour goes; a model without a stage in its name has the last one.
+# CSS class by a stage's series; a model without a stage in its name uses the last one.
 LOOKS = ("before", "judge", "after")
-# Of more labels the matrix would neither be read nor be quick to compute: it shows those that come first.
+# A larger matrix would be slow and unreadable: only the first labels are shown.
 MATRIX_LABELS = 24
-# How strong a cell's colour is where a preference is certain; text on it turns light from where it would read badly.
+# A cell's opacity for a certain preference; and the opacity from which its text turns light.
 STRONGEST, LIGHT_TEXT = 0.92, 0.84
 
 Frames = Path | list[Path]
@@ -30,9 +30,9 @@ Frames = Path | list[Path]
 
 @dataclass(frozen=True)
 class Result:
-    """How a clip's labels are ordered: by the run, by the stage 1 run it began from, and by its reward model in pairs.
+    """The order of a clip's labels: by the run, by the stage 1 run it started from, and pairwise by its reward model.
 
-    `preferences [n, n]` tells of the first n labels of `after` how likely each row is put before each column.
+    `preferences [n, n]`: for the first n labels of `after`, the probability that people put row before column.
     """
 
     run: str
@@ -43,7 +43,7 @@ class Result:
 
 @dataclass(frozen=True)
 class RankRow:
-    """One label in an order: its rank from 1, its bar's length in per cent, and how many places it rose."""
+    """One label in an order: its rank from 1, its bar's length in percent, and how many places it rose."""
 
     key: int
     label: str
@@ -55,7 +55,7 @@ class RankRow:
 
 @dataclass(frozen=True)
 class Cell:
-    """One pair of the matrix: in per cent how likely the row comes first, and what colour says so."""
+    """One pair of the matrix: the probability in percent that the row comes first, and its colour."""
 
     percent: int
     tone: str
@@ -64,7 +64,7 @@ class Cell:
 
 
 def rank_clip(ranker: LabelRanker, frames: Frames, labels: Sequence[str], description: str) -> Result:
-    """Everything that the page shows of one clip; raises `UserError` where frames or labels cannot be used."""
+    """Compute everything that the page shows of a clip; raises `UserError` if frames or labels cannot be used."""
     after = ranker.rank(frames, labels, description)
     before = None if ranker.before is None else ranker.before.rank(frames, labels, description)
     preferences = None
@@ -74,7 +74,7 @@ def rank_clip(ranker: LabelRanker, frames: Frames, labels: Sequence[str], descri
 
 
 def render_result(result: Result) -> str:
-    """The result as HTML to put into the page; both orders side by side where there are two."""
+    """Render the result as HTML for the page; two orders are shown side by side."""
     after, before, preferences = result.after, result.before, result.preferences
     keys = {ranked.label: key for key, ranked in enumerate(after)}
     places = None if before is None else {ranked.label: at for at, ranked in enumerate(before)}
@@ -93,15 +93,15 @@ def render_result(result: Result) -> str:
 
 
 def render_header(run: str, compared: bool) -> str:
-    """The page's title, with the run whose order it shows."""
-    shown = "beside the stage 1 ranker it began from" if compared else "orders a clip's labels"
+    """Render the page's title and the run's name."""
+    shown = "beside the stage 1 ranker it started from" if compared else "orders a clip's labels"
     return f"<h1>Label relevance ranking</h1><p><code>{html.escape(run)}</code> {html.escape(shown)}</p>"
 
 
 def order_rows(
     order: Sequence[RankedLabel], keys: dict[str, int], places: dict[str, int] | None = None
 ) -> list[RankRow]:
-    """An order's rows, with how far each label rose from its place in another order, where one is given."""
+    """Return an order's rows, with how far each label rose from its position in `places`, if given."""
     scores = np.array([ranked.score for ranked in order], dtype=np.float64)
     span = np.ptp(scores)
     decimals = 2 if span >= 1 else 3 if span >= 0.1 else 4
@@ -120,13 +120,13 @@ def order_rows(
 
 
 def bar_lengths(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """From 2 per cent for the lowest score of a list to 100 for the highest: stage 3's scores know no scale."""
+    """Scale from 2 percent for a list's lowest score to 100 for its highest: stage 3's scores have no fixed scale."""
     span = np.ptp(scores)
     return 2 + 98 * (scores - scores.min()) / span if span > 0 else np.full(len(scores), 100.0)
 
 
 def matrix_cells(preferences: NDArray[np.floating[Any]]) -> list[list[Cell | None]]:
-    """The matrix's cells; None on its diagonal."""
+    """Return the matrix's cells; None on the diagonal."""
     return [
         [None if row == column else _cell(float(share)) for column, share in enumerate(shares)]
         for row, shares in enumerate(preferences)
@@ -140,7 +140,7 @@ def _cell(share: float) -> Cell:
 
 
 def agreements(result: Result, preferences: NDArray[np.floating[Any]]) -> list[tuple[str, float]]:
-    """Of all pairs in the matrix, the share that each order puts as the reward model would; a tie counts half."""
+    """Return the share of the matrix's pairs on which each order agrees with the reward model; a tie counts half."""
     places = {ranked.label: at for at, ranked in enumerate(result.after[: len(preferences)])}
     orders = [("this order", result.after)]
     if result.before is not None:
@@ -154,7 +154,7 @@ def agreements(result: Result, preferences: NDArray[np.floating[Any]]) -> list[t
 
 
 def ordinal(rank: int) -> str:
-    """1st, 2nd, 3rd, 4th and so on."""
+    """Format a rank as 1st, 2nd, 3rd, 4th and so on."""
     ending = "th" if rank % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(rank % 10, "th")
     return f"{rank}{ending}"
 

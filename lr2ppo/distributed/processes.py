@@ -113,7 +113,14 @@ def join_processes(device: str) -> Iterator[Processes]:
         raise SystemExit(1) from None
     finally:
         if dist.is_initialized():
-            dist.destroy_process_group()
+            _leave_group()
+
+
+def _leave_group() -> None:
+    if dist.get_backend() == "gloo":
+        # Its destructor may wait, with the GIL held, for threads that need the GIL: it is never called.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
+    dist.destroy_process_group()
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

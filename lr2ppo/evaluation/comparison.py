@@ -1,4 +1,4 @@
-"""Runs side by side on the same clips: means, bootstrap intervals and paired differences, as a text table."""
+"""Compare runs on the same clips: means, bootstrap intervals and paired differences, as a text table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,24 +20,24 @@ ClipMetrics = dict[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Row:
-    """One way to order the clips: each metric's value for every clip, clips in the same order in all rows."""
+    """A run, or a pool of runs: each metric's value for every clip, clips in the same order in all rows."""
 
     name: str
     metrics: ClipMetrics
 
 
 def paired_differences(first: ClipMetrics, second: ClipMetrics, samples: int, seed: int) -> dict[str, Estimate]:
-    """The paired difference second - first of every metric, with its bootstrap interval over clips."""
+    """Return the paired difference second - first of every metric, with its bootstrap interval over clips."""
     return {name: bootstrap_mean(second[name] - first[name], samples, seed) for name in METRIC_NAMES}
 
 
 def estimate_means(metrics: ClipMetrics, samples: int, seed: int) -> dict[str, Estimate]:
-    """The mean of every metric, with its bootstrap interval over clips."""
+    """Return the mean of every metric, with its bootstrap interval over clips."""
     return {name: bootstrap_mean(metrics[name], samples, seed) for name in METRIC_NAMES}
 
 
 def format_table(rows: Sequence[Row], samples: int, seed: int, reference: Sequence[Row] = ()) -> str:
-    """A text table of the rows, then of the paired difference of each row to the one before it.
+    """Format the rows as a text table, then the paired difference of each row to the one before it.
 
     `reference` is two rows without intervals, shown first and last: chance and perfect order.
     """
@@ -63,7 +63,7 @@ def format_table(rows: Sequence[Row], samples: int, seed: int, reference: Sequen
 
 
 def describe_gain(before: Row, after: Row, samples: int, seed: int) -> str:
-    """One sentence: by how much a row's NDCG over whole lists is above another's."""
+    """Describe in one sentence by how much a row's NDCG over whole lists is above another's."""
     gain = paired_differences(before.metrics, after.metrics, samples, seed)["ndcg"]
     return (
         f"{after.name} is {abs(gain.mean):.3f} NDCG(all) {'above' if gain.mean >= 0 else 'below'} {before.name} "
@@ -81,6 +81,6 @@ def _interval(estimate: Estimate, sign: str) -> str:
 
 
 def shown_metrics(rows: Sequence[Row]) -> list[str]:
-    """What a table of rows shows: NDCG@20 only where a list reaches beyond rank 20, else it is that of the whole."""
+    """Select the metrics to show: NDCG@20 only if a list has more than 20 labels; else it equals NDCG."""
     is_longer = any(not np.array_equal(row.metrics["ndcg@20"], row.metrics["ndcg"]) for row in rows)
     return [name for name in METRIC_NAMES if name != "ndcg@20" or is_longer]

@@ -1,4 +1,4 @@
-"""How good an order of labels is: NDCG, pair accuracy and their confidence intervals."""
+"""Ranking metrics: NDCG, pair accuracy and their confidence intervals."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ CUTOFFS: dict[str, int | None] = {
     "ndcg@20": 20,
     "ndcg": None,
 }
-# Tried temperatures, from certain of every pair to certain of none.
+# Candidate temperatures, from certain of every pair to certain of none.
 TEMPERATURES = torch.logspace(-2, 2, 401, dtype=torch.float64)
 
 
@@ -24,7 +24,7 @@ def ndcg(scores: Tensor, grades: Tensor, mask: Tensor | None = None, k: int | No
     """Normalised discounted cumulative gain of each list, cut after `k` ranks (None: whole lists).
 
     Shapes: scores, grades, mask: [batch, labels]; mask is False on padding. Returns [batch] float64.
-    Gain 2^grade - 1, discount 1 / log2(rank + 1); 1 where no label has a gain; ties keep the given order.
+    Gain 2^grade - 1, discount 1 / log2(rank + 1); 1 if no label has a gain; ties keep the given order.
     """
     gains, mask = _gains(grades, mask)
     ranked = gains.gather(-1, _ranking(scores, mask))
@@ -44,7 +44,7 @@ def chance_ndcg(grades: Tensor, mask: Tensor | None = None, k: int | None = None
 
 
 def pair_accuracy(scores: Tensor, grades: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Share of a list's label pairs of different grades that the scores order rightly; a tie counts half.
+    """Share of a list's label pairs of different grades that the scores order correctly; a tie counts half.
 
     Shapes: scores, grades, mask: [batch, labels]. Returns [batch] float64, NaN for a list without such a pair.
     """
@@ -56,9 +56,9 @@ def pair_accuracy(scores: Tensor, grades: Tensor, mask: Tensor | None = None) ->
 
 
 def fit_temperature(margins: Tensor) -> float:
-    """The temperature under which `sigmoid(margin / temperature)` tells best how likely a preference is.
+    """Fit the temperature for which `sigmoid(margin / temperature)` best predicts preferences.
 
-    Shapes: margins: [pairs], by how much the reward of the better order exceeds that of the worse one. Least negative
+    Shapes: margins: [pairs], the reward of the better order minus that of the worse one. Minimizes the negative
     log-likelihood, as in Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2.
     """
     losses = F.softplus(-margins.double().unsqueeze(-1) / TEMPERATURES).mean(0)
@@ -75,9 +75,9 @@ class Estimate:
 
 
 def bootstrap_mean(values: NDArray[np.float64], samples: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:
-    """Mean over clips with a percentile bootstrap interval; NaN values are left out.
+    """Mean over clips with a percentile bootstrap interval; NaN values are ignored.
 
-    Shapes: values: [clips]. For a paired comparison give the clips' differences.
+    Shapes: values: [clips]. For a paired comparison, pass the clips' differences.
     """
     values = values[~np.isnan(values)]
     if len(values) == 0:
@@ -93,7 +93,7 @@ def _gains(grades: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _ranking(scores: Tensor, mask: Tensor) -> Tensor:
-    """Positions by descending score, padding last even behind scores of minus infinity: [batch, labels] long."""
+    """Positions by descending score, padding last even after scores of minus infinity: [batch, labels] long."""
     by_score = scores.double().argsort(dim=-1, descending=True, stable=True)
     valid_first = mask.gather(-1, by_score).long().argsort(dim=-1, descending=True, stable=True)
     return by_score.gather(-1, valid_first)

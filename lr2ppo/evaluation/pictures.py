@@ -1,4 +1,4 @@
-"""A clip with its labels in the order that a model gives them, as a small picture: its frames, then a row a label."""
+"""Draw a clip as a small picture: its frames, then one row per label in a model's order."""
 
 import warnings
 from contextlib import suppress
@@ -14,43 +14,43 @@ from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.frames import evenly_spaced, missing_frames, open_image, unusable_frames
 
 Pixels = NDArray[np.uint8]
-# By grade: not relevant, somewhat, relevant; then through blue to violet, for scales that go on.
+# By grade: not relevant, somewhat, relevant; then from blue to violet, for longer scales.
 GRADE_COLOURS = "#8a8f98 #c98a2d #1b7f5c #17797f #1a739c #2668b3 #3f5cc0 #5a50c2 #7443ba #8a38a9 #9b2f8f".split()
 INK, FAINT = "#222222", "#767b83"
 DPI, WIDTH, MARGIN, ROW = 100, 560, 10, 16
-# A thumbnail's height, and how wide it may be: four fill the width.
+# A thumbnail's maximum size: four fill the width.
 FRAMES_SHOWN, THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT = 4, 129, 88
 LABELS_SHOWN, LONGEST_TEXT, LONGEST_LABEL = 20, 84, 40
-# Where a row's columns begin: rank, grade and label in one, for each text costs a millisecond; bar; score's right end.
+# Where a row's columns start: rank, grade and label in one text (each costs a millisecond); bar; score's right end.
 LABEL, BAR, SCORE = MARGIN, 330, WIDTH - MARGIN
-# A space of a digit's width.
+# A space as wide as a digit.
 DIGIT_SPACE = "\N{FIGURE SPACE}"
 BAR_WIDTH, BAR_HEIGHT = 150, 9
 
 
 def grade_colour(grade: int) -> str:
-    """A grade's colour, the same wherever it is shown; grades above the last one with a colour share that."""
+    """Return a grade's colour; grades beyond the last colour share it."""
     return GRADE_COLOURS[min(grade, len(GRADE_COLOURS) - 1)]
 
 
 def read_thumbnails(clip: Clip, frames_root: Path) -> list[Pixels]:
-    """Some of a clip's frames, evenly spaced and small; those that are not there or no pictures are passed over."""
+    """Read some of a clip's frames, evenly spaced and small; skip missing and unreadable ones."""
     thumbnails = []
     for position in evenly_spaced(len(clip.images), min(FRAMES_SHOWN, len(clip.images))):
         name = clip.images[position]
         single = Clip(clip.id, clip.labels, images=(name,))
         if missing_frames([single], frames_root) or unusable_frames([single], frames_root):
             continue
-        # PIL reports what is wrong behind a header in a dozen ways.
+        # PIL raises many kinds of error for a damaged image.
         with suppress(Exception), open_image(frames_root / name) as image:
-            # Of a JPEG, this decodes no more than is wanted.
+            # Decodes a JPEG only at the needed size.
             image.thumbnail((THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT))
             thumbnails.append(np.asarray(image.convert("RGB")))
     return thumbnails
 
 
 def case_picture(clip: Clip, scores: NDArray[np.float64], thumbnails: list[Pixels]) -> Pixels:
-    """A clip with `scores [labels]`, best first, coloured by grade: [height, width, 3]."""
+    """Draw a clip's labels by `scores [labels]`, best first, coloured by grade: [height, width, 3]."""
     order = np.argsort(-scores, kind="stable")
     shown = order[:LABELS_SHOWN]
     frames_height = max((len(frame) for frame in thumbnails), default=0)
@@ -60,7 +60,7 @@ def case_picture(clip: Clip, scores: NDArray[np.float64], thumbnails: list[Pixel
     canvas = FigureCanvasAgg(figure)
 
     def write(x: float, y: float, text: str, colour: str = INK, align: str = "left") -> None:
-        # Labels are anybody's: a dollar sign begins no formula.
+        # Labels are user text: a dollar sign must not start a formula.
         figure.text(
             x / WIDTH, 1 - y / height, text, color=colour, fontsize=8, ha=align, va="center",
             parse_math=False,
@@ -84,13 +84,13 @@ def case_picture(clip: Clip, scores: NDArray[np.float64], thumbnails: list[Pixel
         write(SCORE, y, f"{score:.3f}", colour, "right")
     if len(order) > len(shown):
         write(LABEL, top + ROW * (len(shown) + 0.5), f"and {len(order) - len(shown)} more", FAINT)
-    # A letter that the font lacks is drawn as a box, which is enough.
+    # A character missing from the font is drawn as a box, which is enough.
     with warnings.catch_warnings(action="ignore"):
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _cut(text: str, longest: int) -> str:
-    """A text on one line, of at most so many characters."""
+    """Put a text on one line and cut it to at most `longest` characters."""
     text = " ".join(text.split())
     return text if len(text) <= longest else f"{text[: longest - 2]}.."

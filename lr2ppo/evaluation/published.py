@@ -1,4 +1,4 @@
-"""Runs of the three stages beside the published figures, stage by stage."""
+"""Compare runs of the three stages with the published figures, stage by stage."""
 
 import csv
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ NAME_WIDTH = 28
 
 @dataclass(frozen=True)
 class Published:
-    """What is published of a stage: its curve, what its best row was chosen by, and the time it took."""
+    """A stage's published results: its curve, the metric that selected its best row, and the training time."""
 
     curve: str
     metrics: tuple[str, ...]
@@ -40,7 +40,7 @@ LOGGED_NAMES = {name: f"validation/{name}" for name in NDCG} | {
 
 
 def published_best(published: Published) -> dict[str, float]:
-    """The metrics of the published curve's best row."""
+    """Return the metrics of the published curve's best row."""
     with (CURVES / published.curve).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     curve = [{name: float(row[PUBLISHED_NAMES.get(name, name)]) for name in published.metrics} for row in rows]
@@ -48,23 +48,23 @@ def published_best(published: Published) -> dict[str, float]:
 
 
 def published_curve(published: Published) -> dict[str, list[float]]:
-    """The published curve by the names under which a run logs the same, evenly over the length of its run."""
+    """Return the published curve under the names that a run logs, one value per row."""
     with (CURVES / published.curve).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return {LOGGED_NAMES.get(name, f"train/{name}"): [float(row[name]) for row in rows] for name in rows[0]}
 
 
 def compare_runs(runs: Mapping[str, Path]) -> str:
-    """The table of a run of each stage; raises `UserError` where one has not finished."""
+    """Return the table of one run per stage; raises `UserError` if one has not finished."""
     return "\n\n".join(compare_stage(STAGES[stage], run) for stage, run in runs.items())
 
 
 def compare_stage(stage: Stage, run: Path) -> str:
-    """A stage's part of the table: published, ours and the difference on validation, ours on test, and the times."""
+    """Return a stage's part of the table: published, ours and the difference on validation, ours on test, and times."""
     published, ours = PUBLISHED[stage.name], best_validation(run)
     if not ours:
         raise UserError(
-            f"{run}: found weights that were converted, without validation metrics; wanted a run that was trained here"
+            f"{run}: found converted weights without validation metrics; wanted a run that was trained here"
         )
     theirs = published_best(published)
     lines = [

@@ -1,4 +1,4 @@
-"""What an evaluation leaves in a run's folder, `results.json` and `cases.json` with a part for each split."""
+"""The files that an evaluation writes into a run's folder: `results.json` and `cases.json`, with a part per split."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ def write_split(path: Path, split: str, value: Any) -> None:
 
 
 def read_cases(folder: Path, split: str) -> list[dict[str, Any]]:
-    """A run's cases of a split, as of `describe_cases`; raises `UserError` where it has not been evaluated on it."""
+    """Read a run's cases of a split, as from `describe_cases`; raises `UserError` if it was not evaluated on it."""
     parts = read_by_split(folder / CASES)
     if split not in parts:
         raise UserError(
@@ -34,7 +34,7 @@ def read_cases(folder: Path, split: str) -> list[dict[str, Any]]:
 
 
 def describe_cases(clips: Sequence[Clip], scores: Sequence[Scores]) -> list[dict[str, Any]]:
-    """Each clip's labels, grades and scores as given, the order of positions that the scores make, text and frames."""
+    """Return each clip's labels, grades and scores as given, positions sorted by score, text and frames."""
     return [
         {
             "id": clip.id,
@@ -50,7 +50,7 @@ def describe_cases(clips: Sequence[Clip], scores: Sequence[Scores]) -> list[dict
 
 
 def cases_clips(cases: Sequence[Mapping[str, Any]], prefix: str = "") -> tuple[list[Clip], list[Scores]]:
-    """The clips and scores of cases; `prefix` tells apart the clips of several runs."""
+    """Return the clips and scores of cases; `prefix` distinguishes the clips of several runs."""
     clips = [
         Clip(
             f"{prefix}{case['id']}",
@@ -65,7 +65,7 @@ def cases_clips(cases: Sequence[Mapping[str, Any]], prefix: str = "") -> tuple[l
 
 
 def reference_rows(clips: Sequence[Clip]) -> tuple[Row, Row]:
-    """What a random order is expected to reach, and a perfect one."""
+    """Return the expected metrics of a random order, and those of a perfect one."""
     grades = [graded(clip) for clip in clips]
     _, targets, mask = pad_lists([np.zeros(len(row)) for row in grades], grades)
     chance: ClipMetrics = {name: chance_ndcg(targets, mask, k).numpy() for name, k in CUTOFFS.items()}
@@ -75,12 +75,12 @@ def reference_rows(clips: Sequence[Clip]) -> tuple[Row, Row]:
 
 
 def run_name(folder: Path) -> str:
-    """`STAGE/NAME`."""
+    """Return `STAGE/NAME`."""
     return f"{folder.parent.name}/{folder.name}"
 
 
 def read_by_split(path: Path) -> dict[str, Any]:
-    """All parts of a file, by split; none where it is not there. Raises `UserError` where it is damaged."""
+    """Read all parts of a file, by split; empty if it does not exist. Raises `UserError` if it is damaged."""
     if not path.exists():
         return {}
     try:

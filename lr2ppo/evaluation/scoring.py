@@ -1,4 +1,4 @@
-"""Score every clip of a dataset once, over all processes, and measure the orders that follow."""
+"""Score every clip of a dataset once, over all processes, and compute the metrics of the resulting orders."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,15 +19,15 @@ from lr2ppo.evaluation.metrics import CUTOFFS, fit_temperature, ndcg, pair_accur
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 
 Scores = NDArray[np.float64]
-# Orders judged at once; bounds the memory of judging every pair of a long list.
-JUDGED_AT_ONCE = 4096
-# Clips of an evaluation of which there may be pictures.
-PICTURED_CASES = 3
+# Bounds the memory of comparing every pair of a long list.
+PAIRS_PER_CHUNK = 4096
+# Clips of an evaluation that may be drawn.
+LOGGED_CASES = 3
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model does on validation clips: mean `metrics`, and to look at, values by name and clips with scores."""
+    """A model's results on validation clips: mean `metrics`; for display, `histograms` by name and scored `cases`."""
 
     metrics: dict[str, float]
     histograms: dict[str, Scores] = field(default_factory=dict)
@@ -41,19 +41,19 @@ def score_clips(
     batch_size: int,
     workers: int = 0,
 ) -> list[Scores]:
-    """Every label's score, `[labels]` a clip: a ranker's own, or the share of pairs that an order model lets it win."""
-    return _measure_clips(partial(score_batch, model), model, dataset, processes, batch_size, workers)
+    """Score every label, `[labels]` per clip: a ranker's score, or the win rate under a reward model."""
+    return _map_clips(partial(score_batch, model), model, dataset, processes, batch_size, workers)
 
 
-def judge_clips(
+def clip_margins(
     model: PartialOrderModel, dataset: ClipDataset, processes: Processes, batch_size: int, workers: int = 0
 ) -> list[Scores]:
-    """Every clip's margins, as of `judge_batch`."""
-    return _measure_clips(partial(judge_batch, model), model, dataset, processes, batch_size, workers)
+    """Return every clip's margins, as from `batch_margins`."""
+    return _map_clips(partial(batch_margins, model), model, dataset, processes, batch_size, workers)
 
 
 @torch.inference_mode()
-def _measure_clips(
+def _map_clips(
     measure: Callable[[ClipBatch], list[Scores]],
     model: nn.Module,
     dataset: ClipDataset,
@@ -61,70 +61,70 @@ def _measure_clips(
     batch_size: int,
     workers: int,
 ) -> list[Scores]:
-    """What `measure` gives of each clip, every clip measured once by one of the processes."""
+    """Apply `measure` to every clip, each on one of the processes; return all results on every process."""
     requests = whole_clips(dataset.clips)
     loader = evaluation_loader(
         dataset, requests, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size, workers=workers
     )
     training = model.training
     model.eval()
-    mine: dict[int, Scores] = {}
+    local: dict[int, Scores] = {}
     for batch in loader:
         batch = batch.to(processes.device)
-        mine |= zip(batch.clips.tolist(), measure(batch), strict=True)
+        local |= zip(batch.clips.tolist(), measure(batch), strict=True)
     model.train(training)
-    everyone = {clip: measured for share in processes.gather(mine) for clip, measured in share.items()}
-    return [everyone[clip] for clip in range(len(dataset))]
+    gathered = {clip: measured for part in processes.gather(local) for clip, measured in part.items()}
+    return [gathered[clip] for clip in range(len(dataset))]
 
 
 def score_batch(model: RelevanceRanker | PartialOrderModel, batch: ClipBatch) -> list[Scores]:
-    """The scores `[labels]` of each clip of a batch: see `score_clips`."""
+    """Return the scores `[labels]` of each clip of a batch: see `score_clips`."""
     if isinstance(model, PartialOrderModel):
-        return [win_shares(margins) for margins in judge_batch(model, batch)]
-    return [_numbers(row[mask]) for row, mask in zip(rank_labels(model, batch), batch.label_mask, strict=True)]
+        return [win_rates(margins) for margins in batch_margins(model, batch)]
+    return [_to_numpy(row[mask]) for row, mask in zip(rank_labels(model, batch), batch.label_mask, strict=True)]
 
 
-def judge_batch(model: PartialOrderModel, batch: ClipBatch) -> list[Scores]:
-    """Each clip's `pair_margins`, `[2, pairs]`, of its own pairs in the order of `np.triu_indices(labels, 1)`."""
+def batch_margins(model: PartialOrderModel, batch: ClipBatch) -> list[Scores]:
+    """Return each clip's `pair_margins`, `[2, pairs]`, pairs in the order of `np.triu_indices(labels, 1)`."""
     margins, (first, second) = pair_margins(model, model.encoder(**batch.inputs()))
     real = batch.label_mask[:, first] & batch.label_mask[:, second]
-    return [_numbers(row[:, mask]) for row, mask in zip(margins.unbind(1), real, strict=True)]
+    return [_to_numpy(row[:, mask]) for row, mask in zip(margins.unbind(1), real, strict=True)]
 
 
 def rank_labels(model: RelevanceRanker, batch: ClipBatch) -> Tensor:
-    """A ranker's scores of a batch: [B, L]."""
+    """Return a ranker's scores of a batch: [B, L]."""
     scores: Tensor = model(**batch.inputs())
     return scores
 
 
-def win_shares(margins: Scores) -> Scores:
-    """For each label of a clip the share of pairs with another, shown both ways, that it wins; ties count half.
+def win_rates(margins: Scores) -> Scores:
+    """Return each label's win rate: the share of its pairs, shown both ways, that it wins; ties count half.
 
-    Shapes: margins: [2, pairs] as of `judge_batch`. Returns [labels].
+    Shapes: margins: [2, pairs] as from `batch_margins`. Returns [labels].
     """
     labels = count_labels(margins)
     first, second = np.triu_indices(labels, 1)
     first_wins = (0.25 * (1 + np.sign(margins))).sum(0)
     wins = np.bincount(first, first_wins, labels) + np.bincount(second, 1 - first_wins, labels)
-    shares: Scores = wins / max(labels - 1, 1)
-    return shares
+    rates: Scores = wins / max(labels - 1, 1)
+    return rates
 
 
 def count_labels(margins: Scores) -> int:
-    """Of how many labels these are all the pairs."""
+    """Return the number of labels whose pairs these are."""
     return (1 + math.isqrt(1 + 8 * margins.shape[1])) // 2
 
 
-def _numbers(tensor: Tensor) -> Scores:
-    numbers: Scores = tensor.double().cpu().numpy()
-    return numbers
+def _to_numpy(tensor: Tensor) -> Scores:
+    values: Scores = tensor.double().cpu().numpy()
+    return values
 
 
 def pair_margins(model: PartialOrderModel, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """For each pair of labels, by how much the reward of putting its first label first exceeds that of the reverse.
+    """Return each pair's margin: the reward of putting its first label first minus that of the reverse order.
 
-    Shapes: vectors: [B, L, D]. Returns margins [2, B, pairs], of each pair shown as it is and the other way round, and
-    the pairs [2, pairs], positions of the first and of the second label.
+    Shapes: vectors: [B, L, D]. Returns margins [2, B, pairs], of each pair shown in both ways, and the pairs
+    [2, pairs], positions of the first and of the second label.
     """
     labels = vectors.shape[1]
     first, second = pairs = torch.triu_indices(labels, labels, offset=1, device=vectors.device)
@@ -132,7 +132,7 @@ def pair_margins(model: PartialOrderModel, vectors: Tensor) -> tuple[Tensor, Ten
     both_ways = []
     for shown in (forward, backward):
         margins = []
-        for part in torch.arange(len(first), device=vectors.device).split(JUDGED_AT_ONCE):
+        for part in torch.arange(len(first), device=vectors.device).split(PAIRS_PER_CHUNK):
             orders = torch.stack([torch.cat([shown[part], proposed[part]], 1) for proposed in (forward, backward)])
             orders = orders.flatten(0, 1).expand(len(vectors), -1, -1)
             rewards = model.score_orders(vectors, orders).unflatten(1, (2, -1))
@@ -142,10 +142,10 @@ def pair_margins(model: PartialOrderModel, vectors: Tensor) -> tuple[Tensor, Ten
 
 
 def preference_table(model: PartialOrderModel, vectors: Tensor, temperature: float) -> Tensor:
-    """How surely people put each label before each other: vectors [B, L, D] -> [B, L, L] of float64, row before column.
+    """Return the probability that people put row before column: vectors [B, L, D] -> [B, L, L] of float64.
 
-    It is the logistic function of the margin, averaged over both ways to show the pair, over the temperature; 0.5 on
-    the diagonal.
+    It is the sigmoid of the margin, averaged over both ways to show the pair, divided by the temperature; 0.5 on the
+    diagonal.
     """
     margins, (first, second) = pair_margins(model, vectors)
     first_wins = torch.sigmoid(margins.double().mean(0) / temperature)
@@ -156,7 +156,7 @@ def preference_table(model: PartialOrderModel, vectors: Tensor, temperature: flo
 
 
 def ranking_metrics(clips: Sequence[Clip], scores: Sequence[Scores]) -> dict[str, Scores]:
-    """Each clip's NDCG at every cut-off and its pair accuracy: name -> [clips]."""
+    """Return each clip's NDCG at every cut-off and its pair accuracy: name -> [clips]."""
     padded, grades, mask = pad_lists(scores, [graded(clip) for clip in clips])
     metrics = {name: ndcg(padded, grades, mask, k).numpy() for name, k in CUTOFFS.items()}
     metrics["pair_accuracy"] = pair_accuracy(padded, grades, mask).numpy()
@@ -164,19 +164,19 @@ def ranking_metrics(clips: Sequence[Clip], scores: Sequence[Scores]) -> dict[str
 
 
 def validation_ndcg(model: RelevanceRanker, dataset: ClipDataset, processes: Processes, batch_size: int) -> Evaluation:
-    """Mean NDCG at every cut-off over a validation set, its scores by grade, and its first cases."""
+    """Evaluate a ranker on a validation set: mean NDCG at every cut-off, scores by grade, and the first cases."""
     scores = score_clips(model, dataset, processes, batch_size)
     metrics = ranking_metrics(dataset.clips, scores)
     grades, flat = np.concatenate([graded(clip) for clip in dataset.clips]), np.concatenate(scores)
     return Evaluation(
         {name: float(metrics[name].mean()) for name in CUTOFFS},
         {f"validation_scores/grade {grade}": flat[grades == grade] for grade in np.unique(grades).tolist()},
-        list(zip(dataset.clips[:PICTURED_CASES], scores[:PICTURED_CASES], strict=True)),
+        list(zip(dataset.clips[:LOGGED_CASES], scores[:LOGGED_CASES], strict=True)),
     )
 
 
 def pad_lists(scores: Sequence[Scores], grades: Sequence[NDArray[np.int64]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Lists of different lengths as `[clips, labels]` tensors of scores and grades, and their mask."""
+    """Pad lists of different lengths to `[clips, labels]` tensors of scores and grades; return them and their mask."""
     rows = [torch.from_numpy(np.asarray(row)) for row in scores]
     mask = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
     targets = pad_sequence([torch.from_numpy(np.asarray(row)) for row in grades], batch_first=True)
@@ -184,14 +184,14 @@ def pad_lists(scores: Sequence[Scores], grades: Sequence[NDArray[np.int64]]) -> 
 
 
 @torch.inference_mode()
-def judged_pairs(
+def evaluate_pairs(
     model: PartialOrderModel,
     dataset: ClipDataset,
     requests: Sequence[ClipRequest],
     processes: Processes,
     batch_size: int,
 ) -> Evaluation:
-    """How a reward model judges annotated pairs: the share whose better order it rewards more, and its temperature."""
+    """Evaluate a reward model on annotated pairs: the share whose better order it rewards more, and its temperature."""
     if model.reads_whole_lists:
         requests = [with_all_labels(request, dataset.clips[request.clip]) for request in requests]
     loader = evaluation_loader(
@@ -199,18 +199,18 @@ def judged_pairs(
     )
     training = model.training
     model.eval()
-    mine: list[float] = []
+    local: list[float] = []
     for batch in loader:
         chosen, rejected = preference_rewards(model, batch.to(processes.device))
-        mine += (chosen - rejected).double().tolist()
+        local += (chosen - rejected).double().tolist()
     model.train(training)
-    margins = torch.tensor([margin for share in processes.gather(mine) for margin in share], dtype=torch.float64)
+    margins = torch.tensor([margin for part in processes.gather(local) for margin in part], dtype=torch.float64)
     metrics = {"pair_accuracy": float((margins > 0).double().mean()), "temperature": fit_temperature(margins)}
     return Evaluation(metrics, {"validation_margins": margins.numpy()})
 
 
 def preference_rewards(model: torch.nn.Module, batch: ClipBatch) -> tuple[Tensor, Tensor]:
-    """Rewards of a batch's annotated pairs with the better and with the worse label proposed first: [pairs] each."""
+    """Return rewards of a batch's annotated pairs with the better, and with the worse label first: [pairs] each."""
     shown, swapped = batch.pairs, batch.pairs.flip(-1)
     better_first = torch.where(batch.first_is_better.unsqueeze(-1), shown, swapped)
     chosen = torch.cat([shown, better_first], dim=-1)

@@ -1,4 +1,4 @@
-"""Export a run's model as a folder of its own, which `LabelRanker.load` takes."""
+"""Export a run's model as a self-contained folder, which `LabelRanker.load` takes."""
 
 import json
 import shutil
@@ -18,14 +18,14 @@ from lr2ppo.version import __version__
 
 
 def export(trained: Trained, out: Path, with_onnx: bool = False) -> OnnxReport | None:
-    """Write a model, its reward model and the stage 1 run it began from, with a model card, whole or not at all.
+    """Write a model, its reward model and the stage 1 run it started from, with a model card, all or nothing.
 
-    `with_onnx` adds the ranker as an ONNX graph and returns how it compares. Raises `UserError` where `out` is there
-    and is not empty, a package for the graph is missing or too old, or the graph's scores differ.
+    `with_onnx` adds the ranker as an ONNX graph and returns how it compares. Raises `UserError` if `out` exists and is
+    not empty, a package for the graph is missing or too old, or the graph's scores differ.
     """
     if with_onnx:
         require_packages()
-    with _whole_folder(out) as folder:
+    with _atomic_folder(out) as folder:
         is_ranker = _write_model(trained, folder)
         if trained.reward is not None and is_ranker:
             save_model(folder / REWARD, load_model(trained.reward))
@@ -37,7 +37,7 @@ def export(trained: Trained, out: Path, with_onnx: bool = False) -> OnnxReport |
 
 
 def _write_model(trained: Trained, folder: Path) -> bool:
-    """Write weights, and how they are used into their config.json; returns whether it is a ranker."""
+    """Write the weights, and their use into config.json; return whether it is a ranker."""
     model = load_model(trained.weights)
     save_model(folder, model)
     path = folder / "config.json"
@@ -47,10 +47,10 @@ def _write_model(trained: Trained, folder: Path) -> bool:
 
 
 @contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """A folder that takes its name once it is whole, and is removed where that does not happen."""
+def _atomic_folder(out: Path) -> Iterator[Path]:
+    """A folder that gets its name once it is complete, and is removed on an error."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is there already and is not empty; give another OUT, or remove it")
+        raise UserError(f"{out}: already exists and is not empty; give another OUT, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     try:

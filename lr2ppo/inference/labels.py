@@ -1,4 +1,4 @@
-"""Labels as people give them, and a ranked list as people read it."""
+"""Parse and check labels, and format a ranked list for a terminal."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -19,24 +19,24 @@ class RankedLabel:
 
 
 def split_labels(text: str) -> list[str]:
-    """The labels of a text with commas between them."""
+    """Split comma-separated labels."""
     return [label.strip() for label in text.split(",")]
 
 
 def check_labels(labels: Sequence[str]) -> None:
-    """Raises `UserError` where labels are none, are no texts, or one is empty or given twice."""
+    """Raise `UserError` if there are no labels, one is not a text or empty, or one is repeated."""
     if isinstance(labels, str) or not len(labels):
         raise UserError(f"labels: found {labels!r}, wanted a list of at least one text")
     for place, label in enumerate(labels):
         if not isinstance(label, str) or not label.strip() or UNWRITABLE.search(label):
             raise UserError(f"labels: found {label!r} at place {place + 1}, wanted a text")
-    twice = list(dict.fromkeys(label for label in labels if list(labels).count(label) > 1))
-    if twice:
-        raise UserError(f"labels: found {', '.join(map(repr, twice))} more than once, wanted each label once")
+    repeated = list(dict.fromkeys(label for label in labels if list(labels).count(label) > 1))
+    if repeated:
+        raise UserError(f"labels: found {', '.join(map(repr, repeated))} more than once, wanted each label once")
 
 
 def format_ranking(ranked: Sequence[RankedLabel], full: str = "█") -> str:
-    """A table of rank, label, score and a bar that is longest for the best and shortest for the worst label."""
+    """Format a table of rank, label, score and a bar, longest for the best and shortest for the worst label."""
     shown = [_printable(each.label) for each in ranked]
     width = max(_columns(label) for label in ["label", *shown])
     best, worst = ranked[0].score, ranked[-1].score
@@ -49,12 +49,12 @@ def format_ranking(ranked: Sequence[RankedLabel], full: str = "█") -> str:
 
 
 def _printable(text: str) -> str:
-    """A text that does nothing to a terminal but stand in its line."""
+    """Replace characters that would control the terminal."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _columns(text: str) -> int:
-    """How many columns of a terminal a text takes."""
+    """Return how many terminal columns a text takes."""
     return sum(
         0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "FW")
         for character in text

@@ -1,4 +1,4 @@
-"""The README of an exported model: what it is, how good it is, and how it is used."""
+"""The README of an exported model: what it is, its metrics, and how to use it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +12,11 @@ from lr2ppo.inference.trained import Trained
 from lr2ppo.models.weights import describe_model
 from lr2ppo.runs.lookup import CONVERTED_FROM, RESULTS, read_finished, read_run, source_runs
 
-SPLITS = {"test": "test split", "val": "validation split, which chose the weights"}
+SPLITS = {"test": "test split", "val": "validation split, which selected the weights"}
 
 
 def write_card(trained: Trained, path: Path, out: Path, onnx: OnnxReport | None) -> None:
-    """Write the model card of a model that is exported to `out`."""
+    """Write the model card of a model exported to `out`."""
     parts = [_what(trained), _metrics(trained), _data(trained), _encoders(trained), _use(trained, out)]
     if onnx is not None:
         parts.append(
@@ -38,14 +38,10 @@ def _what(trained: Trained) -> str:
         + (
             ""
             if trained.reward is None
-            else f"\n- Reward model, temperature {trained.use.temperature:.3g}: tells how "
-            "surely people would put one label before another."
+            else f"\n- Reward model, temperature {trained.use.temperature:.3g}: gives "
+            "the probability that people put one label before another."
         )
-        + (
-            ""
-            if trained.before is None
-            else f"\n- `before/`: `{trained.before.use.name}`, the run it was improved from."
-        )
+        + ("" if trained.before is None else f"\n- `before/`: `{trained.before.use.name}`, the run it started from.")
     )
 
 
@@ -72,14 +68,14 @@ def _table(split: str, results: dict[str, Any]) -> Iterator[str]:
 
 def _data(trained: Trained) -> str:
     if trained.run is None:
-        return "## Data\n\nNot known: the model was exported without its data."
+        return "## Data\n\nUnknown: the model was exported without its data."
     config = read_run(trained.run)
     data = config["data"]
     converted_from = (read_finished(trained.run) or {}).get(CONVERTED_FROM)
     if converted_from is not None:
         return (
-            f"## Data\n\nThe weights were converted from `{converted_from}`, and the data that they learned from are "
-            f"not known. They are evaluated on `{data['root']}`, preset `{config['preset']}`."
+            f"## Data\n\nThe weights were converted from `{converted_from}`, and their training data are "
+            f"unknown. They are evaluated on `{data['root']}`, preset `{config['preset']}`."
         )
     sources = "".join(f"\n- {key}: `{config[key]}`" for key in source_runs(trained.run))
     return (
@@ -91,10 +87,10 @@ def _data(trained: Trained) -> str:
 def _encoders(trained: Trained) -> str:
     encoders = trained.use.encoders
     if encoders is None:
-        return "## Encoders\n\nThe features it was trained on name none: give `text=` and `image=` where it is loaded."
+        return "## Encoders\n\nThe features it was trained on name none: pass `text=` and `image=` to `load`."
     return (
-        "## Encoders\n\nThey are not in this folder; `LabelRanker` looks for them at these paths, and refuses others "
-        "by their fingerprints.\n\n"
+        "## Encoders\n\nNot in this folder; `LabelRanker` looks for them at these paths and checks their "
+        "fingerprints.\n\n"
         f"- Text: `{encoders.text_encoder}` at `{encoders.text_path}`, at most {encoders.max_text_tokens} tokens, "
         f"tokenizer `{encoders.tokenizer}` at `{encoders.tokenizer_path}`\n"
         f"- Image: `{encoders.image_encoder}` at `{encoders.image_path}`, frame tokens: {encoders.frame_tokens}"
@@ -105,7 +101,7 @@ def _use(trained: Trained, out: Path) -> str:
     lines = [
         "from lr2ppo import LabelRanker",
         "",
-        f'ranker = LabelRanker.load("{out}")  # text=, tokenizer=, image=: paths of encoders elsewhere',
+        f'ranker = LabelRanker.load("{out}")  # text=, tokenizer=, image=: other encoder paths',
         'ranker.rank("holiday.mp4", ["beach", "car", "night"], "two friends by the sea")',
     ]
     if trained.reward is not None:

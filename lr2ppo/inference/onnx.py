@@ -1,4 +1,4 @@
-"""A ranker as an ONNX graph, from features to scores, checked against the ranker itself."""
+"""Export a ranker as an ONNX graph, from features to scores, checked against the ranker."""
 
 import importlib
 import io
@@ -24,14 +24,14 @@ PACKAGES = {"onnx": "1.17", "onnxscript": "0.6.1", "onnxruntime": "1.18"}
 LARGEST_SIZE = 2**31 - 1
 LARGEST_DIFFERENCE = 1e-4
 INPUTS = ("text", "text_mask", "frames", "frame_mask")
-# Clips, labels, tokens a label and frame tokens: what is exported, then what it is checked on.
+# Clips, labels, tokens per label and frame tokens: the traced sizes, then the checked ones.
 TRACED = (2, 3, 5, 4)
 CHECKED = ((1, 1, 2, 1), (1, 7, 3, 9), (3, 2, 6, 5))
 
 
 @dataclass(frozen=True)
 class OnnxReport:
-    """By how much the graph's scores differ from torch's at most, and which sizes it takes."""
+    """The largest difference between the graph's scores and torch's, and the sizes that the graph takes."""
 
     difference: float
     sizes: str
@@ -41,7 +41,7 @@ class OnnxReport:
 
 
 class _Scores(nn.Module):
-    """A ranker whose inputs all have names."""
+    """A ranker with named inputs."""
 
     def __init__(self, ranker: RelevanceRanker) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class _Scores(nn.Module):
 
 
 def require_packages() -> None:
-    """Raises `UserError` where a package that the export needs is missing or too old."""
+    """Raise `UserError` if a package that the export needs is missing or too old."""
     faults = []
     for name, lowest in PACKAGES.items():
         try:
@@ -71,15 +71,15 @@ def _numbers(version: str) -> list[int]:
 
 
 def export_onnx(trained: Trained, path: Path) -> OnnxReport:
-    """Write `text, text_mask, frames, frame_mask -> scores` as `RelevanceRanker.forward` has them.
+    """Write `text, text_mask, frames, frame_mask -> scores` as in `RelevanceRanker.forward`.
 
-    Raises `UserError` where the model is no ranker, a package is missing or too old, or the graph's scores differ from
+    Raises `UserError` if the model is not a ranker, a package is missing or too old, or the graph's scores differ from
     torch's.
     """
     require_packages()
     ranker = load_model(trained.weights)
     if not isinstance(ranker, RelevanceRanker):
-        raise UserError(f"{trained.use.name}: is a reward model, of which no ONNX graph is made; name a ranker's run")
+        raise UserError(f"{trained.use.name}: is a reward model, which has no ONNX export; name a ranker's run")
     shape = ranker.encoder.config
     is_flatten = shape.head == "flatten"
     of_text, of_frames = ("clips", "labels", "tokens"), ("clips", "frame_tokens")
@@ -105,7 +105,7 @@ def export_onnx(trained: Trained, path: Path) -> OnnxReport:
     session = importlib.import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
     difference = max(_difference(ranker, session, draw_inputs(ranker, sizes)) for sizes in CHECKED)
     if not difference <= LARGEST_DIFFERENCE:
-        raise UserError(f"{path.name}: its scores differ from torch's by {difference:.1e}; it is not written")
+        raise UserError(f"{path.name}: its scores differ from torch's by {difference:.1e}; not written")
     fixed = f"; text is padded to {shape.text_tokens} tokens, frames are {shape.frames}" if is_flatten else ""
     varying = "clips and labels" if is_flatten else "clips, labels, tokens and frames"
     return OnnxReport(difference, f"any number of {varying}{fixed}")
@@ -117,12 +117,12 @@ def _difference(ranker: RelevanceRanker, session: Any, inputs: tuple[Tensor, ...
     wanted = ranker(text, frames, text_mask=text_mask, frame_mask=frame_mask)
     fed = {name: tensor.numpy() for name, tensor in zip(INPUTS, inputs, strict=True)}
     (found,) = session.run(None, fed)
-    # A label without tokens is padding, whose score means nothing.
+    # A label without tokens is padding; its score is meaningless.
     return float((torch.from_numpy(found) - wanted)[text_mask.any(-1)].abs().max())
 
 
 def draw_inputs(ranker: RelevanceRanker, sizes: tuple[int, int, int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random features of so many clips, labels, tokens and frame tokens, some of each padding."""
+    """Draw random features of these many clips, labels, tokens and frame tokens, with some padding."""
     shape = ranker.encoder.config
     clips, labels, tokens, frames = sizes
     if shape.head == "flatten":

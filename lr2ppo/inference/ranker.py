@@ -1,4 +1,4 @@
-"""Use a trained model: rank the labels of a clip, and tell which of two labels people would put first.
+"""Use a trained model: rank the labels of a clip, and predict which of two labels people prefer.
 
 ranker = lr2ppo.LabelRanker.load("ppo/quickstart")
 ranker.rank("holiday.mp4", ["beach", "car", "night"], "two friends by the sea")
@@ -35,7 +35,7 @@ CLIPS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Preference:
-    """Of two labels the one that people would put first, and how surely: a probability from 0.5 to 1."""
+    """The label that people would put first, and the probability of it, from 0.5 to 1."""
 
     first: str
     second: str
@@ -56,7 +56,7 @@ class Query:
 
 
 class LabelRanker:
-    """A trained model and the encoders of the features it was trained on, loaded once and never changed."""
+    """A trained model and the encoders of its features, loaded once and never changed."""
 
     def __init__(self, trained: Trained, clips: ClipEncoder, device: torch.device) -> None:
         self._trained, self._use, self._clips, self._device = trained, trained.use, clips, device
@@ -74,11 +74,11 @@ class LabelRanker:
         image: str | Path | None = None,
         device: str = "auto",
     ) -> Self:
-        """A run of any stage (NAME, STAGE/NAME or a path), or a folder that `scripts/export.sh` made of one.
+        """Load a run of any stage (NAME, STAGE/NAME or a path), or a folder that `lr2ppo export` wrote.
 
-        The encoders are those that the run names, at the paths given at extraction or at `text`, `tokenizer` and
-        `image`. A run whose features name none takes those given, and `warning` says so. Raises `UserError` where
-        something is not there or is not what the run names.
+        The encoders are those that the run names, at the paths used at extraction or at `text`, `tokenizer` and
+        `image`. If the run's features name none, the given ones are used and `warning` says so. Raises `UserError` if
+        something is missing or is not what the run names.
         """
         trained = open_trained(run, Path(logs))
         paths = EncoderPaths(*(None if path is None else Path(path) for path in (text, tokenizer, image)))
@@ -88,44 +88,44 @@ class LabelRanker:
 
     @property
     def name(self) -> str:
-        """The run's, as STAGE/NAME."""
+        """The run's name, as STAGE/NAME."""
         return self._use.name
 
     @property
     def warning(self) -> str:
-        """What is to be known of the encoders; empty where they are those that the run names."""
+        """A warning about the encoders; empty if they are those that the run names."""
         if self._use.encoders is not None:
             return ""
         return (
-            f"{self.name}: the features it was trained on name no encoders; that those given are the same "
-            "could not be checked"
+            f"{self.name}: the features it was trained on name no encoders; cannot check that the given ones "
+            "are the same"
         )
 
     def identity(self) -> dict[str, str | int]:
-        """What scores follow from: the run's name, its weights and the encoders, to tell whose an output is."""
+        """Return what determines the scores: the run's name, and fingerprints of its weights and encoders."""
         weights = fingerprint(self._model.state_dict())
         return {"run": self.name, "weights": weights, **self._clips.encoding.fingerprints()}
 
     @property
     def has_preferences(self) -> bool:
-        """Whether there is a reward model, which `compare` and `preferences` ask."""
+        """Whether there is a reward model for `compare` and `preferences`."""
         return self._trained.reward is not None
 
     @cached_property
     def before(self) -> "LabelRanker | None":
-        """The stage 1 run that a stage 3 run started from, with the same encoders; None where there is none."""
+        """The stage 1 run that a stage 3 run started from, with the same encoders; None if there is none."""
         before = self._trained.before
         return None if before is None else LabelRanker(before, self._clips, self._device)
 
     def rank(self, frames: Frames | None, labels: Sequence[str], description: str = "") -> list[RankedLabel]:
-        """The labels of a clip, best first; `frames` as of `Query`.
+        """Rank the labels of a clip, best first; `frames` as in `Query`.
 
-        Raises `UserError` where frames cannot be read, or labels are none, empty or given twice.
+        Raises `UserError` if frames cannot be read, or if there are no labels, or empty or repeated ones.
         """
         return self.rank_batch([Query(frames, labels, description)])[0]
 
     def rank_batch(self, queries: Sequence[Query]) -> list[list[RankedLabel]]:
-        """The labels of several clips, each best first."""
+        """Rank the labels of several clips, each best first."""
         for query in queries:
             check_labels(query.labels)
         ranked = []
@@ -136,9 +136,9 @@ class LabelRanker:
 
     @torch.inference_mode()
     def score_batch(self, queries: Sequence[Query]) -> list[Scores]:
-        """Scores of several clips' labels in the order given, `[labels]` each, as evaluation computes them.
+        """Score several clips' labels in the order given, `[labels]` each, as in evaluation.
 
-        Labels may be given twice, as annotation files do.
+        Labels may be repeated, as in annotation files.
         """
         scores = []
         for start in range(0, len(queries), CLIPS_AT_ONCE):
@@ -146,19 +146,20 @@ class LabelRanker:
         return scores
 
     def compare(self, frames: Frames | None, a: str, b: str, description: str = "") -> Preference:
-        """Which of two labels people would put first, by the reward model; raises `UserError` where there is none."""
+        """Predict which of two labels people put first, by the reward model; raises `UserError` if there is none."""
         wins = float(self.preferences(frames, [a, b], description)[0, 1])
         return Preference(a, b, wins) if wins >= 0.5 else Preference(b, a, 1 - wins)
 
     @torch.inference_mode()
     def preferences(self, frames: Frames | None, labels: Sequence[str], description: str = "") -> NDArray[np.float64]:
-        """How surely people put the row's label before the column's: `[labels, labels]`, 0.5 on the diagonal."""
-        judge = self._reward_model
+        """Return the probability that people put row before column: `[labels, labels]`, 0.5 on the diagonal."""
+        reward_model = self._reward_model
         check_labels(labels)
         batch = self.encode([Query(frames, labels, description)])
-        vectors = judge.encoder(**batch.inputs())
-        table: NDArray[np.float64] = preference_table(judge, vectors, self._use.temperature or 1.0)[0].cpu().numpy()
-        return table
+        vectors = reward_model.encoder(**batch.inputs())
+        table = preference_table(reward_model, vectors, self._use.temperature or 1.0)[0]
+        preferences: NDArray[np.float64] = table.cpu().numpy()
+        return preferences
 
     @cached_property
     def _reward_model(self) -> PartialOrderModel:
@@ -169,7 +170,7 @@ class LabelRanker:
         return use_fast_linear(load_kind(self._trained.reward, PartialOrderModel)).to(self._device)
 
     def encode(self, queries: Sequence[Query]) -> ClipBatch:
-        """Several clips as the batch that models read, as a data set gives it."""
+        """Encode several clips as the batch that models read, as from a data set."""
         return collate([self._item(place, query) for place, query in enumerate(queries)]).to(self._device)
 
     def _item(self, place: int, query: Query) -> ClipItem:
@@ -194,7 +195,7 @@ class LabelRanker:
         )
 
     def _no_frames(self, choose: Choose) -> Tensor:
-        """The features of a clip without frames: one frame of zeros, taken as often as the model needs."""
+        """Return the features of a clip without frames: one frame of zeros, repeated as the model needs."""
         shape = self._model.encoder.config
         rows = len(choose(1)) * shape.tokens_per_frame
         return torch.zeros(rows, shape.image_width or shape.width)

@@ -1,4 +1,4 @@
-"""What a run, or an exported folder, holds of its trained model: all that ranking needs besides the weights."""
+"""A trained model in a run or an exported folder: the paths and settings that ranking needs."""
 
 import json
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from lr2ppo.models.weights import describe_model
 from lr2ppo.runs.lookup import find_run, read_data, read_run, read_temperature, source_runs
 from lr2ppo.runs.stages import STAGES
 
-# Folders in an exported one: its reward model, and the run that it was improved from.
+# Subfolders of an exported folder: its reward model, and the run it started from.
 REWARD, BEFORE = "reward", "before"
 
 
 class Use(Section):
-    """How a model is used, as an exported folder's config.json tells under `use`."""
+    """How to use a model: the section `use` of an exported folder's config.json."""
 
     name: str
     frames: Count
@@ -31,9 +31,9 @@ class Use(Section):
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model: `weights` is the folder of its own, `reward` that of the model that judges pairs for it.
+    """A trained model: `weights` is its folder, `reward` that of its reward model.
 
-    `no_reward` says why there is none; `run` is the run's folder, None of what was exported.
+    `no_reward` says why there is none; `run` is the run's folder, None for an exported model.
     """
 
     use: Use
@@ -45,7 +45,7 @@ class Trained:
 
 
 def open_trained(reference: str | Path, logs: Path) -> Trained:
-    """A run as `find_run` takes it, or an exported folder; raises `UserError` where it is neither."""
+    """Open a run as named for `find_run`, or an exported folder; raises `UserError` if it is neither."""
     place = Path(reference)
     if (place / "config.json").is_file():
         return _open_exported(place)
@@ -58,17 +58,17 @@ def _open_exported(folder: Path) -> Trained:
         use = Use.model_validate(description["use"])
     except (OSError, ValueError, ValidationError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{folder / 'config.json'}: tells no exported model ({error}); name a run, or a folder made by "
+            f"{folder / 'config.json'}: is not from an exported model ({error}); name a run, or a folder written by "
             "sh scripts/export.sh RUN OUT"
         ) from None
-    # A reward model is its own judge, and is not there twice.
-    own = folder if description.get("model") == "PartialOrderModel" else folder / REWARD
-    has_reward = use.temperature is not None and (own / "config.json").is_file()
+    # A reward model serves as its own, without a second copy.
+    reward = folder if description.get("model") == "PartialOrderModel" else folder / REWARD
+    has_reward = use.temperature is not None and (reward / "config.json").is_file()
     has_before = (folder / BEFORE / "config.json").is_file()
     return Trained(
         use=use,
         weights=folder,
-        reward=own if has_reward else None,
+        reward=reward if has_reward else None,
         no_reward="" if has_reward else f"{folder}: was exported without a reward model",
         before=_open_exported(folder / BEFORE) if has_before else None,
     )
@@ -95,18 +95,18 @@ def _open_run(folder: Path) -> Trained:
 
 
 def _find_reward(folder: Path) -> tuple[Path | None, str]:
-    """The run whose model judges pairs, or why there is none."""
+    """Return the run of the reward model, or why there is none."""
     if describe_model(folder / "best")[0] is PartialOrderModel:
         return folder, ""
     config, sources = read_run(folder), source_runs(folder)
     if "reward" not in sources:
         return None, f"{folder}: is a {config['stage']} run without a reward model; name a ppo or a reward run"
     found = sources["reward"]
-    return found, "" if found else f"{folder}: its reward model {config['reward']} is not there any more"
+    return found, "" if found else f"{folder}: its reward model {config['reward']} no longer exists"
 
 
 def _find_before(folder: Path, encoding: Encoding | None) -> Trained | None:
-    """The ranker that a ranker's run started from; None where it is gone or was trained on other features."""
+    """Return the ranker that a ranker's run started from; None if it is gone or was trained on other features."""
     is_ranker = describe_model(folder / "best")[0] is RelevanceRanker
     found = source_runs(folder).get("ranker") if is_ranker else None
     if found is None:

@@ -1,4 +1,4 @@
-"""The report of runs: one HTML page that holds all that it shows."""
+"""The report of runs: one self-contained HTML page."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["write_report"]
 
 
 def __getattr__(name: str) -> Any:
-    """What the room exports, imported where it is first asked for: matplotlib takes its time."""
+    """Import an exported name on first use: matplotlib is slow to import."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from lr2ppo.report import page

@@ -1,4 +1,4 @@
-"""The report's clips: what the page needs of each to show how its labels' order changed, frames included."""
+"""The report's clips: data that the page needs to show how the order of labels changed, frames included."""
 
 import base64
 import io
@@ -15,17 +15,17 @@ from lr2ppo.evaluation.pictures import grade_colour, read_thumbnails
 from lr2ppo.report.load import ReportedRun, SplitResults
 
 GROUP = 4
-# Of the published scale; on any other, its ends alone.
+# Of the published scale; other scales have only their ends named.
 MEANINGS = {0: "not relevant", 1: "somewhat", 2: "relevant"}
-# Beyond these the page would open slowly: clips that no group shows go without their frames, then are left out.
+# Above these the page opens slowly: clips outside the groups first lose their frames, then are left out.
 MOST_THUMBNAIL_BYTES = 4 * 2**20
 MOST_CLIPS = 1000
 
 
 def page_clips(before: SplitResults | None, after: SplitResults, root: Path, seed: int) -> dict[str, Any]:
-    """The clips and the groups that are shown at first; without `before` the order by grades takes its place.
+    """Return the page's clips and the groups shown first; without `before`, compare with the order by grade.
 
-    `groups` name positions in `clips`: most gained (or best), most lost (or worst), and some at random.
+    `groups` hold positions in `clips`: most gained (or best), most lost (or worst), and some at random.
     """
     quality = after.metrics["ndcg"]
     gains = quality if before is None else quality - before.metrics["ndcg"]
@@ -48,19 +48,19 @@ def page_clips(before: SplitResults | None, after: SplitResults, root: Path, see
 
 
 def choose_groups(gains: NDArray[np.float64], seed: int, compared: bool) -> list[dict[str, Any]]:
-    """Which clips are shown at first: those of the largest and of the least gain, and a random few of the others."""
+    """Choose the clips shown first: those with the largest and smallest gain, and a few others at random."""
     order = np.argsort(-gains, kind="stable").tolist()
     most = [number for number in order[:GROUP] if not compared or gains[number] > 0]
     least = [number for number in order[::-1][:GROUP] if (not compared or gains[number] < 0) and number not in most]
     others = [number for number in order if number not in {*most, *least}]
     drawn = sorted(np.random.default_rng(seed).permutation(others)[:GROUP].tolist())
     titles = ("Gained most", "Lost most") if compared else ("Best ordered", "Worst ordered")
-    named = zip((*titles, "A random few"), (most, least, drawn), strict=True)
-    return [{"title": title, "clips": clips} for title, clips in named]
+    groups = zip((*titles, "A random few"), (most, least, drawn), strict=True)
+    return [{"title": title, "clips": clips} for title, clips in groups]
 
 
 def thumbnails(clip: Clip, root: Path) -> list[str]:
-    """Some of a clip's frames as small JPEG data URIs; those that cannot be read are left out."""
+    """Return some of a clip's frames as small JPEG data URIs; skip those that cannot be read."""
     found = []
     for pixels in read_thumbnails(clip, root):
         stream = io.BytesIO()
@@ -70,17 +70,17 @@ def thumbnails(clip: Clip, root: Path) -> list[str]:
 
 
 def describe_grades(clips: Sequence[Clip]) -> list[dict[str, Any]]:
-    """The grades that the clips' labels have, lowest first: each with its colour and, where it has one, its meaning."""
+    """Return the grades of the clips' labels, lowest first: each with its colour and, if it has one, its meaning."""
     grades = np.unique(np.concatenate([graded(clip) for clip in clips])).tolist()
     meanings = MEANINGS if grades[-1] <= max(MEANINGS) else {0: MEANINGS[0], grades[-1]: "most relevant"}
     return [{"grade": grade, "colour": grade_colour(grade), "meaning": meanings.get(grade)} for grade in grades]
 
 
 def frames_root(run: ReportedRun) -> Path:
-    """The folder that a run's image paths are relative to, where nothing else is told."""
+    """Return the folder that a run's image paths are relative to by default."""
     if run.evaluation is None or "data.test" not in run.config:
         return Path()
-    # An evaluation may have read the files of another root than training did.
+    # An evaluation may use another data root than training.
     path = Path(run.evaluation.results["annotations"])
     file = next((name for name in ("data.test", "data.validation") if path.match(run.config[name])), "data.test")
     return path.parents[len(Path(run.config[file]).parts) - 1]

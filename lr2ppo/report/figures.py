@@ -1,4 +1,4 @@
-"""The report's pictures, as SVG text whose colours are the page's own, so that they follow light and dark."""
+"""The report's figures, as SVG text with the page's CSS colours, so that they follow light and dark mode."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from lr2ppo.report.load import ReportedRun
 from lr2ppo.runs.stages import STAGES, Stage
 
 Estimates = Mapping[str, Estimate]
-# Stand-ins that no other colour equals, by the variable of the page's style that takes their place.
+# Unique placeholder colours, each replaced by a CSS variable of the page.
 INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
 SERIES = ("#050501", "#050502", "#050503", "#050504", "#050505", "#050506")
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", PAPER: "paper"} | {
@@ -52,7 +52,7 @@ SETTINGS: Any = {
 
 
 def draw(plot: Callable[[Axes], None], title: str, size: tuple[float, float] = SMALL) -> str:
-    """A picture with one pair of axes as SVG to put into a page; the title tells it apart from others."""
+    """Draw a figure with one pair of axes as SVG to embed in a page; its title has to be unique."""
     with mpl.rc_context(SETTINGS | {"svg.hashsalt": title}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
@@ -67,18 +67,18 @@ def draw(plot: Callable[[Axes], None], title: str, size: tuple[float, float] = S
     return svg
 
 
-def draw_results(named: Sequence[tuple[str, Estimates]], stages: Sequence[str], chance: Row) -> str:
-    """NDCG at each cut-off of each row with its 95 % interval, between chance and the perfect order."""
+def draw_results(rows: Sequence[tuple[str, Estimates]], stages: Sequence[str], chance: Row) -> str:
+    """Draw NDCG at each cut-off of each row with its 95 % interval, between chance and the perfect order."""
 
     def plot(axes: Axes) -> None:
         places = np.arange(len(SHOWN_METRICS))
-        for number, ((row, summary), colour) in enumerate(zip(named, series_colours(stages), strict=True)):
-            estimates = [summary[name] for name in SHOWN_METRICS]
+        for number, ((name, summary), colour) in enumerate(zip(rows, series_colours(stages), strict=True)):
+            estimates = [summary[metric] for metric in SHOWN_METRICS]
             means = np.array([estimate.mean for estimate in estimates])
             below = means - [estimate.low for estimate in estimates]
             above = np.array([estimate.high for estimate in estimates]) - means
-            at = places + (number - (len(named) - 1) / 2) * min(0.16, 0.6 / len(named))
-            axes.errorbar(at, means, [below, above], fmt="o", markersize=4.5, color=colour, label=row)
+            at = places + (number - (len(rows) - 1) / 2) * min(0.16, 0.6 / len(rows))
+            axes.errorbar(at, means, [below, above], fmt="o", markersize=4.5, color=colour, label=name)
         expected = [float(np.nanmean(chance.metrics[name])) for name in SHOWN_METRICS]
         axes.hlines(expected, places - 0.38, places + 0.38, colors=MUTED, linestyles="dotted")
         axes.hlines(np.ones(len(places)), places - 0.38, places + 0.38, colors=MUTED, linewidth=0.9)
@@ -88,11 +88,11 @@ def draw_results(named: Sequence[tuple[str, Estimates]], stages: Sequence[str], 
         axes.set_ylim(0, 1.04)
         axes.legend(loc="lower right")
 
-    return draw(plot, "How good the orders are", WIDE)
+    return draw(plot, "Ranking quality", WIDE)
 
 
 def draw_gains(gains: NDArray[np.float64], names: tuple[str, str]) -> str:
-    """How many clips gained or lost how much NDCG over whole lists."""
+    """Draw a histogram of the clips' gain in NDCG over whole lists."""
 
     def plot(axes: Axes) -> None:
         reach = max(0.05, float(np.abs(gains).max()))
@@ -103,14 +103,14 @@ def draw_gains(gains: NDArray[np.float64], names: tuple[str, str]) -> str:
         axes.set_ylim(0, float(np.max(counts)) * 1.15)
         axes.annotate("mean", (float(gains.mean()), float(np.max(counts)) * 1.08), fontsize=8, ha="center")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel(f"NDCG of {names[1]} less {names[0]}, per clip")
+        axes.set_xlabel(f"NDCG of {names[1]} minus {names[0]}, per clip")
         axes.set_ylabel("clips")
 
-    return draw(plot, "Who gained and who lost", WIDE)
+    return draw(plot, "Gain per clip", WIDE)
 
 
 class Panel(NamedTuple):
-    """A picture of training: its title, its curves by the names they are logged under, and what to look for."""
+    """A figure of training: its title, its curves by logged name, and what to look for."""
 
     title: str
     curves: Mapping[str, str]
@@ -119,15 +119,15 @@ class Panel(NamedTuple):
 
 NDCG_CURVES = {"validation/ndcg": "all", "validation/ndcg@5": "@5", "validation/ndcg@1": "@1"}
 RATE = "Rises over the warm-up, then falls to 0; a restart shows as a jump."
-NORM = "Steady is good; spikes tell of odd clips or of steps that are too large: see clip_gradients."
+NORM = "Steady is good; spikes mean unusual clips or steps that are too large: see clip_gradients."
 PANELS: Mapping[str, Sequence[Panel]] = {
     "pointwise": (
         Panel(
             "Validation NDCG",
             NDCG_CURVES,
-            "Should rise and settle; where it falls while the loss still falls, the source is learned by heart.",
+            "Should rise and settle; if it falls while the loss still falls, the model overfits the source domain.",
         ),
-        Panel("Loss (smooth L1)", {"train/loss": "loss"}, "Should fall and flatten; the mean since the row before."),
+        Panel("Loss (smooth L1)", {"train/loss": "loss"}, "Should fall and flatten; the mean since the previous row."),
         Panel("Learning rate", {"train/learning_rate": "rate"}, RATE),
         Panel("Gradient norm", {"train/gradient_norm": "norm"}, NORM),
     ),
@@ -135,34 +135,38 @@ PANELS: Mapping[str, Sequence[Panel]] = {
         Panel(
             "Pair accuracy",
             {"validation/pair_accuracy": "validation", "train/accuracy": "training"},
-            "A gap that opens between the two is overfitting to the annotated pairs.",
+            "A growing gap between the two is overfitting to the annotated pairs.",
         ),
-        Panel("Loss (hinge)", {"train/loss": "loss"}, "Should fall; near 0 every pair keeps its margin."),
+        Panel("Loss (hinge)", {"train/loss": "loss"}, "Should fall; near 0 every pair has its margin."),
         Panel("Learning rate", {"train/learning_rate": "rate"}, RATE),
         Panel("Gradient norm", {"train/gradient_norm": "norm"}, NORM),
     ),
     "ppo": (
-        Panel("Validation NDCG", NDCG_CURVES, "What counts: should rise from stage 1's level and hold."),
+        Panel("Validation NDCG", NDCG_CURVES, "The goal: should rise from stage 1's level and stay there."),
         Panel(
             "Reward and value",
             {"train/reward": "reward", "train/value": "value"},
-            "Value is what the critic expects: it should come to follow the reward.",
+            "Value is the critic's estimate: it should learn to follow the reward.",
         ),
         Panel(
             "Advantage",
             {"train/advantage": "advantage"},
-            "Reward less value: large while the critic learns, then near 0.",
+            "Reward minus value: large while the critic learns, then near 0.",
         ),
         Panel(
             "Reversed orders",
             {"train/reversed": "share"},
-            "The share of proposed orders judged wrong; what stays is about the pairs of equal grades.",
+            "The share of proposed orders judged wrong; the rest at the end is about the pairs of equal grades.",
         ),
-        Panel("KL to the rollout's scores", {"train/kl": "KL"}, "Small and falling; a jump tells of too large steps."),
+        Panel(
+            "KL to the rollout's scores",
+            {"train/kl": "KL"},
+            "Small and falling; a jump means steps that are too large.",
+        ),
         Panel(
             "Entropy of a pair's scores",
             {"train/entropy": "entropy"},
-            "At most 0.69, an even choice; a collapse to 0 means scores that run apart.",
+            "At most 0.69, an even choice; a collapse to 0 means diverging scores.",
         ),
         Panel(
             "Policy and rank loss",
@@ -177,7 +181,7 @@ PANELS: Mapping[str, Sequence[Panel]] = {
 
 
 def draw_training(stage: Stage, runs: Sequence[ReportedRun]) -> list[tuple[str, str]]:
-    """A picture and its caption for each of the stage's `PANELS`, all runs in it; published curves beside ours."""
+    """Draw each of the stage's `PANELS` with all runs and the published curves; return figures and captions."""
     return [
         (draw(partial(_plot_curves, stage, runs, panel.curves), panel.title), panel.caption)
         for panel in PANELS[stage.name]
@@ -186,35 +190,35 @@ def draw_training(stage: Stage, runs: Sequence[ReportedRun]) -> list[tuple[str, 
 
 
 def _plot_curves(stage: Stage, runs: Sequence[ReportedRun], names: Mapping[str, str], axes: Axes) -> None:
-    """A panel's curves; of several runs one curve each, so that they can be told apart."""
+    """Plot a panel's curves; for several runs only one curve each, to keep them distinguishable."""
     is_published = any(run.preset.startswith("lrmovienet") for run in runs)
     published = published_curve(PUBLISHED[stage.name]) if is_published else {}
     colours = [stage_colour(stage.name)]
     if len(runs) > 1:
         chosen = next((name for name in names if name in published), next(iter(names)))
         names, colours = {chosen: names[chosen]}, series_colours([stage.name] * len(runs))
-    named: str | None = "published"
+    published_label: str | None = "published"
     for (name, label), style in zip(names.items(), STYLES, strict=False):
         longest = 0.0
         for run, colour in zip(runs, colours, strict=True):
             steps, values = run.curves.get(name, ([], []))
-            of_run = f"{run.folder.name} {label}" if len(runs) > 1 else label
-            axes.plot(steps, values, style, color=colour, linewidth=1.5, label=of_run)
+            full_label = f"{run.folder.name} {label}" if len(runs) > 1 else label
+            axes.plot(steps, values, style, color=colour, linewidth=1.5, label=full_label)
             if name.startswith("validation/") and run.best_step in steps:
                 axes.plot(run.best_step, values[steps.index(run.best_step)], "o", color=colour, markersize=5)
             longest = max(longest, *steps) if steps else longest
         if name in published:
-            # The length of the published run is brought to ours.
+            # Scale the published run to the length of ours.
             places = np.linspace(0, longest, len(published[name]) + 1)[1:]
-            axes.plot(places, published[name], style, color=MUTED, linewidth=0.8, label=named)
-            named = None
+            axes.plot(places, published[name], style, color=MUTED, linewidth=0.8, label=published_label)
+            published_label = None
     axes.set_xlabel(stage.step)
     if len(axes.lines) > 1:
         axes.legend(loc="best")
 
 
 def draw_reward_against_ndcg(run: ReportedRun) -> str:
-    """The path of stage 3 through mean reward and validation NDCG."""
+    """Draw the path of stage 3 through mean reward and validation NDCG."""
     rewards = dict(zip(*run.curves["train/reward"], strict=True))
     ndcg = dict(zip(*run.curves["validation/ndcg"], strict=True))
     steps = [step for step in ndcg if step in rewards]
@@ -237,7 +241,7 @@ def draw_reward_against_ndcg(run: ReportedRun) -> str:
 
 
 def draw_accuracy_by_gap(by_gap: Sequence[Mapping[str, float]]) -> str:
-    """The reward model's accuracy on pairs of labels whose grades are so far apart."""
+    """Draw the reward model's accuracy on pairs of labels by grade gap."""
 
     def plot(axes: Axes) -> None:
         places = np.arange(len(by_gap))
@@ -248,13 +252,13 @@ def draw_accuracy_by_gap(by_gap: Sequence[Mapping[str, float]]) -> str:
         axes.set_xticks(places, [f"gap {gap['gap']:.0f}\n{gap['pairs']:,.0f} pairs" for gap in by_gap])
         axes.set_xlim(-0.6, len(by_gap) - 0.4)
         axes.set_ylim(0, 1)
-        axes.set_ylabel("pairs ordered rightly")
+        axes.set_ylabel("accuracy")
 
     return draw(plot, "Accuracy by grade gap")
 
 
 def draw_calibration(bins: Sequence[Mapping[str, float]]) -> str:
-    """How often the reward model's preferences of each sureness are right."""
+    """Draw the reward model's accuracy by confidence."""
 
     def plot(axes: Axes) -> None:
         predicted, observed = [each["predicted"] for each in bins], [each["observed"] for each in bins]
@@ -265,19 +269,19 @@ def draw_calibration(bins: Sequence[Mapping[str, float]]) -> str:
         axes.scatter(predicted, observed, s=15 + 350 * share, color=colour, linewidths=0, alpha=0.85, zorder=3)
         axes.set_xlim(0.48, 1.02)
         axes.set_ylim(min(0.45, *observed) - 0.03, 1.03)
-        axes.set_xlabel("how sure")
-        axes.set_ylabel("how often right")
+        axes.set_xlabel("confidence")
+        axes.set_ylabel("accuracy")
 
     return draw(plot, "Calibration")
 
 
 def stage_colour(stage: str) -> str:
-    """A stage's own colour, the same in every figure."""
+    """Return a stage's colour, the same in every figure."""
     return SERIES[STAGES[stage].series]
 
 
 def series_colours(stages: Sequence[str]) -> list[str]:
-    """A colour for each of some rows: its stage's own, then those that are left where a stage comes again."""
+    """Return a colour for each row: its stage's, or an unused one if the stage is repeated."""
     spare = [colour for colour in SERIES if colour not in map(stage_colour, stages)]
     colours: list[str] = []
     for stage in stages:

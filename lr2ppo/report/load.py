@@ -1,4 +1,4 @@
-"""What the report shows of a run, read from its folder; what is not there yet is left out."""
+"""Read what the report shows of a run from its folder; missing files are left out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from lr2ppo.evaluation.scoring import Scores, ranking_metrics
 from lr2ppo.runs.lookup import METRICS, RESULTS, find_run, read_finished, read_rows, read_run, source_runs
 from lr2ppo.runs.stages import STAGES
 
-# Filled in by a run itself, or never alike.
-OWN_KEYS = (
+# Set by the run itself, or always different.
+RUN_KEYS = (
     *("name", "preset"),
     *{key for stage in STAGES.values() for key in stage.sources},
     *("model.frames", "model.tokens_per_frame", "model.text_width", "model.image_width"),
@@ -26,7 +26,7 @@ Curve = tuple[list[float], list[float]]
 
 @dataclass(frozen=True)
 class SplitResults:
-    """A run on one split: its results, and each clip's case, scores and metrics, clips in the same order."""
+    """A run on one split: its results, and each clip's case, scores and metrics, in the same order."""
 
     results: Mapping[str, Any]
     cases: Sequence[Mapping[str, Any]]
@@ -37,7 +37,7 @@ class SplitResults:
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run: `config` by dotted keys, `curves` by name; `finished` and `evaluation` are None where it is not yet."""
+    """A run: `config` by dotted keys, `curves` by name; `finished` and `evaluation` are None if it is not yet."""
 
     folder: Path
     stage: str
@@ -60,17 +60,17 @@ class ReportedRun:
 
 
 def find_runs(references: Sequence[str], logs: Path) -> list[Path]:
-    """The folders of some runs in the order of the stages; with one run alone come those that it started from."""
+    """Return the folders of runs in stage order; for a single run, add those it started from."""
     folders = [find_run(reference, STAGES, logs) for reference in references]
     if len(folders) == 1:
-        # Without those that are not there any more.
+        # Without those that no longer exist.
         folders += [source for source in source_runs(folders[0]).values() if source is not None]
     unique = {folder.resolve(): folder for folder in folders}
     return sorted(unique.values(), key=lambda folder: list(STAGES).index(read_run(folder)["stage"]))
 
 
 def gather_run(folder: Path, split: str) -> ReportedRun:
-    """All of a run; raises `UserError` where a file of it is damaged."""
+    """Read all of a run; raises `UserError` if one of its files is damaged."""
     config = read_run(folder)
     try:
         curves = read_curves(folder)
@@ -87,7 +87,7 @@ def gather_run(folder: Path, split: str) -> ReportedRun:
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """Each scalar's steps and values, from a run's evaluations; raises ValueError where a row is damaged."""
+    """Read each scalar's steps and values from a run's evaluations; raises ValueError if a row is damaged."""
     curves: dict[str, Curve] = {}
     for row in read_rows(folder):
         for name, value in row.items():
@@ -99,7 +99,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
 
 
 def preset_differences(run: ReportedRun) -> dict[str, Any]:
-    """What the preset has where a run's config has another value, by key; empty where the preset is not known."""
+    """Return the preset's value of each key that the run changed; empty if the preset is not known."""
     try:
         preset = load_config(Path("configs") / run.preset / f"{run.stage}.yaml", run.stage)
     except UserError:
@@ -108,7 +108,7 @@ def preset_differences(run: ReportedRun) -> dict[str, Any]:
     return {
         key: wanted.get(key)
         for key, value in run.config.items()
-        if key not in OWN_KEYS and wanted.get(key) != value
+        if key not in RUN_KEYS and wanted.get(key) != value
     }  # fmt: skip
 
 

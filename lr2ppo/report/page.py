@@ -1,4 +1,4 @@
-"""The report as one HTML page: everything that it shows is in it, and all text is escaped."""
+"""The report as one self-contained HTML page; all text is escaped."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ SAMPLES, SEED = 2000, 7
 
 @dataclass(frozen=True)
 class Compared:
-    """The runs that were evaluated on the same clips, in the order of the stages, their evaluations and rows."""
+    """Runs that were evaluated on the same clips, in stage order, with their evaluations and rows."""
 
     runs: Sequence[ReportedRun]
     evaluations: Sequence[SplitResults]
@@ -43,21 +43,21 @@ class Compared:
 
     @property
     def pair(self) -> tuple[int, int] | None:
-        """The first run of stage 1 and the run whose orders are shown beside it; None where there are no such two."""
+        """The positions of the first stage 1 run and of the run compared with it; None if there are not both."""
         before = next((place for place, run in enumerate(self.runs) if not STAGES[run.stage].sources), None)
         return None if before is None or before == self.after else (before, self.after)
 
     @property
     def after(self) -> int:
-        """The run whose orders are shown: the last ranker, for runs are in the order of their stages, else the last."""
+        """The position of the run whose orders are shown: the last ranker in stage order, else the last run."""
         rankers = [place for place, run in enumerate(self.runs) if STAGES[run.stage].model == "RelevanceRanker"]
         return rankers[-1] if rankers else len(self.runs) - 1
 
 
 def write_report(folders: Sequence[Path], split: str, out: Path, frames: Path | None = None) -> Path:
-    """Write the page of some runs; `frames` is the folder of the clips' images, by default that of the data.
+    """Write the report of runs; `frames` is the folder of the clips' images, by default the data folder.
 
-    Raises `UserError` where a run's folder is damaged or the page cannot be written.
+    Raises `UserError` if a run's folder is damaged or the page cannot be written.
     """
     runs = [gather_run(folder, split) for folder in folders]
     text = render_report(runs, split, frames)
@@ -66,7 +66,7 @@ def write_report(folders: Sequence[Path], split: str, out: Path, frames: Path | 
 
 
 def render_report(runs: Sequence[ReportedRun], split: str, frames: Path | None = None) -> str:
-    """The page's text."""
+    """Return the page's HTML."""
     environment = Environment(
         loader=PackageLoader("lr2ppo.report", "template"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -79,18 +79,18 @@ def render_report(runs: Sequence[ReportedRun], split: str, frames: Path | None =
         version=__version__,
         split=split,
         runs=runs,
-        results=None if compared is None else results_part(compared),
+        results=None if compared is None else results_section(compared),
         not_compared=[run.name for run in runs if compared is None or run not in compared.runs],
-        published=published_part(runs),
-        training=[(stage.title, figures.draw_training(stage, own), _chosen(own)) for stage, own in stages],
-        reward=reward_part(runs),
-        cases=None if compared is None else cases_part(compared, frames),
-        facts=[facts_part(run) for run in runs],
+        published=published_section(runs),
+        training=[(stage.title, figures.draw_training(stage, own), _best_steps(own)) for stage, own in stages],
+        reward=reward_section(runs),
+        cases=None if compared is None else cases_section(compared, frames),
+        facts=[run_facts(run) for run in runs],
     )
 
 
 def compare_runs(runs: Sequence[ReportedRun]) -> Compared | None:
-    """The evaluated runs that share their clips with the last of them; None where there is none."""
+    """Select the evaluated runs with the same clips as the last of them; None if none was evaluated."""
     evaluated = [(run, run.evaluation) for run in runs if run.evaluation is not None]
     if not evaluated:
         return None
@@ -100,8 +100,8 @@ def compare_runs(runs: Sequence[ReportedRun]) -> Compared | None:
     return Compared([run for run, _ in same], [own for _, own in same], rows, reference_rows(clips)[0])
 
 
-def results_part(compared: Compared) -> dict[str, Any]:
-    """The first part: a sentence, the table with intervals, paired differences and two pictures."""
+def results_section(compared: Compared) -> dict[str, Any]:
+    """Return the results section: a headline, the table with intervals, paired differences and two figures."""
     rows, stages = compared.rows, [run.stage for run in compared.runs]
     metrics, pair = shown_metrics(rows), compared.pair
     summaries = [(row.name, estimate_means(row.metrics, SAMPLES, SEED)) for row in rows]
@@ -111,16 +111,16 @@ def results_part(compared: Compared) -> dict[str, Any]:
         "titles": [METRIC_TITLES[name] for name in metrics],
         "chance": [float(np.nanmean(compared.chance.metrics[name])) for name in metrics],
         "rows": [(name, _pick(summary, metrics)) for name, summary in summaries],
-        "differences": [(f"{name} less {rows[0].name}", _pick(gain, metrics)) for name, gain in differences],
+        "differences": [(f"{name} minus {rows[0].name}", _pick(gain, metrics)) for name, gain in differences],
         "headline": None if pair is None else describe_gain(rows[pair[0]], rows[pair[1]], SAMPLES, SEED),
-        "alone": (summaries[compared.after][0], summaries[compared.after][1]["ndcg"]),
+        "single": (summaries[compared.after][0], summaries[compared.after][1]["ndcg"]),
         "picture": figures.draw_results(summaries, stages, compared.chance),
-        "gains": None if pair is None else gains_part(rows[pair[0]], rows[pair[1]]),
+        "gains": None if pair is None else gain_summary(rows[pair[0]], rows[pair[1]]),
     }
 
 
-def gains_part(before: Row, after: Row) -> dict[str, Any]:
-    """How many clips gained and how many lost, and by how much."""
+def gain_summary(before: Row, after: Row) -> dict[str, Any]:
+    """Return how many clips gained and how many lost, with a histogram."""
     gains = after.metrics["ndcg"] - before.metrics["ndcg"]
     return {
         "picture": figures.draw_gains(gains, (before.name, after.name)),
@@ -129,8 +129,8 @@ def gains_part(before: Row, after: Row) -> dict[str, Any]:
     }
 
 
-def published_part(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
-    """Finished runs of the published settings beside the published validation figures."""
+def published_section(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
+    """Return finished runs of the published settings beside the published validation figures."""
     parts = []
     for run in runs:
         if not run.preset.startswith("lrmovienet") or run.finished is None:
@@ -154,8 +154,8 @@ def published_part(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     return parts
 
 
-def reward_part(runs: Sequence[ReportedRun]) -> dict[str, Any]:
-    """Whether the reward model measures what is wanted: over stage 3, by grade gap, and as sure as it says."""
+def reward_section(runs: Sequence[ReportedRun]) -> dict[str, Any]:
+    """Return the reward model section: reward against NDCG in stage 3, accuracy by grade gap, and calibration."""
     paths = [
         (run.name, figures.draw_reward_against_ndcg(run))
         for run in runs
@@ -180,8 +180,8 @@ def reward_part(runs: Sequence[ReportedRun]) -> dict[str, Any]:
     }
 
 
-def cases_part(compared: Compared, frames: Path | None) -> dict[str, Any]:
-    """Clips whose order changed most, and all others for the search."""
+def cases_section(compared: Compared, frames: Path | None) -> dict[str, Any]:
+    """Return the clips whose order changed most, and all others for the search."""
     pair, last = compared.pair, compared.runs[compared.after]
     first = None if pair is None else compared.evaluations[pair[0]]
     data = page_clips(first, compared.evaluations[compared.after], frames or frames_root(last), SEED)
@@ -195,8 +195,8 @@ def cases_part(compared: Compared, frames: Path | None) -> dict[str, Any]:
     }
 
 
-def facts_part(run: ReportedRun) -> dict[str, Any]:
-    """How a run was made: time, memory, machine, versions, data, and its config beside the preset's."""
+def run_facts(run: ReportedRun) -> dict[str, Any]:
+    """Return a run's time, memory, machine, versions, data, and its config beside the preset's."""
     finished = run.finished or {}
     differences = preset_differences(run)
     machine = finished.get("machine", {})
@@ -228,10 +228,10 @@ def facts_part(run: ReportedRun) -> dict[str, Any]:
 VERSIONS = ("lr2ppo", "python", "torch", "transformers", "timm", "numpy")
 
 
-def _chosen(runs: Sequence[ReportedRun]) -> str:
-    """Where the weights were kept from, of each run."""
+def _best_steps(runs: Sequence[ReportedRun]) -> str:
+    """Describe the step of each run's best weights."""
     return "; ".join(
-        f"{run.name} kept its weights of {STAGES[run.stage].step} {run.best_step}"
+        f"{run.name}: best weights from {STAGES[run.stage].step} {run.best_step}"
         for run in runs
         if run.best_step is not None and run.curves
     )

@@ -13,7 +13,7 @@ from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import ClipDataset, open_store
 from lr2ppo.distributed.processes import autocast, join_processes
 from lr2ppo.errors import UserError
-from lr2ppo.evaluation.calibration import describe_judgement
+from lr2ppo.evaluation.calibration import describe_reward_model
 from lr2ppo.evaluation.comparison import Row, describe_gain, estimate_means, format_table
 from lr2ppo.evaluation.results import (
     CASES,
@@ -24,7 +24,7 @@ from lr2ppo.evaluation.results import (
     run_name,
     write_split,
 )
-from lr2ppo.evaluation.scoring import Scores, judge_clips, ranking_metrics, score_clips, win_shares
+from lr2ppo.evaluation.scoring import Scores, clip_margins, ranking_metrics, score_clips, win_rates
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_model
 from lr2ppo.ops.linear import use_fast_linear
@@ -51,8 +51,8 @@ def evaluate(config: EvaluateConfig) -> None:
         judged: dict[str, Any] = {}
         with autocast(config.precision, processes.device):
             if isinstance(model, PartialOrderModel):
-                margins = judge_clips(model, dataset, processes, config.clips_per_batch, config.workers)
-                scores = [win_shares(judged_clip) for judged_clip in margins]
+                margins = clip_margins(model, dataset, processes, config.clips_per_batch, config.workers)
+                scores = [win_rates(judged_clip) for judged_clip in margins]
                 judged = {"judgement": judge_split(folder, dataset, margins, config)}
             else:
                 scores = score_clips(model, dataset, processes, config.clips_per_batch, config.workers)
@@ -85,7 +85,7 @@ def judge_split(
 ) -> dict[str, Any]:
     """The part of `results.json` about a reward model, besides the ranking metrics."""
     grades = [graded(clip) for clip in dataset.clips]
-    return describe_judgement(grades, margins, read_temperature(folder), config.bootstrap_samples, config.seed)
+    return describe_reward_model(grades, margins, read_temperature(folder), config.bootstrap_samples, config.seed)
 
 
 def show_table(runs: Sequence[str], config: EvaluateConfig) -> None:

@@ -9,7 +9,7 @@ from lr2ppo.config.schema import ModelConfig, RewardConfig
 from lr2ppo.data.samplers import annotated_pairs, graded_pairs
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
-from lr2ppo.evaluation.scoring import judged_pairs, preference_rewards
+from lr2ppo.evaluation.scoring import evaluate_pairs, preference_rewards
 from lr2ppo.losses import PREFERENCE_LOSSES
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
@@ -51,7 +51,7 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
                 if run.evaluates:
                     with learner.unsharded() as model:
                         pairs_at_once = config.train.clips_per_batch
-                        run.record(judged_pairs(model, run.validation, validation_pairs, processes, pairs_at_once))
+                        run.record(evaluate_pairs(model, run.validation, validation_pairs, processes, pairs_at_once))
                 run.save_checkpoint()
 
 

@@ -1,4 +1,4 @@
-"""What the other commands say of mistakes before anything large is imported, and what they start."""
+"""The other commands: mistakes are reported before heavy imports, and the right processes are started."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ from tests.helpers.quick import answered_at_once
         ("benchmark ppo --model model.widht=8", "unknown key 'model.widht'; did you mean model.width?"),
     ],
 )
-def test_a_mistake_is_answered_at_once(tmp_path: Path, command: str, message: str) -> None:
+def test_a_mistake_is_reported_at_once(tmp_path: Path, command: str, message: str) -> None:
     for name in ("lr2ppo", "configs"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     _, errors = answered_at_once(2, *command.split(), folder=tmp_path)
@@ -52,7 +52,7 @@ def test_the_benchmark_starts_the_processes_that_it_is_given(
     started: list[Sequence[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
-    # Set by the command, and put back after the test.
+    # Set by the command, and restored after the test.
     monkeypatch.setenv("NPROC", "1")
     words = ["benchmark", "reward", "--preset=mini", "--processes", "2"]
     main(words)

@@ -1,4 +1,4 @@
-"""`lr2ppo evaluate`: mistakes are answered at once, and a table's overrides may stand behind its runs."""
+"""`lr2ppo evaluate`: mistakes are reported at once, and a table's overrides may follow its runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,20 +25,20 @@ CONFIG = str(REPOSITORY / "configs" / "mini" / "evaluate.yaml")
         (["name=ppo/one", "splt=val"], "unknown key 'splt'; did you mean split?"),
     ],
 )
-def test_a_mistake_is_answered_at_once(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_a_mistake_is_reported_at_once(tmp_path: Path, arguments: list[str], message: str) -> None:
     make_run(tmp_path, "ppo", "one")
     _, errors = answered_at_once(2, "evaluate", "--config", CONFIG, f"logs={tmp_path}", *arguments)
     assert message in errors
 
 
 def make_run(logs: Path, stage: str, name: str) -> None:
-    """The folder of a run, as far as one is found by it."""
+    """Create a minimal run folder that `find_run` accepts."""
     folder = logs / stage / name
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(f"stage: {stage}\n", encoding="utf-8")
 
 
-def test_overrides_behind_the_runs_of_a_table_are_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overrides_after_the_runs_of_a_table_are_not_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for stage in ("pointwise", "ppo"):
         make_run(tmp_path, stage, "one")
     shown: list[tuple[Sequence[str], Any]] = []

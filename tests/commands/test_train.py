@@ -1,4 +1,4 @@
-"""`lr2ppo train`: mistakes are answered at once, and the stage is trained here or by processes started for it."""
+"""`lr2ppo train`: mistakes are reported at once, and the stage is trained here or in launched processes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,14 +29,14 @@ def test_a_misspelt_key_is_answered_with_the_nearest(stage: str) -> None:
         (["pointwise", "--config", MINI, "train.epochs=many"], "train.epochs: found 'many'"),
         (["pointwise", "--config", "configs/nine/pointwise.yaml"], "configs/nine/pointwise.yaml: no such config file"),
         (["ppo", "--config", MINI], "stage: found 'pointwise', wanted 'ppo'"),
-        (["pointwise", "name=x"], "--config: is missing, such as --config configs/mini/pointwise.yaml"),
+        (["pointwise", "name=x"], "--config: is missing; give one, such as --config configs/mini/pointwise.yaml"),
         (["pointwize", "--config", MINI], "argument STAGE: invalid choice: 'pointwize'"),
         (["pointwise", "--config", MINI, "--max-restarts", "-1"], "--max-restarts: found '-1', wanted a whole number"),
         (["pointwise", "--config", MINI, "--max-restarts", "²"], "--max-restarts: found '²', wanted a whole number"),
         (["pointwise", "--config", MINI, "--max-restarts"], "--max-restarts: expected one argument"),
     ],
 )
-def test_a_mistake_is_answered_at_once(arguments: list[str], message: str) -> None:
+def test_a_mistake_is_reported_at_once(arguments: list[str], message: str) -> None:
     _, errors = answered_at_once(2, "train", *arguments)
     assert message in errors
     assert errors.count("error:") == 1
@@ -50,7 +50,7 @@ def test_the_config_is_shown_at_once() -> None:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Sequence[str], int]]:
-    """What the launcher is asked to start, and how often again."""
+    """The commands that the launcher is asked to start, with their number of restarts."""
     calls: list[tuple[Sequence[str], int]] = []
     monkeypatch.setattr(launch, "start", lambda command, restarts: calls.append((command, restarts)))
     return calls
@@ -58,7 +58,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Sequence[str], int]]:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What stage 1 is asked to train in this process."""
+    """The calls that train stage 1 in this process."""
     calls: list[Any] = []
     monkeypatch.setattr(pointwise, "train", lambda *arguments: calls.append(arguments))
     return calls
@@ -95,7 +95,7 @@ def test_several_processes_or_ones_to_start_again_are_given_the_same_command(
     main([*words, *more])
     assert started == [(["-m", "lr2ppo", *words, *more], restarts)]
     assert not trained
-    # What one of these processes then does.
+    # What one of these processes does.
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     main([*words, *more])
     assert len(started) == len(trained) == 1

@@ -1,4 +1,4 @@
-"""The demo's page: what is typed and dropped is read as meant, what is shown is true, and all text stays text."""
+"""The demo's page: inputs are parsed correctly, results are correct, and all text is escaped."""
 
 import os
 import re
@@ -51,7 +51,7 @@ label_lists = st.lists(texts, min_size=1, max_size=8, unique=True)
 
 
 class Page(HTMLParser):
-    """What a browser would make of HTML: its tags, and the text inside of elements of each class or scope."""
+    """HTML as a browser parses it: its tags, and the text inside elements of each class or scope."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def test_labels_are_read_back_as_they_are_written(labels: list[str]) -> None:
         ("fire   engine\tred", ["fire engine red"], []),
     ],
 )
-def test_labels_stand_one_a_line_or_between_commas(typed: str, labels: list[str], repeated: list[str]) -> None:
+def test_labels_are_one_per_line_or_separated_by_commas(typed: str, labels: list[str], repeated: list[str]) -> None:
     assert parse_labels(typed) == (labels, repeated)
 
 
@@ -105,7 +105,7 @@ def test_labels_stand_one_a_line_or_between_commas(typed: str, labels: list[str]
     [
         (" \n,, ", "no labels yet"),
         (",".join(map(str, range(MOST_LABELS + 1))), "at most 500"),
-        ("boat\n" + "x" * 200_000, "line 2 .*larger"),
+        ("boat\n" + "x" * 200_000, "Line 2 .*larger"),
     ],
 )
 def test_no_labels_far_too_many_and_too_long_ones_are_refused(typed: str, message: str) -> None:
@@ -146,7 +146,7 @@ def test_moves_are_counted_from_the_earlier_order() -> None:
     assert 'd="M0 3.5 C50 3.5 50 0.5 100 0.5"' in html
 
 
-def test_one_order_alone_has_no_moves_and_no_matrix() -> None:
+def test_a_single_order_has_no_moves_and_no_matrix() -> None:
     page = Page(render_result(Result(RUN, ranked("ab", [0.25, -1.5]))))
     assert page.texts["label"] == ["a", "b"]
     assert page.texts["score"] == ["0.25", "\N{MINUS SIGN}1.50"]
@@ -166,7 +166,7 @@ def test_bars_are_as_long_as_scores_are_high(scores: list[float]) -> None:
     assert all(bars[i] <= bars[j] for i in range(len(scores)) for j in range(len(scores)) if scores[i] <= scores[j])
 
 
-def test_the_matrix_tells_how_likely_the_row_comes_before_the_column() -> None:
+def test_the_matrix_shows_the_probability_that_the_row_comes_before_the_column() -> None:
     preferences = np.array([[0.5, 0.996, 0.2], [0.004, 0.5, 0.5], [0.8, 0.5, 0.5]])
     cells = matrix_cells(preferences)
     assert [[cell and cell.percent for cell in row] for row in cells] == [
@@ -206,9 +206,9 @@ def test_ordinals() -> None:
     )
 
 
-def test_a_message_is_text_and_calls_uploads_by_their_names_alone() -> None:
-    told = message_html("/up/x/1/a.png: is none of\n  <b>these</b>", ["/up/x/1/a.png"])
-    assert told == "a.png: is none of<br>  &lt;b&gt;these&lt;/b&gt;"
+def test_a_message_is_text_and_shows_only_the_names_of_uploads() -> None:
+    html = message_html("/up/x/1/a.png: is none of\n  <b>these</b>", ["/up/x/1/a.png"])
+    assert html == "a.png: is none of<br>  &lt;b&gt;these&lt;/b&gt;"
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +217,7 @@ def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         import_gradio()
 
 
-def test_an_address_in_use_is_told_before_anything_is_read() -> None:
+def test_an_address_in_use_is_reported_before_anything_is_read() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match=r"--port .* give others"):
         check_address("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(UserError, match="cannot be used"):
@@ -281,11 +281,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def running_demo(folder: Path, uploads: Path) -> Iterator[str]:
-    """The command, started in a folder, which Ctrl-C must end quietly; yields the page's address."""
+    """Run the command in a folder and yield the page's address; Ctrl-C must end it quietly."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(uploads), "CUDA_VISIBLE_DEVICES": ""}
-    # A proxy, such as clusters have, is not asked for what is on this machine.
+    # A proxy, as on clusters, must not be used for this machine.
     environment |= {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
     command = [sys.executable, "-m", "lr2ppo", "demo", "ppo/tiny", "--port", str(port)]
     pipe = subprocess.PIPE
@@ -296,8 +296,8 @@ def running_demo(folder: Path, uploads: Path) -> Iterator[str]:
             assert f"the demo of ppo/tiny is at http://127.0.0.1:{port}/ " in line, process.communicate()
             yield f"http://127.0.0.1:{port}/"
             process.send_signal(signal.SIGINT)
-            told = process.communicate(timeout=20)
-            assert (process.returncode, *told) == (0, "", "")
+            printed = process.communicate(timeout=20)
+            assert (process.returncode, *printed) == (0, "", "")
         finally:
             process.kill()
 
@@ -346,7 +346,7 @@ def test_two_images_and_typed_labels_become_an_order_on_the_page(workspace: Path
         has(".after .label", ["sun", "sea, sand"])
         typed = chrome.find_element(By.CSS_SELECTOR, "#labels textarea").get_attribute("value")
         assert typed == 'sun\n"sea, sand"'
-        # So are the fields by Enter in the description, by Shift+Enter in the labels.
+        # Enter in the description and Shift+Enter in the labels rank as well.
         type_into("#labels textarea", "\ncar", Keys.SHIFT, Keys.ENTER)
         has(".after .label", ["sun", "sea, sand", "car"])
         type_into("#labels textarea", "\nboat")

@@ -1,4 +1,4 @@
-"""What people see of a run while it goes on: a line on the terminal, said lines, and TensorBoard."""
+"""What a run shows during training: the progress line, logged lines, and TensorBoard."""
 
 import fcntl
 import json
@@ -39,7 +39,7 @@ HParamsPluginData: Any = import_module("tensorboard.plugins.hparams.plugin_data_
 
 
 class Terminal:
-    """A pseudo-terminal of a width that stands in for standard output and error."""
+    """A pseudo-terminal of a given width in place of standard output and error."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
         self._master, slave = pty.openpty()
@@ -52,7 +52,7 @@ class Terminal:
             monkeypatch.setattr(sys, name, self._stream)
 
     def _collect(self) -> None:
-        # Reading ends with an error once nobody can write any more.
+        # Reading ends with an error once the other end is closed.
         while chunk := self._read_some():
             self._read += chunk
 
@@ -63,7 +63,7 @@ class Terminal:
             return b""
 
     def close(self) -> tuple[list[str], list[str]]:
-        """All that ever stood between two movements of the cursor, and the lines that a reader sees in the end."""
+        """Return all text between carriage returns, and the lines visible at the end."""
         self._stream.close()
         self._reader.join(10)
         os.close(self._master)
@@ -79,7 +79,7 @@ class Terminal:
 
 @dataclass(frozen=True)
 class Watched:
-    """The three stages, trained on a terminal of 160 columns: all that was written, and the lines it showed at last."""
+    """The three stages, trained on a terminal of 160 columns: all text written, and the lines visible at the end."""
 
     logs: Path
     written: list[str]
@@ -98,7 +98,7 @@ def watched(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Watch
     return Watched(logs, *terminal.close())
 
 
-def test_a_terminal_shows_one_line_of_progress_clear_of_what_is_said(watched: Watched) -> None:
+def test_a_terminal_shows_one_progress_line_separate_from_logged_lines(watched: Watched) -> None:
     moving = [line for line in watched.written if "/a " in line and "%" in line]
     assert max(map(len, moving)) <= MAX_COLUMNS
     assert any("/s  " in line and line.endswith(" left") for line in moving)
@@ -111,12 +111,12 @@ def test_a_terminal_shows_one_line_of_progress_clear_of_what_is_said(watched: Wa
         assert f"{metric}" in line
         assert ", best " in line
         assert "took 00:" in line
-    said = [line for line in watched.lines if line.startswith("step ")]
-    assert [line.split()[1] for line in said[:5]] == ["10/48", "20/48", "30/48", "40/48", "48/48"]
-    assert [" left" in line for line in said[:5]] == [True, True, True, True, False]
+    logged = [line for line in watched.lines if line.startswith("step ")]
+    assert [line.split()[1] for line in logged[:5]] == ["10/48", "20/48", "30/48", "40/48", "48/48"]
+    assert [" left" in line for line in logged[:5]] == [True, True, True, True, False]
 
 
-def test_output_that_is_piped_holds_said_lines_alone(
+def test_piped_output_has_only_logged_lines(
     alone: Processes, tiny_overrides: Overrides, capfd: pytest.CaptureFixture[str]
 ) -> None:
     logs = run_pointwise(alone, tiny_overrides()).logs
@@ -163,7 +163,7 @@ def curve(accumulator: Any, name: str) -> list[tuple[int, float]]:
 
 
 def approximately(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """As TensorBoard keeps values: in float32."""
+    """Round values to float32, as TensorBoard stores them."""
     return [(step, float(np.float32(value))) for step, value in points]
 
 
@@ -207,7 +207,7 @@ def hyperparameters(accumulator: Any) -> Any:
     return HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info.hparams
 
 
-def test_a_run_that_goes_on_is_shown_like_one_that_was_never_killed(
+def test_a_resumed_run_is_shown_like_one_that_was_never_killed(
     alone: Processes, tiny_overrides: Overrides, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny_overrides("train.evaluate_every=5", "safety.checkpoint_steps=7")
@@ -256,7 +256,9 @@ def test_logging_draws_no_random_number_and_takes_scores_that_are_no_numbers(tmp
     assert before[1] == random.getstate()
 
 
-def test_a_full_disk_is_told_before_the_events_are_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_the_events_are_truncated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     board = TensorBoard(tmp_path, tmp_path, None)
     board.log(1, {"train/loss": 1.0}, Evaluation({}), False)
     monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1000))

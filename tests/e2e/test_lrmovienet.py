@@ -1,4 +1,4 @@
-"""LRMovieNet's own files through the stage scripts of its preset, with the flatten head at a small width."""
+"""LRMovieNet's file layout through the stage scripts of its preset, with the flatten head at a small width."""
 
 import json
 import signal
@@ -35,7 +35,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return made
 
 
-def test_the_scripts_take_the_lrmovienet_preset_unless_told_otherwise() -> None:
+def test_the_scripts_use_the_lrmovienet_preset_by_default() -> None:
     launch = (REPOSITORY / "scripts" / "launch.sh").read_text(encoding="utf-8")
     assert '"${PRESET:=lrmovienet}"' in launch
 
@@ -57,7 +57,7 @@ HEAD = f"--text-tokens {TOKENS} --frames {FRAMES}"
 def converted(workspace: Workspace) -> Workspace:
     """Each stage's weights as a published checkpoint, and runs `theirs` beside `small` that are converted from it.
 
-    Runs `early` are as they were converted before conversion wrote a config: weights alone.
+    Runs `early` are as converted before conversion wrote a config: only weights.
     """
     for stage in STAGES:
         checkpoint = workspace.root / "published" / f"{stage}.bin"
@@ -103,13 +103,13 @@ def test_the_newest_run_is_one_that_was_trained_here(converted: Workspace) -> No
     assert find_source_run("newest", "pointwise", "lrmovienet", converted.root / "logs").name == "small"
 
 
-def test_the_reproduction_goes_on_where_it_stopped_and_ends_with_its_table(workspace: Workspace) -> None:
-    begun = workspace.start(
+def test_the_reproduction_resumes_where_it_stopped_and_ends_with_its_table(workspace: Workspace) -> None:
+    started = workspace.start(
         "sh", "ppo.sh", "small", "--fresh", EPOCHS, ROLLOUT, *DATA, "safety.checkpoint_minutes=1e-6"
     )
     wait_for(lambda: any((workspace.root / "logs" / "ppo" / "small" / "checkpoints").glob("step-*")))
-    begun.send_signal(signal.SIGTERM)
-    assert begun.wait(60) == 143
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(60) == 143
     overrides = (EPOCHS, f"ppo:{ROLLOUT}", *MODEL, *DATA)
     printed = workspace.ok("sh", "scripts/reproduce.sh", "small", *overrides)
     assert printed.count("finished already") == 2
@@ -130,7 +130,7 @@ def test_the_published_figures_are_the_best_rows_of_their_curves() -> None:
     assert found["reward"] == {"pair_accuracy": 0.7761}
 
 
-def test_the_check_says_what_a_folder_holds(workspace: Workspace) -> None:
+def test_the_check_prints_what_a_folder_contains(workspace: Workspace) -> None:
     printed = workspace.ok("sh", "scripts/check_data.sh", "data/LRMovieNet")
     assert printed.splitlines()[-1] == "training can start"
     assert "10 clips; " in printed
@@ -143,7 +143,7 @@ def test_the_check_says_what_a_folder_holds(workspace: Workspace) -> None:
 
 @pytest.fixture
 def faulty(workspace: Workspace, tmp_path: Path) -> Path:
-    """A folder with one fault of every kind."""
+    """A folder with one fault of each kind."""
     root = write_lrmovienet(tmp_path / "faulty")
     with h5py.File(root / "clean_feat.h5", "a") as store:
         del store["tt0002"]
@@ -188,7 +188,7 @@ def test_a_stage_refuses_the_faults_of_what_it_reads_and_no_others(workspace: Wo
     assert not (workspace.root / "logs" / "pointwise" / "x").exists()
     with h5py.File(faulty / "clean_feat.h5", "a") as store:
         store["tt0003/text_emb"][1, 2, 3] = store["tt2001/img_emb"][0, 0, 0] = 0.0
-    assert "finished in" in workspace.ok("sh", "pointwise.sh", "mended", *stage, *MODEL)
+    assert "finished in" in workspace.ok("sh", "pointwise.sh", "fixed", *stage, *MODEL)
 
 
 def test_features_of_more_tokens_than_the_flatten_head_takes_are_refused(workspace: Workspace) -> None:

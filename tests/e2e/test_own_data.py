@@ -1,4 +1,4 @@
-"""From a table of one's own to an evaluated ranker, as docs/own_data.md says, on a few clips."""
+"""From a user's table to an evaluated ranker, as in docs/own_data.md, on a few clips."""
 
 import json
 import math
@@ -17,7 +17,7 @@ SETTINGS = ("device=cpu", "train.epochs=2", "model.width=16", "model.heads=2")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every command of the page was run, with as little training as there can be."""
+    """A folder in which every command of the page was run, with minimal training."""
     place = tmp_path_factory.mktemp("own")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)

@@ -1,4 +1,4 @@
-"""The scripts, end to end on a very small mini benchmark, as README says."""
+"""The scripts, end to end on a very small mini benchmark, as in the README."""
 
 import json
 
@@ -68,7 +68,7 @@ def test_a_report_is_written_of_runs_by_name(workspace: Workspace) -> None:
     assert "found no such run" in workspace.refused("sh", "-c", '"$PYTHON" -m lr2ppo report gone')
 
 
-def test_extraction_is_continued_where_it_stopped(workspace: Workspace) -> None:
+def test_extraction_resumes_where_it_stopped(workspace: Workspace) -> None:
     extract = (
         '"$PYTHON" -m lr2ppo extract --data data/tiny --text pretrained_models/tiny/roberta '
         "--image pretrained_models/tiny/vit"
@@ -111,7 +111,7 @@ def test_a_mistake_gets_one_helpful_message(workspace: Workspace, command: tuple
         ("evaluate", "name=tiny split=train", "split: found 'train'"),
     ],
 )
-def test_a_mistake_is_told_before_any_work(
+def test_a_mistake_is_reported_before_any_work(
     workspace: Workspace,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -123,10 +123,10 @@ def test_a_mistake_is_told_before_any_work(
     command = ["evaluate"] if stage == "evaluate" else ["train", stage]
     with pytest.raises(SystemExit) as ended:
         main([*command, "--config", f"configs/mini/{stage}.yaml", *arguments.split()])
-    told = capsys.readouterr().err
+    errors = capsys.readouterr().err
     assert ended.value.code == 2
-    assert message in told
-    assert told.count("error:") == 1
+    assert message in errors
+    assert errors.count("error:") == 1
     assert not (workspace.root / "logs" / stage / "x").exists()
 
 

@@ -39,7 +39,7 @@ def as_rows(scores: Sequence[float], grades: Sequence[int]) -> tuple[Tensor, Ten
 
 
 def pad(lists: Sequence[List], score: float, grade: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, grades and mask; the padding has a score and a grade, so that reading it shows."""
+    """Scores, grades and mask; the padding has a score and a grade, so that using it shows."""
     width = max(len(grades) for _, grades in lists) + 2
     scores = torch.full((len(lists), width), score, dtype=torch.float64)
     grades = torch.full((len(lists), width), grade)
@@ -106,7 +106,7 @@ def test_a_long_list_of_equal_scores_is_ranked_as_given() -> None:
 
 @MODERATE
 @given(untied_lists(), cuts)
-def test_ndcg_depends_on_the_order_of_the_scores_alone(item: List, k: int | None) -> None:
+def test_ndcg_depends_only_on_the_order_of_the_scores(item: List, k: int | None) -> None:
     scores, grades = as_rows(*item)
     before = ndcg(scores, grades, k=k)
     for transformed in (3 * scores - 70, (scores / 5).exp(), scores.atan(), scores.float(), scores.long()):
@@ -145,7 +145,7 @@ def test_a_label_scored_minus_infinity_still_ranks_before_padding() -> None:
     assert ndcg(torch.tensor([[5.0, 1.0, -math.inf]]), grades, mask).item() == pytest.approx(1 / math.log2(3))
 
 
-def test_ndcg_is_double_precision_whatever_the_scores_are() -> None:
+def test_ndcg_is_double_precision_for_scores_of_any_type() -> None:
     assert ndcg(torch.zeros(3, 4, dtype=torch.bfloat16), torch.ones(3, 4)).dtype == torch.float64
     assert chance_ndcg(torch.ones(3, 4)).dtype == torch.float64
 

@@ -1,4 +1,4 @@
-"""A clip as a picture: its frames, and its labels in the colours of their grades."""
+"""Pictures of clips: frames, and labels in the colours of their grades."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""An exported folder: all that ranking needs, with the same scores, written whole or not at all."""
+"""Exported folders: complete for ranking, the same scores, written all or nothing."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from tests.helpers.trained_world import TrainedWorld
 
 @pytest.fixture(scope="module")
 def exported(trained_world: TrainedWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What was exported of stage 3, at a place of its own."""
+    """An exported stage 3 run, moved to another folder."""
     root = tmp_path_factory.mktemp("exported")
     main(["export", "ppo/one", str(root / "made" / "out"), "--logs", str(trained_world.logs)])
     return Path(shutil.move(root / "made" / "out", root / "moved"))
@@ -60,7 +60,7 @@ def test_runs_of_other_stages_are_exported_too(trained_world: TrainedWorld, tmp_
     ]
 
 
-def test_the_model_card_tells_metrics_data_encoders_and_how_to_load(
+def test_the_model_card_shows_metrics_data_encoders_and_how_to_load(
     trained_world: TrainedWorld, exported: Path
 ) -> None:
     card = (exported / "README.md").read_text(encoding="utf-8")
@@ -76,14 +76,14 @@ def test_the_model_card_tells_metrics_data_encoders_and_how_to_load(
     assert "LabelRanker.load(" in card
 
 
-def test_a_place_that_is_taken_is_left_as_it_is(
+def test_an_existing_folder_is_not_changed(
     trained_world: TrainedWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine", encoding="utf-8")
     with pytest.raises(SystemExit):
         main(["export", "pointwise/one", str(tmp_path / "out"), "--logs", str(trained_world.logs)])
-    assert "out: is there already and is not empty" in capsys.readouterr().err
+    assert "out: already exists and is not empty" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 
 
@@ -99,8 +99,8 @@ def test_an_export_that_fails_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_no_export_is_told(trained_world: TrainedWorld) -> None:
-    with pytest.raises(UserError, match=r"best/config\.json: tells no exported model"):
+def test_a_folder_that_is_not_an_export_is_refused(trained_world: TrainedWorld) -> None:
+    with pytest.raises(UserError, match=r"best/config\.json: is not from an exported model"):
         LabelRanker.load(trained_world.logs / "ppo" / "one" / "best")
 
 
@@ -133,6 +133,6 @@ def test_packages_that_are_missing_or_too_old_for_onnx_are_named_before_any_work
 
 
 def test_a_reward_model_has_no_onnx_graph(trained_world: TrainedWorld, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a reward model, of which no ONNX graph is made"):
+    with pytest.raises(UserError, match="is a reward model, which has no ONNX export"):
         export.export(open_trained("reward/one", trained_world.logs), tmp_path / "out", with_onnx=True)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Use of a trained model: raw clips get the scores of evaluation, by the encoders that the run names and no others."""
+"""Trained models in use: raw clips get the scores of evaluation, only with the encoders that the run names."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def test_frames_may_be_a_folder_paths_pictures_or_arrays(ranker: LabelRanker, qu
     assert isinstance(query.frames, list)
     paths: list[Path] = query.frames
     for number, path in enumerate(paths):
-        # By their names' letters alone, frame 10 would come before frame 8.
+        # In alphabetical order, frame 10 would come before frame 8.
         shutil.copy(path, tmp_path / f"frame {number + 8}.jpg")
     (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
     pictures = [Image.open(path) for path in paths]
@@ -73,7 +73,7 @@ def test_frames_may_be_a_folder_paths_pictures_or_arrays(ranker: LabelRanker, qu
 
 
 def write_video(path: Path, frames: int, size: tuple[int, int] = (48, 128)) -> Path:
-    """A white bar that goes to the right by 2 pixels a frame; between two key frames are 11 others."""
+    """Write a video of a white bar that moves right by 2 pixels per frame; 11 frames between key frames."""
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("mpeg4", rate=10, options={"g": "12"})
         stream.height, stream.width, stream.pix_fmt, stream.bit_rate = *size, "yuv420p", 8_000_000
@@ -86,7 +86,7 @@ def write_video(path: Path, frames: int, size: tuple[int, int] = (48, 128)) -> P
 
 
 def place_of_bar(frame: Image.Image) -> float:
-    """The number of a frame that `write_video` has drawn."""
+    """Return the number of a frame that `write_video` has drawn."""
     brightness = np.asarray(frame.convert("L")).astype(float).mean(0)
     return float((brightness * np.arange(len(brightness))).sum() / brightness.sum() - 7.5) / 2
 
@@ -124,7 +124,7 @@ def test_a_file_that_names_other_files_is_no_video(tmp_path: Path, name: str, co
         read_frames(tmp_path / name, evenly(2))
 
 
-def test_what_is_missing_for_videos_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_video_package_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "clip.mp4").write_bytes(b"any")
     with pytest.raises(UserError, match=r"pip install '\.\[video\]'"):
@@ -142,12 +142,12 @@ def test_what_is_missing_for_videos_is_told(tmp_path: Path, monkeypatch: pytest.
         ([None], "frame 0: found NoneType"),
     ],
 )
-def test_frames_that_are_none_are_told(ranker: LabelRanker, frames: Any, message: str) -> None:
+def test_invalid_frames_are_refused(ranker: LabelRanker, frames: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         ranker.rank(frames, ["boat"])
 
 
-def test_a_folder_without_images_is_told(ranker: LabelRanker, tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused(ranker: LabelRanker, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="found no images"):
         ranker.rank(tmp_path, ["boat"])
 
@@ -163,7 +163,7 @@ def test_a_folder_without_images_is_told(ranker: LabelRanker, tmp_path: Path) ->
         (["boat", "car", "boat"], "found 'boat' more than once"),
     ],
 )
-def test_labels_that_are_none_are_told(ranker: LabelRanker, query: Query, labels: Any, message: str) -> None:
+def test_invalid_labels_are_refused(ranker: LabelRanker, query: Query, labels: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         ranker.rank(query.frames, labels)
 
@@ -196,11 +196,11 @@ def test_encoders_that_do_not_fit_the_model_are_refused_as_features_are(trained_
 
 
 def copy_run(world: TrainedWorld, run: str, to: Path, **encoders: Any) -> Path:
-    """A run under other logs, whose features were of other encoders; of none where `encoders` are none."""
+    """Copy a run to other logs, with other encoders recorded for its features; none if `encoders` is empty."""
     folder = shutil.copytree(world.logs / run, to / "logs" / run)
-    told = json.loads((folder / FEATURES_FILE).read_text(encoding="utf-8"))
-    told["encoders"] = told["encoders"] | encoders if encoders else None
-    (folder / FEATURES_FILE).write_text(json.dumps(told), encoding="utf-8")
+    facts = json.loads((folder / FEATURES_FILE).read_text(encoding="utf-8"))
+    facts["encoders"] = facts["encoders"] | encoders if encoders else None
+    (folder / FEATURES_FILE).write_text(json.dumps(facts), encoding="utf-8")
     return folder
 
 
@@ -284,7 +284,9 @@ def test_preferences_of_any_labels_are_probabilities_that_agree(
     torch.testing.assert_close(again, table[:, shuffled][:, :, shuffled], atol=1e-3 / min(1, temperature), rtol=0)
 
 
-def test_a_ranker_without_reward_model_says_so(trained_world: TrainedWorld, query: Query, ranker: LabelRanker) -> None:
+def test_a_ranker_without_reward_model_reports_it(
+    trained_world: TrainedWorld, query: Query, ranker: LabelRanker
+) -> None:
     before = ranker.before
     assert before is not None
     assert (before.name, before.has_preferences, ranker.has_preferences) == ("pointwise/one", False, True)
@@ -314,7 +316,7 @@ def test_a_run_whose_earlier_runs_are_gone_still_ranks(
     ranker = LabelRanker.load("ppo/one", logs=tmp_path / "logs", device="cpu")
     assert (ranker.before, ranker.has_preferences) == (None, False)
     assert len(ranker.rank(query.frames, query.labels)) == len(query.labels)
-    with pytest.raises(UserError, match=r"its reward model gone/reward/one is not there any more"):
+    with pytest.raises(UserError, match=r"its reward model gone/reward/one no longer exists"):
         ranker.preferences(query.frames, query.labels)
 
 
@@ -324,7 +326,7 @@ def test_importing_the_package_loads_no_torch() -> None:
     assert Preference("a", "b", 0.5) == Preference("a", "b", 0.5)
 
 
-def test_a_file_that_was_stopped_is_ranked_on_behind_its_last_whole_line(
+def test_ranking_a_file_resumes_after_its_last_complete_line(
     trained_world: TrainedWorld, ranker: LabelRanker, tmp_path: Path
 ) -> None:
     annotations, out = trained_world.data / "test_data.json", tmp_path / "new" / "ranked.jsonl"
@@ -343,7 +345,7 @@ def test_a_file_that_was_stopped_is_ranked_on_behind_its_last_whole_line(
     assert rank_file(ranker, annotations, trained_world.data, out) == (0, 6)
 
 
-def test_a_file_begun_by_another_model_or_with_other_labels_is_left_alone(
+def test_a_file_of_another_model_or_with_other_labels_is_not_changed(
     trained_world: TrainedWorld, ranker: LabelRanker, tmp_path: Path
 ) -> None:
     annotations, out = tmp_path / "clips.json", tmp_path / "ranked.jsonl"
@@ -352,7 +354,7 @@ def test_a_file_begun_by_another_model_or_with_other_labels_is_left_alone(
     content = out.read_bytes()
     before = ranker.before
     assert before is not None
-    with pytest.raises(UserError, match=r"begun with another model: run ppo/one, now pointwise/one; weights"):
+    with pytest.raises(UserError, match=r"started with another model: run ppo/one, now pointwise/one; weights"):
         rank_file(before, annotations, trained_world.data, out)
     clips = json.loads(annotations.read_text(encoding="utf-8"))
     clips[2]["tags"][0]["tag"] = "another"
@@ -360,12 +362,12 @@ def test_a_file_begun_by_another_model_or_with_other_labels_is_left_alone(
     with pytest.raises(UserError, match=r"line 3: clip test-0002 has other labels now"):
         rank_file(ranker, annotations, trained_world.data, out)
     (tmp_path / "ranked.jsonl.run.json").unlink()
-    with pytest.raises(UserError, match=r"is there, but not .*ranked\.jsonl\.run\.json"):
+    with pytest.raises(UserError, match=r"exists without .*ranked\.jsonl\.run\.json"):
         rank_file(ranker, annotations, trained_world.data, out)
     assert out.read_bytes() == content
 
 
-def test_missing_frames_are_told_before_any_clip_is_ranked(
+def test_missing_frames_are_reported_before_any_clip_is_ranked(
     trained_world: TrainedWorld, ranker: LabelRanker, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="6 faults found; check --frames-root"):
@@ -405,9 +407,9 @@ def test_the_command_prints_a_table_or_json(
     ends = {line.index("█") + line.count("船") for line in lines}
     assert len(ends) == 1
     run_rank(*arguments, "--json")
-    told = json.loads(capsys.readouterr().out)
-    assert told["run"] == "ppo/one"
-    assert [each["label"] for each in told["ranked"]] == [each.label for each in wanted]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["run"] == "ppo/one"
+    assert [each["label"] for each in printed["ranked"]] == [each.label for each in wanted]
 
 
 @pytest.mark.parametrize(
@@ -420,7 +422,7 @@ def test_the_command_prints_a_table_or_json(
         (["--frames", ".", "--labels", "boat"], "ppo/none: found no such run under"),
     ],
 )
-def test_a_mistake_in_the_command_is_told_at_once(
+def test_a_mistake_in_the_command_is_reported_at_once(
     trained_world: TrainedWorld,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],

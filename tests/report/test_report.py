@@ -21,7 +21,7 @@ from lr2ppo.config.load import load_config
 from lr2ppo.data import Clip
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
-from lr2ppo.evaluation.calibration import calibrate, describe_judgement
+from lr2ppo.evaluation.calibration import calibration_bins, describe_reward_model
 from lr2ppo.evaluation.pictures import grade_colour
 from lr2ppo.report.cases import choose_groups, thumbnails
 from lr2ppo.report.load import find_runs, gather_run, preset_differences
@@ -65,7 +65,7 @@ def page(logs: Path) -> Path:
     return write_report(find_runs(["ppo/a"], logs), "test", logs / "report.html")
 
 
-def test_a_run_alone_comes_with_those_that_it_began_from(logs: Path) -> None:
+def test_a_single_run_includes_those_that_it_started_from(logs: Path) -> None:
     assert [folder.parent.name for folder in find_runs(["ppo/a"], logs)] == ["pointwise", "reward", "ppo"]
     assert [folder.parent.name for folder in find_runs(["ppo/a", "pointwise/a"], logs)] == ["pointwise", "ppo"]
 
@@ -82,16 +82,16 @@ def test_the_page_needs_nothing_but_itself(page: Path) -> None:
     assert "@import" not in text
 
 
-def test_the_page_tells_results_training_reward_and_facts(page: Path) -> None:
+def test_the_page_shows_results_training_reward_and_facts(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for told in (
+    for part in (
         "paired differences",
         "Reversed orders",
         "Reward against NDCG",
         "Calibration",
         "Accuracy by grade gap",
     ):
-        assert told in text
+        assert part in text
     assert "train.epochs" in text
     assert "preset: 5" in text
     assert "Peak memory" in text
@@ -106,7 +106,7 @@ def test_runs_that_were_not_evaluated_still_show_their_training(logs: Path, tmp_
     assert "Validation NDCG" in text
 
 
-def test_published_figures_and_curves_stand_beside_a_run_of_their_preset(logs: Path, tmp_path: Path) -> None:
+def test_published_figures_and_curves_are_shown_for_a_run_of_their_preset(logs: Path, tmp_path: Path) -> None:
     shutil.copytree(logs / "ppo" / "a", tmp_path / "ppo" / "a")
     config = tmp_path / "ppo" / "a" / "config.yaml"
     config.write_text(config.read_text(encoding="utf-8").replace("preset: mini", "preset: lrmovienet"))
@@ -132,14 +132,14 @@ def test_grades_of_another_scale_have_colours_and_a_legend(logs: Path, page: Pat
             assert f".g{grade} {{ --grade: light-dark({grade_colour(int(grade))}," in text
 
 
-def test_what_a_run_changed_of_its_preset_is_told(logs: Path) -> None:
+def test_changes_from_the_preset_are_reported(logs: Path) -> None:
     changed = preset_differences(gather_run(logs / "ppo" / "a", "test"))
     assert changed["train.epochs"] == 5
     assert "loss.margin" not in changed
     assert "name" not in changed
 
 
-def test_a_damaged_run_is_told_in_a_message(logs: Path, tmp_path: Path) -> None:
+def test_a_damaged_run_is_reported_in_a_message(logs: Path, tmp_path: Path) -> None:
     shutil.copytree(logs / "pointwise" / "a", tmp_path / "pointwise" / "a")
     (tmp_path / "pointwise" / "a" / "cases.json").write_text("[1", encoding="utf-8")
     with pytest.raises(UserError, match=r"cases\.json: cannot be read"):
@@ -169,19 +169,19 @@ def test_groups_of_clips_are_disjoint_and_hold_the_extremes(
 
 
 @given(arrays(np.float64, st.integers(1, 200), elements=st.floats(-5, 5)), st.floats(0.1, 5))
-def test_bins_of_sureness_hold_every_pair_once(signed: NDArray[np.float64], temperature: float) -> None:
-    bins = calibrate(signed, temperature)
+def test_bins_of_confidence_hold_every_pair_once(signed: NDArray[np.float64], temperature: float) -> None:
+    bins = calibration_bins(signed, temperature)
     assert sum(each["pairs"] for each in bins) == len(signed)
     right = sum(each["pairs"] * each["observed"] for each in bins)
     assert right == pytest.approx(float((signed > 0).sum() + 0.5 * (signed == 0).sum()))
     assert all(0.5 <= each["predicted"] <= 1 for each in bins)
 
 
-def test_accuracy_is_told_by_grade_gap() -> None:
+def test_accuracy_is_reported_by_grade_gap() -> None:
     grades = np.array([2, 0, 1])
     # Pairs (0, 1), (0, 2), (1, 2): right by a gap of 2, right by 1, wrong by 1.
     margins = np.array([[1.0, 0.5, 0.2], [1.0, 0.5, 0.2]])
-    judged = describe_judgement([grades], [margins], 1.0, samples=10, seed=0)["by_gap"]
+    judged = describe_reward_model([grades], [margins], 1.0, samples=10, seed=0)["by_gap"]
     assert [(gap["gap"], gap["pairs"], gap["mean"]) for gap in judged] == [(1, 2, 0.5), (2, 1, 1.0)]
 
 

@@ -68,7 +68,7 @@ def test_all_that_reads_runs_takes_it(tmp_path: Path) -> None:
     page = write_report(folders, "test", tmp_path / "page.html")
     assert page.read_text(encoding="utf-8").count("<dt>Converted from</dt><dd>theirs.bin</dd>") == len(STAGES)
     for folder, record in zip(folders, STAGES.values(), strict=True):
-        with pytest.raises(UserError, match="found weights that were converted"):
+        with pytest.raises(UserError, match="found converted weights"):
             compare_stage(record, folder)
     trained = open_trained("ppo/theirs", Path("logs"))
     assert (trained.use.frames, trained.reward, trained.before) == (5, None, None)

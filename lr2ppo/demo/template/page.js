@@ -1,4 +1,4 @@
-// A label under the pointer stands out wherever else it is shown; a cell of the matrix, its row and its column.
+// Highlight the label under the pointer everywhere; for a cell of the matrix, its row and column.
 const mark = (event) => {
   const under = event.target.closest("[data-key]");
   for (const old of element.querySelectorAll(".hot")) old.classList.remove("hot");
@@ -11,7 +11,7 @@ const mark = (event) => {
 };
 element.addEventListener("mouseover", mark);
 element.addEventListener("mouseleave", mark);
-// On a narrow screen the order is made far below the button.
+// On a narrow screen the result is far below the button.
 watch("value", () => {
   if (element.getBoundingClientRect().top > window.innerHeight / 2) element.scrollIntoView({ behavior: "smooth" });
 });

@@ -2,7 +2,7 @@
 const ROW = 21, GAP = 54, FOUND_AT_MOST = 24;
 
 const root = document.documentElement;
-// A page opened from a folder may be refused its storage.
+// A page opened from a file may have no access to storage.
 const remembered = { get() { try { return localStorage.getItem("theme"); } catch { return null; } },
                      set(theme) { try { localStorage.setItem("theme", theme); } catch { } } };
 if (remembered.get()) root.dataset.theme = remembered.get();
@@ -12,7 +12,7 @@ document.getElementById("theme").addEventListener("click", () => {
   remembered.set(root.dataset.theme);
 });
 
-// Text is set as text, never as markup: labels and descriptions are anybody's.
+// Set text as text, never as markup: labels and descriptions are untrusted.
 function element(name, attributes = {}, ...children) {
   const svg = name === "svg" || name === "line";
   const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
