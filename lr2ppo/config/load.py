@@ -4,12 +4,20 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from reprlib import Repr
-from typing import Any, get_args
+from typing import Any, Literal, get_args, overload
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lr2ppo.config.schema import CONFIGS, Section
+from lr2ppo.config.schema import (
+    CONFIGS,
+    EvaluateConfig,
+    PointwiseConfig,
+    PPOConfig,
+    RewardConfig,
+    Section,
+    StageConfig,
+)
 from lr2ppo.errors import UserError
 
 # YAML aliases can expand a value to any size.
@@ -17,7 +25,17 @@ SHORTENED = Repr()
 SHORTENED.maxstring = SHORTENED.maxother = 100
 
 
-def load_config(path: Path, stage: str, overrides: Sequence[str] = ()) -> Any:
+@overload
+def load_config(path: Path, stage: Literal["pointwise"], overrides: Sequence[str] = ()) -> PointwiseConfig: ...
+@overload
+def load_config(path: Path, stage: Literal["reward"], overrides: Sequence[str] = ()) -> RewardConfig: ...
+@overload
+def load_config(path: Path, stage: Literal["ppo"], overrides: Sequence[str] = ()) -> PPOConfig: ...
+@overload
+def load_config(path: Path, stage: Literal["evaluate"], overrides: Sequence[str] = ()) -> EvaluateConfig: ...
+@overload
+def load_config(path: Path, stage: str, overrides: Sequence[str] = ()) -> Any: ...
+def load_config(path: Path, stage: str, overrides: Sequence[str] = ()) -> StageConfig:
     """Read a stage's YAML file and apply overrides; return that stage's config.
 
     Raises `UserError` naming every key at fault, what was found there and what was wanted.

@@ -21,18 +21,9 @@ class RelevanceRanker(nn.Module):
         self.encoder = LabelEncoder(config)
         self.score = Score(config.width)
 
-    def forward(
-        self,
-        text: Tensor,
-        frames: Tensor,
-        *,
-        text_mask: Tensor | None = None,
-        frame_mask: Tensor | None = None,
-        label_span: Tensor | None = None,
-    ) -> Tensor:
-        """Score every label; shapes as in `LabelEncoder.forward`. Returns scores [B, L]."""
-        vectors = self.encoder(text, frames, text_mask=text_mask, frame_mask=frame_mask, label_span=label_span)
-        scores: Tensor = self.score(vectors)
+    def forward(self, text: Tensor, frames: Tensor, **masks: Tensor | None) -> Tensor:
+        """Score every label; arguments as of `LabelEncoder.forward`. Returns scores [B, L]."""
+        scores: Tensor = self.score(self.encoder(text, frames, **masks))
         return scores
 
 
@@ -51,21 +42,12 @@ class PartialOrderModel(nn.Module):
         self.block = FusionBlock(config.width, config.heads, config.attention, config.dropout)
         self.score = Score(config.width)
 
-    def forward(
-        self,
-        text: Tensor,
-        frames: Tensor,
-        order: Tensor,
-        *,
-        text_mask: Tensor | None = None,
-        frame_mask: Tensor | None = None,
-        label_span: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, text: Tensor, frames: Tensor, order: Tensor, **masks: Tensor | None) -> Tensor:
         """Score one order per clip, `[B, S]` label positions -> `[B]`, or N, `[B, N, S]` -> `[B, N]`; S <= 4.
 
-        Other shapes as in `LabelEncoder.forward`.
+        Other arguments as of `LabelEncoder.forward`.
         """
-        vectors = self.encoder(text, frames, text_mask=text_mask, frame_mask=frame_mask, label_span=label_span)
+        vectors = self.encoder(text, frames, **masks)
         if order.dim() == 2:
             return torch.squeeze_copy(self.score_orders(vectors, order.unsqueeze(1)), 1)
         return self.score_orders(vectors, order)

@@ -47,7 +47,7 @@ class ProcessState:
     """The state of one process: values observed since the last evaluation, and what the stage stores."""
 
     seen: list[dict[str, float]] = field(default_factory=list)
-    stored: dict[str, Any] = field(default_factory=dict)
+    stored: dict[str, int] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 

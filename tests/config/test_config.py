@@ -81,9 +81,8 @@ def test_the_lrmovienet_preset_has_the_published_settings(stage: str) -> None:
 
 
 def test_the_lrmovienet_presets_batches_hold_the_published_numbers_of_pairs() -> None:
-    reward, ppo = (
-        load_config(MINI.parent / "lrmovienet" / f"{stage}.yaml", stage).train for stage in ("reward", "ppo")
-    )
+    reward = load_config(MINI.parent / "lrmovienet" / "reward.yaml", "reward").train
+    ppo = load_config(MINI.parent / "lrmovienet" / "ppo.yaml", "ppo").train
     assert reward.clips_per_batch * reward.pairs_per_clip == 60
     assert ppo.clips_per_batch * ppo.pairs_per_clip == 24
     assert ppo.visits_per_epoch * ppo.pairs_per_clip == 80

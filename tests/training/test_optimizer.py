@@ -35,6 +35,7 @@ def rates_of_a_run(steps: int, settings: OptimizerConfig) -> list[float]:
 
 def test_stage_3_of_lrmovienet_stays_inside_its_warm_up() -> None:
     actor = load_config(REPOSITORY / "configs" / "lrmovienet" / "ppo.yaml", "ppo").train.actor
+    assert actor.schedule_updates is not None
     optimizer, schedule = build_optimizer(nn.Linear(2, 2), actor, actor.schedule_updates)
     for update in range(1, 413):
         assert learning_rate(schedule) == pytest.approx(1e-3 * update / 34_130)
