@@ -14,6 +14,7 @@ from tests.helpers.quick import answered_at_once
 # The required arguments of each command.
 REQUIRED = {
     "train": "ppo",
+    "pipeline": "x --preset=y",
     "benchmark": "ppo",
     "rank": "x",
     "report": "x",
