@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lr2ppo.losses.reduction import Total, mean, this_process
+from lr2ppo.losses.reduction import Total, masked_mean, this_process
 
 
 def smooth_l1_loss(
@@ -16,7 +16,7 @@ def smooth_l1_loss(
     tensor over the processes that share a batch; the mean is over all their labels.
     """
     loss = F.smooth_l1_loss(scores, grades.to(scores.dtype), beta=beta, reduction="none")
-    return mean(loss.flatten() if mask is None else loss[mask], total)
+    return masked_mean(loss, torch.ones_like(loss, dtype=torch.bool) if mask is None else mask, total)
 
 
 def ranknet_loss(scores: Tensor, grades: Tensor, mask: Tensor | None = None, total: Total = this_process) -> Tensor:
@@ -27,5 +27,5 @@ def ranknet_loss(scores: Tensor, grades: Tensor, mask: Tensor | None = None, tot
     better = grades.unsqueeze(-1) > grades.unsqueeze(-2)
     if mask is not None:
         better = better & mask.unsqueeze(-1) & mask.unsqueeze(-2)
-    loss = F.softplus(scores.unsqueeze(-2) - scores.unsqueeze(-1)) * better
-    return total(loss.sum()) / total(better.sum().to(torch.float32)).clamp(min=1)
+    loss = F.softplus(scores.unsqueeze(-2) - scores.unsqueeze(-1))
+    return masked_mean(loss, better, total)

@@ -13,7 +13,6 @@ from lr2ppo.cli import main
 from lr2ppo.data import Clip, ClipDataset, FeatureStore, FeatureWriter, annotations
 from lr2ppo.data.frames import missing_frames
 from lr2ppo.data.validate import CheckedClips, describe_clips, overlap, structure_faults, value_faults
-from lr2ppo.errors import UserError
 from lr2ppo.training.inputs import clip_warnings
 
 CLIPS = [Clip(f"clip-{i}", ("a", "b", "c"), grades=np.array([0, 1, 2])) for i in range(3)]
@@ -158,18 +157,16 @@ def test_checked_clips_are_not_read_again_until_the_file_changes(features: Path)
 
 
 def test_a_record_that_cannot_be_read_or_written_costs_a_check_and_no_more(
-    features: Path, monkeypatch: pytest.MonkeyPatch
+    features: Path,
 ) -> None:
     store = FeatureStore([features])
     CheckedClips(store).add(CLIPS)
     (record,) = features.parent.glob(".*.checked.json")
     record.write_text("[1]", encoding="utf-8")
     assert CheckedClips(store).missing(CLIPS) == CLIPS
-
-    def refuse(path: Path, value: object) -> None:
-        raise UserError(f"{path}: cannot be written")
-
-    monkeypatch.setattr("lr2ppo.data.validate.write_json", refuse)
+    # A folder in its place can be neither read nor replaced.
+    record.unlink()
+    (record / "inside").mkdir(parents=True)
     CheckedClips(store).add(CLIPS)
     assert CheckedClips(store).missing(CLIPS) == CLIPS
 

@@ -96,20 +96,13 @@ def test_each_path_is_used_only_for_its_inputs() -> None:
         assert not suits_recycling(x, weight[:1])
 
 
-def test_pages_are_reused_once_no_tensor_refers_to_them() -> None:
-    def allocate() -> Tensor:
-        return recycled(torch.Size([3, 5]), torch.float32)
-
-    first, second = allocate(), allocate()
-    places = {first.data_ptr(), second.data_ptr()}
-    assert len(places) == 2
-    row = first[1]
-    del first, second
-    third, fourth = allocate(), allocate()
-    assert {third.data_ptr(), fourth.data_ptr()} & places == places - {row.data_ptr() - 5 * 4}
-    place = row.data_ptr() - 5 * 4
-    del row
-    assert allocate().data_ptr() == place
+def test_recycled_tensors_in_use_share_no_numbers() -> None:
+    shape = torch.Size([3, 5])
+    tensors = [recycled(shape, torch.float32).fill_(number) for number in range(3)]
+    row = tensors.pop()[1]
+    tensors += [recycled(shape, torch.float32).fill_(number) for number in (3, 4)]
+    assert row.tolist() == [2.0] * 5
+    assert [tensor.unique().tolist() for tensor in tensors] == [[0.0], [1.0], [3.0], [4.0]]
 
 
 @pytest.mark.parametrize(

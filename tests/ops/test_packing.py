@@ -1,7 +1,7 @@
 """Packed text gives the results of a plain padded computation, and nothing is computed for padding."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -9,14 +9,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lr2ppo.config.schema import ModelConfig
 from lr2ppo.models import LabelEncoder
-from lr2ppo.models.encoder import FlattenHead, PooledHead
+from lr2ppo.models.encoder import PooledHead
 from lr2ppo.models.layers import FusionBlock
-from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.ops.packing import Packing
 
 WIDTH, HEADS, TEXT_WIDTH, IMAGE_WIDTH = 16, 4, 12, 20
@@ -249,37 +247,6 @@ def test_a_compiled_model_takes_batches_of_any_number_of_tokens() -> None:
     for lengths in ([[4, 2], [3, 0]], [[6, 5], [2, 2]], [[6, 6], [6, 6]], [[2, 3], [0, 4]]):
         inputs = make_inputs(lengths)
         torch.testing.assert_close(encode(compiled, inputs), encode(encoder, inputs))
-
-
-class LargeTensors(TorchDispatchMode):
-    """Record the operations that write tensors of at least `numbers` elements, and the addresses of these."""
-
-    def __init__(self, numbers: int) -> None:
-        super().__init__()
-        self.numbers = numbers
-        self.operations: list[str] = []
-        self.places: list[int] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if isinstance(output, Tensor) and output.numel() >= self.numbers and not func.is_view:
-            self.operations.append(str(func))
-            self.places.append(output.data_ptr())
-        return output
-
-
-@pytest.mark.parametrize("plain", [True, False])
-def test_the_flatten_head_makes_nothing_of_its_weights_size_but_their_gradient(plain: bool) -> None:
-    head = FlattenHead(8, text_tokens=12, frames=2)
-    if not plain:
-        use_fast_linear(head)
-    weight = head.mlp.fc1.weight
-    fused, frames = torch.randn(1, 2, 12, 8, requires_grad=True), torch.randn(1, 2, 8, requires_grad=True)
-    with LargeTensors(weight.numel() // 2) as large:
-        head(fused, frames).sum().backward()
-    assert not plain or large.operations == ["aten.mm.default"]
-    assert weight.grad is not None
-    assert set(large.places) == {weight.grad.data_ptr()}
 
 
 @FEW
