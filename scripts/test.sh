@@ -1,6 +1,20 @@
 #!/bin/sh
-# The tests, after installing what they need: sh scripts/test.sh [pytest arguments]
+# The tests, after installing what they need: sh scripts/test.sh [--lowest] [--fast] [pytest arguments]
+# --lowest: in .venv-lowest, with the lowest supported version of every package.
+# --fast: without tests that run scripts, open a browser or take more than a few seconds.
 set -eu
 cd "$(dirname "$0")/.."
-sh scripts/setup.sh dev
-exec .venv/bin/python -m pytest "$@"
+venv=.venv
+setup=""
+if [ "${1:-}" = --lowest ]; then
+    shift
+    venv=.venv-lowest
+    setup=--lowest
+fi
+if [ "${1:-}" = --fast ]; then
+    shift
+    set -- -m "not e2e and not browser and not slow" "$@"
+fi
+# shellcheck disable=SC2086 # No argument where there is none.
+sh scripts/setup.sh $setup dev
+exec "$venv/bin/python" -m pytest "$@"

@@ -59,6 +59,9 @@ class Learner(Generic[M]):
         if compute.compile:
             model.compile()
         self.parallel = _parallelize(model, compute, processes)
+        self._divisor = compute.accumulate
+        if isinstance(self.parallel, FSDPModule) and not _averages_gradients(processes):
+            self._divisor *= processes.world_size
         self.optimizer, self.schedule = build_optimizer(model, optimizer, steps)
         self._batches = 0
 
@@ -71,7 +74,7 @@ class Learner(Generic[M]):
         self._batches += 1
         makes_step = self._batches % self.compute.accumulate == 0
         with nullcontext() if makes_step else self._unshared_gradients():
-            (loss / self.compute.accumulate).backward()
+            (loss / self._divisor).backward()
         if makes_step:
             if self._check_finite(loss, clips):
                 self.optimizer.step()
@@ -201,6 +204,7 @@ def _parallelize(model: nn.Module, compute: ComputeConfig, processes: Processes)
     if processes.world_size == 1:
         return model
     if compute.strategy == "fsdp":
+        _complete_cpu_streams()
         # Shards the model's weights in place.
         fully_shard(model, mesh=processes.mesh(), reshard_after_forward=False)
         return model
@@ -210,6 +214,23 @@ def _parallelize(model: nn.Module, compute: ComputeConfig, processes: Processes)
     if compute.compress_gradients:
         parallel.register_comm_hook(None, bf16_compress_hook)
     return parallel
+
+
+def _complete_cpu_streams() -> None:
+    """Give the streams of a CPU, which do nothing, what FSDP calls of them and torch 2.6 lacks."""
+    for name in ("record_event", "wait_event"):
+        if not hasattr(torch.cpu.Stream, name):
+            setattr(torch.cpu.Stream, name, lambda *_: None)
+
+
+def _averages_gradients(processes: Processes) -> bool:
+    """Whether gradients under FSDP are means over the processes: they are sums with gloo and torch 2.6."""
+    # Of one weight, which is set without a random number.
+    probe = nn.PReLU(device=processes.device)
+    fully_shard(probe, mesh=processes.mesh())
+    probe(-torch.ones(1, device=processes.device)).sum().backward()
+    gradient = probe.weight.grad
+    return gradient is not None and _gather(gradient).item() == -1
 
 
 def _checkpoint_activations(model: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """The launcher on several machines, two of them simulated here, and the Slurm job that starts it."""
 
+import argparse
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.api import PContext, SubprocessContext
 
 from lr2ppo.distributed import launch as torchrun
 from lr2ppo.distributed.signals import SAME_SIGNAL_SECONDS
@@ -233,6 +235,45 @@ def test_a_second_signal_ends_processes_that_hang(tmp_path: Path) -> None:
     assert launcher.wait(20) == 143
     time.sleep(0.5)
     assert not [note for note in notes if is_alive(note)]
+
+
+def test_a_launcher_without_options_for_stopping_is_changed_to_stop_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[object] = []
+    handled: dict[int, object] = {}
+
+    def close(context: object, death_sig: signal.Signals | None = None, timeout: int = 30) -> None:
+        closed.extend([death_sig, timeout])
+
+    def start(context: object) -> None:
+        handled.update({number: signal.getsignal(number) for number in before})
+
+    def stop(*_: object) -> None:
+        """What such a launcher has handle a fixed list of signals."""
+
+    monkeypatch.setattr(torchrun, "get_args_parser", argparse.ArgumentParser)
+    monkeypatch.setattr(PContext, "close", close)
+    monkeypatch.setattr(SubprocessContext, "_start", start)
+    launchers_own = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: signal.getsignal(number) for number in (*launchers_own, signal.SIGUSR1)}
+    try:
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        assert torchrun.stop_options() == []
+        for number in launchers_own:
+            signal.signal(number, stop)
+        SubprocessContext._start(None)  # type: ignore[arg-type]
+        PContext.close(None, signal.SIGINT)  # type: ignore[arg-type]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert {number for number, handler in handled.items() if handler is stop} == {
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGUSR1,
+    }
+    assert handled[signal.SIGHUP] is signal.SIG_IGN
+    assert closed == [signal.SIGINT, torchrun.SECONDS_TO_STOP]
 
 
 def is_alive(note: Path) -> bool:

@@ -49,7 +49,7 @@ def test_all_stages_run_over_files_as_they_are_published(workspace: Workspace) -
     assert results["clips"] == SIZES["test"]
 
 
-CONVERT = '"$PYTHON" -m lr2ppo.models.published'
+CONVERT = '"$PYTHON" -m lr2ppo published'
 HEAD = f"--text-tokens {TOKENS} --frames {FRAMES}"
 
 
