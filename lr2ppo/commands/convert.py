@@ -1,6 +1,6 @@
 """Turn a table of your own clips, CSV or JSON lines, into a data folder in LRMovieNet's layout.
 
-TABLE has one row for each label of a clip. Columns: clip (an id), label, grade (0, 1, 2; empty for all labels of a clip
+TABLE has one row for each label of a clip. Columns: clip (an id), label, grade (0 to 10; empty for all labels of a clip
 without grades), description, and frames (image files, folders or patterns, separated by ;) or video (a
 file). Optional: group (such as the film: all its clips go into one split) and domain (source or target). JSON lines
 have the same keys; a line may be a whole clip with a list labels of {label, grade}.

@@ -129,7 +129,7 @@ SPOILT: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "annotations that are not JSON": ("pointwise", lambda data: (data / SOURCE).write_text("[{"), "is not JSON"),
     "annotations that are no list": ("pointwise", lambda data: (data / SOURCE).write_text("{}"), "wanted a JSON list"),
     "two clips of one id": ("pointwise", _change(SOURCE, lambda clips: clips.append(clips[3])), "of the same id"),
-    "a grade of 5": ("pointwise", _change(SOURCE, lambda clips: clips[3]["tags"][0].update(target=5)), "found 5"),
+    "a grade of 50": ("pointwise", _change(SOURCE, lambda clips: clips[3]["tags"][0].update(target=50)), "found 50"),
     "a clip without labels": ("pointwise", _change(SOURCE, lambda clips: clips[3].update(tags=[])), "found no labels"),
     "a pair out of range": ("reward", _change(PAIRS, lambda clips: clips[3].update(index=[[0, 99]])), "found [0, 99]"),
     "a pair of a label with itself": (
