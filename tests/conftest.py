@@ -26,6 +26,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["NPROC"] = "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of fixtures that open a browser or train all stages."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if "browser" in fixtures:
+            item.add_marker("browser")
+        if "trained_world" in fixtures:
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True)
 def _few_threads() -> None:
     torch.set_num_threads(2)

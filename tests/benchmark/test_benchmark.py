@@ -21,6 +21,7 @@ SHAPE = Shape(clips=2, pairs=9, labels=5, tokens=6, frames=3, text_width=16, ima
 TRUNK = ModelConfig(head="flatten", attention="published", width=16, heads=8, dropout=0.0, text_tokens=6, frames=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("stage", ["pointwise", "reward", "ppo"])
 def test_a_line_has_times_rates_work_and_memory(

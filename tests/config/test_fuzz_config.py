@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,6 +41,7 @@ def assert_finite(config: Section) -> None:
         assert not isinstance(value, float) or math.isfinite(value)
 
 
+@pytest.mark.slow
 @fuzzed(300)
 @given(data=st.data(), stage=stages)
 def test_trees_of_any_content(tmp_path: Path, data: st.DataObject, stage: str) -> None:

@@ -59,6 +59,7 @@ def read_or_refuse(path: Path, need: Need) -> None:
             assert len(read_clips(path, need)) == len(clips)
 
 
+@pytest.mark.slow
 @fuzzed(500)
 @given(tree=mutated(ENTRIES), need=needs)
 def test_entries_of_any_content(tmp_path: Path, tree: Any, need: Need) -> None:

@@ -302,6 +302,7 @@ def running_demo(folder: Path, uploads: Path) -> Iterator[str]:
             process.kill()
 
 
+@pytest.mark.browser
 def test_two_images_and_typed_labels_become_an_order_on_the_page(workspace: Path, tmp_path: Path) -> None:
     uploads = tmp_path / "uploads"
     uploads.mkdir()

@@ -59,6 +59,7 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_processes_of_two_machines_are_one_group_even_if_each_has_one(tmp_path: Path) -> None:
     (tmp_path / "reduce_ranks.py").write_text(REDUCE, encoding="utf-8")
     shared = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "NPROC": "1"}
@@ -211,6 +212,7 @@ def test_a_slurm_job_without_a_stage_is_refused(cluster: Workspace, arguments: t
     assert not done.stdout
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_processes_that_hang(tmp_path: Path) -> None:
     script = tmp_path / "hang.py"
     script.write_text(

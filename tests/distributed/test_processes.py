@@ -39,6 +39,7 @@ def parallel_logs(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return logs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("model", ["pointwise", "reward", "ppo", "ppo/critic"])
 def test_two_processes_train_the_model_that_one_trains_on_batches_of_twice_the_size(
@@ -63,6 +64,7 @@ def trained(workspace: Workspace, tiny_world: Path) -> Workspace:
     return workspace
 
 
+@pytest.mark.slow
 def test_evaluation_by_any_number_of_processes_scores_every_clip_once_and_gives_the_same_figures(
     trained: Workspace,
 ) -> None:
@@ -76,6 +78,7 @@ def test_evaluation_by_any_number_of_processes_scores_every_clip_once_and_gives_
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.slow
 def test_the_later_stages_run_on_two_processes(trained: Workspace, tiny_world: Path) -> None:
     data = f"data.root={tiny_world}"
     trained.ok(
@@ -93,12 +96,14 @@ def test_two_processes_report_a_mistake_once(workspace: Workspace) -> None:
     assert "unknown key 'train.epoch'; did you mean train.epochs?" in message
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_must_be_one(workspace: Workspace) -> None:
     environment_error = workspace.run("env", "NPROC=two", "sh", "pointwise.sh", "x")
     assert environment_error.returncode == 2
     assert "NPROC: found 'two', wanted a whole number" in environment_error.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_large_tensors_reuse_the_memory_of_earlier_ones() -> None:
     """Counts the page faults of fresh memory."""

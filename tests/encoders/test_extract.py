@@ -64,6 +64,7 @@ jobs = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(stopped=st.lists(jobs, max_size=4), last=st.integers(1, 4))
 def test_stopped_jobs_of_any_number_of_processes_together_write_every_clip_once(
@@ -164,6 +165,7 @@ def by_one(workspace: Workspace) -> FeatureStore:
     return FeatureStore([out])
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_features_that_one_writes_and_one_resumes(
     workspace: Workspace, by_one: FeatureStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -198,6 +198,7 @@ def test_published_image_features(name: str) -> None:
     torch.testing.assert_close(image_features(encoder, wanted["pixel_values"]), wanted["image_tokens"], **TIGHT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [*((*shape, 90, 30) for shape in SHAPES), pytest.param(TEXT_BASE, id="base")])
 def test_roberta_gives_the_same_in_both_layouts(shape: tuple[int, ...], tmp_path: Path) -> None:
     model = roberta(*shape)
@@ -212,6 +213,7 @@ def test_roberta_gives_the_same_in_both_layouts(shape: tuple[int, ...], tmp_path
         torch.testing.assert_close(text_features(TextEncoder.load(path), ids, mask), wanted, **TIGHT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [

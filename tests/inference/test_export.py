@@ -104,6 +104,7 @@ def test_a_folder_that_is_not_an_export_is_refused(trained_world: TrainedWorld) 
         LabelRanker.load(trained_world.logs / "ppo" / "one" / "best")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("run", "sizes"), [("ppo/one", (4, 6, 9, 32)), ("pointwise/flatten", (2, 5, 0, 0))])
 def test_the_onnx_graph_scores_batches_of_other_sizes_as_torch_does(
     trained_world: TrainedWorld, tmp_path: Path, run: str, sizes: tuple[int, int, int, int]

@@ -50,6 +50,7 @@ def test_a_shape_that_no_model_can_have_is_refused(tmp_path: Path, runs: Path) -
         load_model(tmp_path)
 
 
+@pytest.mark.slow
 @fuzzed(300)
 @given(data=st.data(), name=st.sampled_from(list(KINDS)))
 def test_descriptions_of_any_content(tmp_path: Path, runs: Path, data: st.DataObject, name: str) -> None:
@@ -62,6 +63,7 @@ def test_descriptions_of_any_content(tmp_path: Path, runs: Path, data: st.DataOb
         assert_whole(load_model(tmp_path))
 
 
+@pytest.mark.slow
 @fuzzed(300)
 @given(data=st.data(), name=st.sampled_from(list(KINDS)))
 def test_safetensors_of_any_bytes(tmp_path: Path, runs: Path, data: st.DataObject, name: str) -> None:
@@ -75,6 +77,7 @@ def test_safetensors_of_any_bytes(tmp_path: Path, runs: Path, data: st.DataObjec
         assert_whole(load_model(tmp_path))
 
 
+@pytest.mark.slow
 @fuzzed(300)
 @given(data=st.data(), name=st.sampled_from(list(KINDS)))
 def test_files_of_torch_of_any_bytes(tmp_path: Path, runs: Path, data: st.DataObject, name: str) -> None:

@@ -52,10 +52,12 @@ def measure(code: str, way: str) -> float:
     return float(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["plain", "fast"])
 def test_the_flatten_head_takes_no_memory_of_its_weights_size_but_their_gradient(way: str) -> None:
     assert 0.9 < measure(FLATTEN_HEAD, way) < 1.6
 
 
+@pytest.mark.slow
 def test_recycled_tensors_take_no_fresh_pages() -> None:
     assert measure(RECYCLED, "recycled") < 0.2 * measure(RECYCLED, "fresh")

@@ -241,6 +241,7 @@ def test_products_in_bfloat16_train_on_packed_text(head: str) -> None:
         torch.testing.assert_close(gradient, precise[name], rtol=0, atol=0.1 * scale)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_takes_batches_of_any_number_of_tokens() -> None:
     encoder, compiled = make_encoder("pooled"), make_encoder("pooled")
     compiled.compile(backend="eager")

@@ -97,6 +97,7 @@ def labels_seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 def test_models_that_read_whole_lists_get_them_in_every_stage(
     labels_seen: list[int], alone: Processes, tiny_overrides: Overrides
 ) -> None:
@@ -155,6 +156,7 @@ class RegressOnWins:
         return {"loss": loss.item()}
 
 
+@pytest.mark.slow
 def test_stage_3_takes_another_policy_without_critic_or_pairs(alone: Processes, tiny_overrides: Overrides) -> None:
     learned = ("train.epochs=6", "train.clips_per_batch=4", "train.max_labels=6")
     run_stage("pointwise", alone, tiny_overrides(*learned))

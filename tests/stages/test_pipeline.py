@@ -16,6 +16,7 @@ PRESET = REPOSITORY / "configs" / "mini"
 SHORT = ("data.frames=3", "train.epochs=1", "train.clips_per_batch=16", "device=cpu")
 
 
+@pytest.mark.slow
 def test_stages_not_yet_done_are_trained_and_evaluated_over_seeds(
     tiny_overrides: Overrides, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

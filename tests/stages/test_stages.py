@@ -53,6 +53,7 @@ def rows(logs: Path, stage: str, name: str = "a") -> list[dict[str, float]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_three_stages_turn_the_order_of_the_source_into_that_of_the_target(
     alone: Processes, tiny_overrides: Overrides
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_run_leaves_its_config_logs_events_and_weights(alone: Processes, tiny_
     assert json.loads((folder / "finished.json").read_text(encoding="utf-8"))["steps"] == 48
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     alone: Processes, tiny_overrides: Overrides
 ) -> None:
@@ -94,6 +96,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     assert not torch.equal(first["score.weight"], other["score.weight"])
 
 
+@pytest.mark.slow
 def test_learning_rate_0_leaves_the_actor_as_it_was_with_no_kl(alone: Processes, tiny_overrides: Overrides) -> None:
     logs = run_pointwise(alone, tiny_overrides()).logs
     run_reward(alone, tiny_overrides())
@@ -104,6 +107,7 @@ def test_learning_rate_0_leaves_the_actor_as_it_was_with_no_kl(alone: Processes,
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+@pytest.mark.slow
 def test_both_objectives_log_all_that_stage_3_is_watched_by(alone: Processes, tiny_overrides: Overrides) -> None:
     logs = run_pointwise(alone, tiny_overrides()).logs
     run_reward(alone, tiny_overrides())
@@ -113,6 +117,7 @@ def test_both_objectives_log_all_that_stage_3_is_watched_by(alone: Processes, ti
         assert {f"train/{name}" for name in wanted} <= set(rows(logs, "ppo", weighting)[-1])
 
 
+@pytest.mark.slow
 def test_an_update_waits_for_all_batches_of_its_rollout(alone: Processes, tiny_overrides: Overrides) -> None:
     logs = run_pointwise(alone, tiny_overrides()).logs
     run_reward(alone, tiny_overrides())
@@ -130,6 +135,7 @@ def test_a_name_that_is_taken_is_refused_before_any_work(alone: Processes, tiny_
         run_pointwise(alone, tiny_overrides())
 
 
+@pytest.mark.slow
 def test_without_names_the_newest_finished_runs_of_the_preset_are_taken(
     alone: Processes, tiny_overrides: Overrides
 ) -> None:

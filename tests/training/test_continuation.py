@@ -88,6 +88,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 # In stage 3, checkpoint 1 is between rollouts, 5 between the steps of an update, 8 right after an update.
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "moments"), [("pointwise", [1, 5]), ("reward", [3]), ("ppo", [1, 5, 8])])
 def test_a_run_stopped_and_continued_ends_with_the_same_bytes_and_rows(
     world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch, stage: str, moments: list[int]
@@ -197,6 +198,7 @@ def test_rollouts_are_divided_again_over_another_number_of_processes(world: Worl
                 assert torch.equal(getattr(again[1].batch, name), getattr(wanted.batch, name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_one_process_resumes_a_run_of_two(world: World, tiny_world: Path, tmp_path: Path, strategy: str) -> None:
     workspace = Workspace.make(tmp_path)

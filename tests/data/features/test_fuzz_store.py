@@ -81,6 +81,7 @@ def read_or_refuse(path: Path) -> None:
         read(path)
 
 
+@pytest.mark.slow
 def test_files_of_any_bytes(tmp_path: Path, valid: Path) -> None:
     """Runs in a separate process, which a damaged file can crash; `path` then holds that file."""
     path = tmp_path / "clean_feat.h5"
@@ -122,6 +123,7 @@ VALUES: list[Any] = [
 NAMES = [f"{clip.id}/{part}" for clip in CLIPS for part in ("text_emb", "img_emb", "text_len")]
 
 
+@pytest.mark.slow
 @fuzzed(400)
 @given(
     changes=st.lists(
