@@ -53,7 +53,9 @@ def find_run(reference: str, stages: Collection[str], logs: Path) -> Path:
     known = sorted(
         str(folder.relative_to(logs)) for stage in stages for folder in logs.glob(f"{stage}/*") if is_run(folder)
     )
-    make = f"make it with: sh {STAGES[in_order[-1]].script} {reference}"
+    parent = Path(reference).parent.name
+    stage = parent if parent in in_order else in_order[-1]
+    make = f"make it with: sh {STAGES[stage].script} {Path(reference).name}"
     there = f"there are: {', '.join(known)}" if known else make
     raise UserError(f"{reference}: found no such run under {logs}; {there}")
 

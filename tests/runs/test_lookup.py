@@ -146,3 +146,12 @@ def test_weights_of_no_model_and_a_damaged_end_are_named(tmp_path: Path) -> None
     (run / "config.yaml").write_text("stage: [ppo]", encoding="utf-8")
     with pytest.raises(UserError, match="has no stage"):
         read_run(run)
+
+
+@pytest.mark.parametrize(
+    ("reference", "command"),
+    [("a", "sh ppo.sh a"), ("ppo/a", "sh ppo.sh a"), ("pointwise/a", "sh pointwise.sh a")],
+)
+def test_a_missing_run_is_made_with_a_command_that_works(reference: str, command: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"no such run .* make it with: {command}$"):
+        find_run(reference, STAGES, tmp_path)
