@@ -222,9 +222,5 @@ def require_valid(root: Path, features: Sequence[str], frames_root: Path) -> Non
     splits = read_splits(root, faults)
     faults += check_folder(splits, root, features)
     frame_faults = check_frames(splits, frames_root)
-    advice = (
-        "training cannot start until they are fixed"
-        if faults
-        else "training can start, but these frames cannot be encoded"
-    )
+    advice = "training cannot start yet" if faults else "training can start, but these frames cannot be encoded"
     raise_faults(root, [*faults, *frame_faults], advice)
