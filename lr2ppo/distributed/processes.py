@@ -113,7 +113,14 @@ def join_processes(device: str) -> Iterator[Processes]:
         raise SystemExit(1) from None
     finally:
         if dist.is_initialized():
-            dist.destroy_process_group()
+            _leave_processes()
+
+
+def _leave_processes() -> None:
+    if dist.get_backend() == "gloo" and torch.__version__ < "2.8":
+        # Freeing the group waits for its threads while it holds Python's lock, which they may need: it is never freed.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
+    dist.destroy_process_group()
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
