@@ -103,6 +103,9 @@ def join_processes(device: str) -> Iterator[Processes]:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if world_size > 1:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=world_size)
+        if dist.get_backend() == "gloo":
+            # Never freed: whoever frees it waits for its threads with Python's lock held, which they may need.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
     try:
         yield Processes(rank, world_size, chosen)
     except RuntimeError as error:
@@ -113,14 +116,7 @@ def join_processes(device: str) -> Iterator[Processes]:
         raise SystemExit(1) from None
     finally:
         if dist.is_initialized():
-            _leave_processes()
-
-
-def _leave_processes() -> None:
-    if dist.get_backend() == "gloo" and torch.__version__ < "2.8":
-        # Freeing the group waits for its threads while it holds Python's lock, which they may need: it is never freed.
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
-    dist.destroy_process_group()
+            dist.destroy_process_group()
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
