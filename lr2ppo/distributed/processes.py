@@ -103,6 +103,9 @@ def join_processes(device: str) -> Iterator[Processes]:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if world_size > 1:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=world_size)
+        if dist.get_backend() == "gloo":
+            # Never freed: whoever frees it waits for its threads with Python's lock held, which they may need.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
     try:
         yield Processes(rank, world_size, chosen)
     except RuntimeError as error:
