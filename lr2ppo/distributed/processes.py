@@ -104,7 +104,7 @@ def join_processes(device: str) -> Iterator[Processes]:
     if world_size > 1:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=world_size)
         if dist.get_backend() == "gloo":
-            # Never freed: whoever frees it waits for its threads with Python's lock held, which they may need.
+            # Its destructor may wait, with the GIL held, for threads that need the GIL: it is never called.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
     try:
         yield Processes(rank, world_size, chosen)
@@ -116,14 +116,7 @@ def join_processes(device: str) -> Iterator[Processes]:
         raise SystemExit(1) from None
     finally:
         if dist.is_initialized():
-            _leave_group()
-
-
-def _leave_group() -> None:
-    if dist.get_backend() == "gloo":
-        # Its destructor may wait, with the GIL held, for threads that need the GIL: it is never called.
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
-    dist.destroy_process_group()
+            dist.destroy_process_group()
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
