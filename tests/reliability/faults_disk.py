@@ -39,7 +39,8 @@ def _too_small(workshop: Workshop) -> Outcome:
             return NOT_POSSIBLE
         ended = Series(workshop, "pointwise", 1).start("small", OFTEN, f"logs={logs}").end()
         why = fault_of_refusal(ended, "GiB free on its disk")
-        if not why and (logs / "pointwise" / "small" / "metrics.jsonl").read_text(encoding="utf-8"):
+        rows = logs / "pointwise" / "small" / "metrics.jsonl"
+        if not why and rows.exists() and rows.read_text(encoding="utf-8"):
             why = "steps were made before"
         return _refused(ended, why)
 
