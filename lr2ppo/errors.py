@@ -4,9 +4,11 @@ import errno
 import functools
 import os
 import re
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec
 
@@ -14,35 +16,69 @@ Arguments = ParamSpec("Arguments")
 # A file may hold thousands of faults; the first few show what kind they are.
 FAULTS_SHOWN = 10
 SECONDS_BEFORE_REPORTING = 20
-DISK_ERRORS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EIO,
-    errno.ENOENT,
-    errno.ESTALE,
-    errno.EACCES,
-    errno.EPERM,
-}
+# A hostile file may hold a text of any length; the ends of a message say what and where.
+LONGEST_FAULT, LONGEST_MESSAGE = 600, 8000
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOENT, errno.ESTALE}
+PERMISSIONS = {errno.EACCES, errno.EPERM}
 
 
 class UserError(Exception):
     """A mistake the user can fix: the message gives the place, what was found, what was wanted and what to do."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(shorten_middle(message, LONGEST_MESSAGE))
+
+
+def shorten_middle(text: str, most: int) -> str:
+    """Leave out the middle of a text that is longer than `most` characters."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]} ... ({len(text) - 2 * half:,} characters left out) ... {text[-half:]}"
+
 
 def raise_faults(path: Path | str, faults: Sequence[str], advice: str) -> None:
     """Raise one `UserError` for all faults found in a file; do nothing if there are none."""
     if faults:
-        shown = "\n".join(f"  {fault}" for fault in faults[:FAULTS_SHOWN])
+        shown = "\n".join(f"  {shorten_middle(fault, LONGEST_FAULT)}" for fault in faults[:FAULTS_SHOWN])
         more = f"\n  and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
         raise UserError(f"{path}: {len(faults)} fault{'s' * (len(faults) > 1)} found; {advice}:\n{shown}{more}")
 
 
+def advise(error: Exception) -> str:
+    """What to do about an error of a path."""
+    number = getattr(error, "errno", None)
+    if number in PERMISSIONS:
+        return "give yourself the permission, or give another path, and run the same command again"
+    if number in DISK_ERRORS or not isinstance(error, OSError):
+        return "free space or repair the disk, and run the same command again"
+    return "give another path, or repair this one, and run the same command again"
+
+
+def _path_error(error: OSError) -> str | None:
+    """The message for an error of a path or a disk; None for any other, which is a bug."""
+    if error.filename is None and error.errno not in DISK_ERRORS | PERMISSIONS:
+        return None
+    path = "" if error.filename is None else f"{error.filename}: "
+    return f"{path}{error.strerror or error}; {advise(error)}"
+
+
+@contextmanager
+def path_errors_as_user_errors() -> Iterator[None]:
+    """Within the context, or the decorated function, an OSError of a path is raised as `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        message = _path_error(error)
+        if message is None:
+            raise
+        raise UserError(message) from None
+
+
 def _machine_error(error: Exception) -> str | None:
-    """The message for an error caused by the disk or by too little memory; None for any other error."""
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}; free space or repair the disk, and run the same command again"
+    """The message for an error caused by a path, the disk or too little memory; None for any other error."""
+    if isinstance(error, OSError):
+        return _path_error(error)
     # torch's messages, on a GPU and on a CPU.
     if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", str(error)):
         return (
@@ -50,6 +86,12 @@ def _machine_error(error: Exception) -> str | None:
             "or set compute.checkpoint_activations=true, and run the same command again"
         )
     return None
+
+
+def print_error(message: str) -> None:
+    """Print an error for a terminal, which characters of a hostile file must not control."""
+    shown = "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in message)
+    print(f"\nerror: {shown}", file=sys.stderr, flush=True)
 
 
 def reports_user_errors(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
@@ -63,13 +105,17 @@ def reports_user_errors(command: Callable[Arguments, None]) -> Callable[Argument
             # All processes of a job raise the same error; the launcher ends the others while they wait.
             if int(os.environ.get("LOCAL_RANK", "0")) > 0:
                 time.sleep(SECONDS_BEFORE_REPORTING)
-            print(f"\nerror: {error}", file=sys.stderr, flush=True)
+            print_error(str(error))
             sys.exit(2)
+        except BrokenPipeError:
+            # The reader of the output has ended, such as head: nothing is left to print to.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
         except (OSError, MemoryError, RuntimeError) as error:
             message = _machine_error(error)
             if message is None:
                 raise
-            print(f"\nerror: {message}", file=sys.stderr, flush=True)
+            print_error(message)
             sys.exit(2)
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr, flush=True)
