@@ -18,8 +18,10 @@ FAULTS_SHOWN = 10
 SECONDS_BEFORE_REPORTING = 20
 # A hostile file may hold a text of any length; the ends of a message say what and where.
 LONGEST_FAULT, LONGEST_MESSAGE = 600, 8000
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOENT, errno.ESTALE}
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 PERMISSIONS = {errno.EACCES, errno.EPERM}
+# Errors of an open file name no path.
+PATHLESS = DISK_ERRORS | PERMISSIONS | {errno.ENOENT}
 
 
 class UserError(Exception):
@@ -57,7 +59,7 @@ def advise(error: Exception) -> str:
 
 def _path_error(error: OSError) -> str | None:
     """The message for an error of a path or a disk; None for any other, which is a bug."""
-    if error.filename is None and error.errno not in DISK_ERRORS | PERMISSIONS:
+    if error.filename is None and error.errno not in PATHLESS:
         return None
     path = "" if error.filename is None else f"{error.filename}: "
     return f"{path}{error.strerror or error}; {advise(error)}"

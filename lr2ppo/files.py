@@ -1,13 +1,15 @@
 """Read and write files: only regular ones, and each is complete before it gets its name."""
 
+import hashlib
 import json
 import os
 import re
 import stat
 import tempfile
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -31,7 +33,17 @@ def check_regular(path: Path) -> None:
     _require_regular(os.stat(path).st_mode)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def check_output(path: Path) -> None:
+    """Raise `UserError` if a file to write exists and is no regular file, which writing would replace or hang on."""
+    try:
+        check_regular(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; {advise(error)}") from None
+
+
+def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading; raises OSError if it is missing or no regular file, without waiting for a pipe."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -58,6 +70,12 @@ def read_json(path: Path) -> Any:
     return json.loads(read_text(path))
 
 
+def file_fingerprint(path: Path) -> str:
+    """The SHA-256 of a file's content, as `sha256sum` prints it; raises OSError as `open_regular`."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file under a temporary name with `write(path)`, then rename it; a link's target is written.
 
@@ -66,8 +84,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     try:
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        if os.path.lexists(target):
-            check_regular(target)
+        check_output(path)
         # A name may be as long as the file system allows; the temporary one must not be longer.
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}-", suffix=PARTIAL_SUFFIX)
         os.close(handle)

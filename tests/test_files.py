@@ -3,6 +3,10 @@
 import contextlib
 import os
 import pickle
+import signal
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lr2ppo.errors import UserError
-from lr2ppo.files import write_json
+from lr2ppo.files import check_regular, read_json, remove_partial_files, write_json
 from lr2ppo.tensors import check_tensors, read_tensors, write_tensors
 
 TENSORS = {"weight": torch.arange(12.0).reshape(3, 4), "bias": torch.ones(3)}
@@ -133,3 +137,90 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == "[\n 1\n]\n"
     assert (tmp_path / "a.safetensors").read_bytes() == before
+
+
+@pytest.fixture(params=["pipe", "folder", "device"])
+def no_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A path that is no regular file."""
+    path = tmp_path / "path"
+    if request.param == "pipe":
+        os.mkfifo(path)
+    elif request.param == "folder":
+        path.mkdir()
+    else:
+        try:
+            # A null device, not the machine's own.
+            os.mknod(path, stat.S_IFCHR | 0o666, os.stat(os.devnull).st_rdev)
+        except PermissionError:
+            pytest.skip("only root makes devices")
+    return path
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_is_no_regular_file_is_neither_read_nor_replaced(no_file: Path, linked: bool) -> None:
+    if linked:
+        no_file = no_file.rename(no_file.with_name("target"))
+        no_file.with_name("link").symlink_to("target")
+        no_file = no_file.with_name("link")
+    before = no_file.stat()
+    with pytest.raises(UserError, match=f"{no_file}.*wanted a regular file"):
+        write_json(no_file, [1])
+    with pytest.raises(OSError, match="wanted a regular file"):
+        # Without a reader or writer, a pipe would be waited for.
+        read_json(no_file)
+    with pytest.raises(OSError, match="wanted a regular file"):
+        check_regular(no_file)
+    assert (no_file.stat().st_ino, no_file.stat().st_mode) == (before.st_ino, before.st_mode)
+    assert not list(no_file.parent.glob(".*"))
+
+
+def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("target")
+    for value in (1, 2):
+        write_json(tmp_path / "link", value)
+        assert (tmp_path / "link").is_symlink()
+        assert read_json(tmp_path / "target") == value
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "loop", "file/inside"])
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=name):
+        write_json(tmp_path / name, 1)
+
+
+def test_a_name_as_long_as_the_file_system_allows_is_written(tmp_path: Path) -> None:
+    write_json(tmp_path / ("a" * 255), 1)
+    assert read_json(tmp_path / ("a" * 255)) == 1
+
+
+def test_json_may_start_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf[1]")
+    assert read_json(tmp_path / "a.json") == [1]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "best").mkdir()
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_WRITING, str(tmp_path / "best" / "model.safetensors")], check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = (tmp_path / "best").iterdir()
+    for kept in ("model.safetensors", ".hidden", "notes.partial"):
+        (tmp_path / "best" / kept).touch()
+    remove_partial_files(tmp_path)
+    assert not left.exists()
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == [
+        ".hidden",
+        "model.safetensors",
+        "notes.partial",
+    ]
+
+
+KILLED_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from lr2ppo.files import write_atomically
+write_atomically(Path(sys.argv[1]), lambda partial: os.kill(os.getpid(), signal.SIGKILL))
+"""

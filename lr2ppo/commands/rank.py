@@ -8,6 +8,7 @@ from pathlib import Path
 from lr2ppo.commands.arguments import add_ranker_arguments, open_ranker, require_runs
 from lr2ppo.distributed.signals import ended_by_interrupt
 from lr2ppo.errors import UserError
+from lr2ppo.files import check_output
 
 EXAMPLE = """lr2ppo rank ppo/quickstart --frames holiday.mp4 --labels "beach,car,night" \\
     --description "two friends by the sea"
@@ -48,6 +49,8 @@ def check(arguments: argparse.Namespace) -> None:
             raise UserError(
                 f"--frames: found no file or folder {missing[0]}; give a folder of images, a video or images"
             )
+    if arguments.out is not None:
+        check_output(arguments.out)
     require_runs([arguments.run], arguments.logs, exported=True)
 
 

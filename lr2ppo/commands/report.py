@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lr2ppo.commands.arguments import add_logs_argument, require_runs
 from lr2ppo.distributed.signals import ended_by_interrupt
+from lr2ppo.files import check_output
 
 EXAMPLE = "lr2ppo report ppo/demo -o report.html"
 
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    check_output(arguments.out)
     require_runs(arguments.runs, arguments.logs)
     with ended_by_interrupt():
         from lr2ppo.report.load import find_runs

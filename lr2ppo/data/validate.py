@@ -4,7 +4,8 @@ A check of clips returns their faults and leaves the rest to the caller. The che
 returns the faults that prevent training; it is also a command.
 """
 
-import json
+import contextlib
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -19,7 +20,7 @@ from lr2ppo.data.features.layout import HDF5_ERRORS
 from lr2ppo.data.features.store import FeatureStore, find_feature_files
 from lr2ppo.data.frames import missing_frames, unusable_frames
 from lr2ppo.errors import UserError, raise_faults
-from lr2ppo.files import write_json
+from lr2ppo.files import read_json, write_json
 
 NEEDS: dict[str, Need] = {
     annotations.SOURCE_TRAIN: "grades",
@@ -68,18 +69,28 @@ def _structure_fault(clip: Clip, store: FeatureStore, max_tokens: int | None) ->
     return None
 
 
-def value_faults(clips: Iterable[Clip], store: FeatureStore) -> list[ClipFault]:
-    """Faults of clips with features that are not finite or cannot be read; reads all their features."""
-    return [ClipFault(clip.id, fault) for clip in clips for fault in _value_faults(clip, store)]
+def check_values(clips: Iterable[Clip], store: FeatureStore) -> tuple[list[ClipFault], dict[str, str]]:
+    """Read all features of clips: the faults of those that are not finite or not readable, others' fingerprints by id.
+
+    A fingerprint is equal where the features are, in any file.
+    """
+    faults: list[ClipFault] = []
+    fingerprints = {}
+    for clip in clips:
+        found, fingerprint = _check_values(clip, store)
+        faults += [ClipFault(clip.id, fault) for fault in found]
+        if not found:
+            fingerprints[clip.id] = fingerprint
+    return faults, fingerprints
 
 
-def _value_faults(clip: Clip, store: FeatureStore) -> list[str]:
+def _check_values(clip: Clip, store: FeatureStore) -> tuple[list[str], str]:
     try:
         text, lengths = store.text(clip.id, range(len(clip.labels)))
         spans = store.label_spans(clip.id, np.arange(len(clip.labels)), lengths)
         frames = store.frames(clip.id)
     except HDF5_ERRORS as error:
-        return [f"its features cannot be read: {error}"]
+        return [f"its features cannot be read: {error}"], ""
     faults = []
     wrong = [length for length in lengths.tolist() if not 1 <= length <= text.shape[1]]
     if wrong:
@@ -91,33 +102,42 @@ def _value_faults(clip: Clip, store: FeatureStore) -> list[str]:
         faults.append(f"text features of {', '.join(map(repr, bad[:3]))} are not finite")
     if not np.isfinite(frames).all():
         faults.append("frame features are not finite")
-    return faults
+    digest = hashlib.sha256()
+    for array in (text, lengths, spans, frames):
+        digest.update(str(array.shape).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return faults, digest.hexdigest()[:16]
 
 
 class CheckedClips:
-    """The clips whose features were found finite: saved next to the feature file, valid until that changes."""
+    """The clips whose features were found finite, with their fingerprints: saved next to the feature file.
+
+    They are valid until a feature file changes.
+    """
 
     def __init__(self, store: FeatureStore) -> None:
         self._path = store.paths[0].with_name(f".{store.paths[0].name}.checked.json")
         stats = [(path.name, path.stat()) for path in store.paths]
         self._files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        self.fingerprints: dict[str, str] = {}
         try:
-            known = json.loads(self._path.read_text(encoding="utf-8"))
-            self._ids = set(known["clips"]) if known["files"] == self._files else set()
+            known = read_json(self._path)
+            if known["files"] == self._files:
+                # Earlier versions saved a list of clips.
+                self.fingerprints = dict(known["fingerprints"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            self._ids = set()
+            pass
 
     def missing(self, clips: Iterable[Clip]) -> list[Clip]:
         """The clips that are not yet checked."""
-        return [clip for clip in clips if clip.id not in self._ids]
+        return [clip for clip in clips if clip.id not in self.fingerprints]
 
-    def add(self, clips: Iterable[Clip]) -> None:
-        self._ids |= {clip.id for clip in clips}
-        try:
-            write_json(self._path, {"files": self._files, "clips": sorted(self._ids)})
-        except UserError:
-            # In a read-only folder they are only checked again next time.
-            return
+    def add(self, fingerprints: Mapping[str, str]) -> None:
+        """Add and save the fingerprints of checked clips, by id."""
+        self.fingerprints |= fingerprints
+        # In a read-only folder they are only checked again next time.
+        with contextlib.suppress(UserError):
+            write_json(self._path, {"files": self._files, "fingerprints": self.fingerprints})
 
 
 def read_splits(root: Path, faults: list[str]) -> dict[str, list[Clip]]:
@@ -161,9 +181,8 @@ def check_features(splits: Mapping[str, Sequence[Clip]], store: FeatureStore) ->
         print(f"{', '.join(path.name for path in store.paths)}\n    {describe_store(store, readable)}")
     checked = CheckedClips(store)
     unread = checked.missing(readable)
-    bad = value_faults(tqdm(unread, desc="reading all features", unit="clip", disable=None), store)
-    if not bad:
-        checked.add(unread)
+    bad, fingerprints = check_values(tqdm(unread, desc="reading all features", unit="clip", disable=None), store)
+    checked.add(fingerprints)
     return [f"{name}: {fault}" for name, faults in found.items() for fault in faults] + [str(fault) for fault in bad]
 
 

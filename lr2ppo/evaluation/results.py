@@ -1,6 +1,5 @@
 """The files that an evaluation writes into a run's folder: `results.json` and `cases.json`, with a part per split."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from lr2ppo.errors import UserError
 from lr2ppo.evaluation.comparison import METRIC_NAMES, ClipMetrics, Row
 from lr2ppo.evaluation.metrics import CUTOFFS, chance_ndcg
 from lr2ppo.evaluation.scoring import Scores, pad_lists
-from lr2ppo.files import write_json
+from lr2ppo.files import read_json, write_json
 
 CASES = "cases.json"
 
@@ -64,6 +63,12 @@ def cases_clips(cases: Sequence[Mapping[str, Any]], prefix: str = "") -> tuple[l
     return clips, [np.array(case["scores"]) for case in cases]
 
 
+def same_clips(first: Sequence[Clip], second: Sequence[Clip]) -> bool:
+    """Whether two runs were evaluated on the same clips, with the same labels and grades."""
+    facts = [[(clip.id, clip.labels, graded(clip).tolist()) for clip in clips] for clips in (first, second)]
+    return facts[0] == facts[1]
+
+
 def reference_rows(clips: Sequence[Clip]) -> tuple[Row, Row]:
     """Return the expected metrics of a random order, and those of a perfect one."""
     grades = [graded(clip) for clip in clips]
@@ -84,7 +89,7 @@ def read_by_split(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read: {error}; remove it and evaluate the run again") from None
     if not isinstance(content, dict):

@@ -16,6 +16,7 @@ from lr2ppo.models.rankers import PartialOrderModel, RelevanceRanker
 from lr2ppo.tensors import check_tensors, read_tensors, write_tensors
 
 Model = RelevanceRanker | PartialOrderModel
+WEIGHTS_FILE = "model.safetensors"
 KINDS: dict[str, type[RelevanceRanker] | type[PartialOrderModel]] = {
     "RelevanceRanker": RelevanceRanker,
     "PartialOrderModel": PartialOrderModel,
@@ -30,7 +31,7 @@ def save_model(folder: Path, model: Model, tensors: Mapping[str, Tensor] | None 
     """
     kind = next(name for name, kind in KINDS.items() if isinstance(model, kind))
     description = {"model": kind, "shape": model.encoder.config.model_dump(mode="json")}
-    write_tensors(folder / "model.safetensors", model.state_dict() if tensors is None else tensors)
+    write_tensors(folder / WEIGHTS_FILE, model.state_dict() if tensors is None else tensors)
     write_json(folder / "config.json", description)
 
 
@@ -42,12 +43,12 @@ def load_model(folder: Path, dropout: float | None = None) -> Model:
     kind, config = describe_model(folder)
     if dropout is not None:
         config = config.model_copy(update={"dropout": dropout})
-    return build_model(kind, config, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+    return build_model(kind, config, read_tensors(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
 
 
 def describe_model(folder: Path) -> tuple[type[RelevanceRanker] | type[PartialOrderModel], ModelConfig]:
     """The kind and shape of the model in a folder, without its weights; raises `UserError` as `load_model` does."""
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: found no {name}; is it a run's best/?")
     try:

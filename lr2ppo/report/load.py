@@ -11,7 +11,7 @@ from lr2ppo.errors import UserError
 from lr2ppo.evaluation.comparison import ClipMetrics
 from lr2ppo.evaluation.results import CASES, cases_clips, read_by_split, run_name
 from lr2ppo.evaluation.scoring import Scores, ranking_metrics
-from lr2ppo.runs.lookup import METRICS, RESULTS, find_run, read_finished, read_rows, read_run, source_runs
+from lr2ppo.runs.lookup import METRICS, RESULTS, find_run, read_finished, read_inputs, read_rows, read_run, source_runs
 from lr2ppo.runs.stages import STAGES
 
 # Set by the run itself, or always different.
@@ -37,13 +37,17 @@ class SplitResults:
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run: `config` by dotted keys, `curves` by name; `finished` and `evaluation` are None if it is not yet."""
+    """A run: `config` by dotted keys, `curves` by name, `inputs` the fingerprints of what it read.
+
+    `finished` and `evaluation` are None if it is not yet.
+    """
 
     folder: Path
     stage: str
     config: Mapping[str, Any]
     curves: Mapping[str, Curve]
     finished: Mapping[str, Any] | None
+    inputs: Mapping[str, Any]
     evaluation: SplitResults | None
 
     @property
@@ -82,6 +86,7 @@ def gather_run(folder: Path, split: str) -> ReportedRun:
         config=dict(config_leaves(config)),
         curves=curves,
         finished=read_finished(folder),
+        inputs=read_inputs(folder),
         evaluation=_read_evaluation(folder, split),
     )
 

@@ -20,7 +20,7 @@ from lr2ppo.evaluation.comparison import (
 )
 from lr2ppo.evaluation.metrics import Estimate
 from lr2ppo.evaluation.published import PUBLISHED, published_best
-from lr2ppo.evaluation.results import reference_rows
+from lr2ppo.evaluation.results import reference_rows, same_clips
 from lr2ppo.files import write_atomically
 from lr2ppo.report import figures
 from lr2ppo.report.cases import describe_grades, frames_root, page_clips
@@ -95,7 +95,7 @@ def compare_runs(runs: Sequence[ReportedRun]) -> Compared | None:
     if not evaluated:
         return None
     clips = evaluated[-1][1].clips
-    same = [(run, own) for run, own in evaluated if [clip.id for clip in own.clips] == [clip.id for clip in clips]]
+    same = [(run, own) for run, own in evaluated if same_clips(own.clips, clips)]
     rows = [Row(run.name, own.metrics) for run, own in same]
     return Compared([run for run, _ in same], [own for _, own in same], rows, reference_rows(clips)[0])
 
@@ -213,8 +213,10 @@ def run_facts(run: ReportedRun) -> dict[str, Any]:
         "Commit": finished.get("commit"),
         "Versions": ", ".join(f"{name} {finished[name]}" for name in VERSIONS if name in finished) or None,
         "Data": run.config.get("data.root"),
+        "Trained on": _fingerprints(run.inputs),
         "Evaluated on": None if evaluation is None
         else f"{evaluation.results['annotations']}, {evaluation.results['clips']} clips",
+        "Evaluation data": None if evaluation is None else _fingerprints(evaluation.results.get("fingerprints", {})),
     }  # fmt: skip
     return {
         "name": run.name,
@@ -247,6 +249,11 @@ def _value(number: float, sign: bool = False) -> str:
 
 def _interval(estimate: Estimate, sign: bool = False) -> str:
     return f"{_value(estimate.low, sign)} to {_value(estimate.high, sign)}"
+
+
+def _fingerprints(found: Mapping[str, Any]) -> str | None:
+    """List fingerprints, cut as commits are; None if there are none."""
+    return ", ".join(f"{name} {str(value)[:12]}" for name, value in found.items()) or None
 
 
 def _duration(seconds: float) -> str:

@@ -18,6 +18,8 @@ from lr2ppo.runs.stages import STAGES, stage_for_model
 
 CONFIG, FINISHED, PROGRESS = "config.yaml", "finished.json", "progress.json"
 METRICS, RESULTS = "metrics.jsonl", "results.json"
+# Fingerprints of all that a run reads.
+INPUTS = "inputs.json"
 WEIGHTS = Path("best", "config.json")
 # Key in finished.json of a run that was not trained here: the checkpoint that its weights were converted from.
 CONVERTED_FROM = "converted_from"
@@ -132,6 +134,17 @@ def read_finished(folder: Path) -> dict[str, Any] | None:
         return {"steps": 0, "best_step": 0, "best_metric": None, CONVERTED_FROM: "a published checkpoint"}
     try:
         return read_mapping(folder / FINISHED) or None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: {error}; train the run again with --fresh") from None
+
+
+def read_inputs(folder: Path) -> dict[str, Any]:
+    """Read the fingerprints of all that a run reads; empty for runs of earlier versions.
+
+    Raises `UserError` if the file is damaged.
+    """
+    try:
+        return read_mapping(folder / INPUTS)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: {error}; train the run again with --fresh") from None
 

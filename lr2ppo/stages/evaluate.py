@@ -22,6 +22,7 @@ from lr2ppo.evaluation.results import (
     read_cases,
     reference_rows,
     run_name,
+    same_clips,
     write_split,
 )
 from lr2ppo.evaluation.scoring import Scores, clip_margins, ranking_metrics, score_clips, win_rates
@@ -44,9 +45,10 @@ def evaluate(config: EvaluateConfig) -> None:
     model = load_model(folder / "best")
     store = open_store(data)
     check_fit(model.encoder.config, store, data.frames, str(folder))
-    file = data.test if config.split == "test" else data.validation
+    key = "test" if config.split == "test" else "validation"
     with join_processes(config.device) as processes:
-        (dataset,) = open_inputs(data, [(file, "grades")], store, model.encoder.config, processes)
+        inputs = open_inputs(data, {key: "grades"}, store, model.encoder.config, processes)
+        (dataset,) = inputs.datasets
         use_fast_linear(model).to(processes.device)
         judged: dict[str, Any] = {}
         with autocast(config.precision, processes.device):
@@ -63,7 +65,12 @@ def evaluate(config: EvaluateConfig) -> None:
         results: dict[str, Any] = {name: asdict(estimate) for name, estimate in estimates.items()}
         references = reference_rows(dataset.clips)
         results["chance"] = {name: float(np.nanmean(values)) for name, values in references[0].metrics.items()}
-        results |= {"clips": len(dataset), "annotations": str(data.root / file), **judged}
+        results |= {
+            "clips": len(dataset),
+            "annotations": str(data.root / getattr(data, key)),
+            "fingerprints": {"annotations": inputs.fingerprints[key], "features": inputs.fingerprints["features"]},
+            **judged,
+        }
         write_split(folder / RESULTS, config.split, results)
         write_split(folder / CASES, config.split, describe_cases(dataset.clips, scores))
     what = "scores" if isinstance(model, RelevanceRanker) else "share of pairs won"
@@ -97,9 +104,10 @@ def show_table(runs: Sequence[str], config: EvaluateConfig) -> None:
         found, scores = pool_cases(folders, config.split)
         if number == 0:
             clips = found
-        elif [clip.id for clip in found] != [clip.id for clip in clips]:
+        elif not same_clips(found, clips):
             raise UserError(
-                f"{group}: was evaluated on other clips than {runs[0]}; only runs on the same clips can be compared"
+                f"{group}: was evaluated on other clips, or the same with other labels or grades, than {runs[0]}; "
+                "evaluate both on the same split of the same data"
             )
         name = run_name(folders[0]) if len(folders) == 1 else f"{folders[0].parent.name} x {len(folders)}"
         rows.append(Row(name, ranking_metrics(found, scores)))

@@ -1,7 +1,5 @@
 """Checkpoints: the full state of a run in progress, to resume it after an interruption."""
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
-from lr2ppo.files import write_json
+from lr2ppo.files import file_fingerprint, read_json, write_json
 from lr2ppo.tensors import read_tensors, write_tensors
 from lr2ppo.training.learner import Learner
 
@@ -69,7 +67,7 @@ class Checkpoint:
         """Read the states of the processes that wrote the checkpoint, by rank, without their random states."""
         found = []
         for rank in range(self.state.processes):
-            facts = json.loads((self.folder / f"process-{rank}.json").read_text(encoding="utf-8"))
+            facts = read_json(self.folder / f"process-{rank}.json")
             tensors = read_tensors(self.folder / f"process-{rank}.safetensors")
             found.append(ProcessState(tensors={k: t for k, t in tensors.items() if not k.startswith(RANDOM)}, **facts))
         return found
@@ -114,7 +112,7 @@ def write_checkpoint(
     processes.barrier()
     if processes.is_main:
         write_json(partial / STATE, asdict(state))
-        write_json(partial / CHECKSUMS, {path.name: _checksum(path) for path in sorted(partial.iterdir())})
+        write_json(partial / CHECKSUMS, {path.name: file_fingerprint(path) for path in sorted(partial.iterdir())})
         for path in [*partial.iterdir(), partial]:
             _sync(path)
         if target.exists():
@@ -162,13 +160,13 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _read(place: Path) -> Checkpoint:
-    checksums = json.loads((place / CHECKSUMS).read_text(encoding="utf-8"))
+    checksums = read_json(place / CHECKSUMS)
     if STATE not in checksums:
         raise ValueError(f"{CHECKSUMS} has no entry for {STATE}")
     for name, wanted in checksums.items():
-        if _checksum(place / name) != wanted:
+        if file_fingerprint(place / name) != wanted:
             raise ValueError(f"{name} has a different checksum")
-    return Checkpoint(place, State(**json.loads((place / STATE).read_text(encoding="utf-8"))))
+    return Checkpoint(place, State(**read_json(place / STATE)))
 
 
 def _random_states(processes: Processes) -> dict[str, Tensor]:
@@ -176,11 +174,6 @@ def _random_states(processes: Processes) -> dict[str, Tensor]:
     if processes.device.type == "cuda":
         states[RANDOM + "cuda"] = torch.cuda.get_rng_state(processes.device)
     return states
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -1,6 +1,9 @@
 """Open a stage's inputs and check them against the model, before anything is trained or written."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,38 +13,58 @@ from lr2ppo.config.schema import DataConfig, ModelConfig, PointwiseConfig, Rewar
 from lr2ppo.data.annotations import Need
 from lr2ppo.data.dataset import ClipDataset, open_dataset
 from lr2ppo.data.features.store import FeatureStore
-from lr2ppo.data.validate import LEAVE_OUT, CheckedClips, overlap, value_faults
+from lr2ppo.data.validate import LEAVE_OUT, CheckedClips, check_values, overlap
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import FAULTS_SHOWN, UserError, raise_faults
+from lr2ppo.files import file_fingerprint
 from lr2ppo.models.weights import describe_model
 
 C = TypeVar("C", bound=RunConfig)
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """The opened datasets, and fingerprints of all that was read: equal where it is equal, on any machine."""
+
+    datasets: list[ClipDataset]
+    fingerprints: dict[str, str]
+
+
 def open_inputs(
-    data: DataConfig, files: Sequence[tuple[str, Need]], store: FeatureStore, model: ModelConfig, processes: Processes
-) -> list[ClipDataset]:
+    data: DataConfig, files: Mapping[str, Need], store: FeatureStore, model: ModelConfig, processes: Processes
+) -> Inputs:
     """Open the datasets of annotation files, and check once that all their features are finite.
 
-    Clips with faults are left out if `data.strict` is false. Raises `UserError` on every process if a file cannot be
-    used, if a clip or feature cannot be used and `data.strict` is true, or if no clip of a file remains.
+    `files` are keys of `data`, with what every clip must have. Clips with faults are left out if `data.strict` is
+    false. Raises `UserError` on every process if a file cannot be used, if a clip or feature cannot be used and
+    `data.strict` is true, or if no clip of a file remains.
     """
-    datasets = [open_dataset(data, file, need, store, model) for file, need in files]
+    datasets = [open_dataset(data, getattr(data, key), need, store, model) for key, need in files.items()]
     checked = CheckedClips(store)
+    # Another run may save more at this moment: all processes must share the same clips.
+    checked.fingerprints = processes.gather(checked.fingerprints)[0]
     unread = checked.missing({clip.id: clip for dataset in datasets for clip in dataset.clips}.values())
     share = unread[processes.rank :: processes.world_size]
     progress = tqdm(
         share, desc="checking the features", unit="clip", leave=False, disable=None if processes.is_main else True
     )
-    faults = [fault for found in processes.gather(value_faults(progress, store)) for fault in found]
+    shares = processes.gather(check_values(progress, store))
+    faults = [fault for found, _ in shares for fault in found]
     kept = [dataset.without(faults) for dataset in datasets]
     if data.strict or not all(map(len, kept)):
         advice = f"extract these features again, {LEAVE_OUT if data.strict else 'no other clip is in one of the files'}"
         raise_faults(", ".join(map(str, store.paths)), [str(fault) for fault in faults], advice)
+    found = checked.fingerprints | {clip: own for _, fingerprints in shares for clip, own in fingerprints.items()}
     if unread and processes.is_main:
-        faulty = {fault.clip for fault in faults}
-        checked.add(clip for clip in unread if clip.id not in faulty)
-    return kept
+        checked.add(found)
+    fingerprints = {key: file_fingerprint(data.root / getattr(data, key)) for key in files}
+    return Inputs(kept, fingerprints | {"features": _features_fingerprint(kept, found)})
+
+
+def _features_fingerprint(datasets: Sequence[ClipDataset], fingerprints: Mapping[str, str]) -> str:
+    """One fingerprint of the features of all clips."""
+    clips = sorted({clip.id for dataset in datasets for clip in dataset.clips})
+    return hashlib.sha256(json.dumps([(clip, fingerprints[clip]) for clip in clips]).encode()).hexdigest()
 
 
 def resolve_model(config: C, sources: Mapping[str, Path], store: FeatureStore) -> tuple[C, ModelConfig]:

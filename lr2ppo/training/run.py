@@ -9,7 +9,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from lr2ppo.config.schema import RunConfig
 from lr2ppo.data.annotations import Need
-from lr2ppo.data.dataset import ClipBatch, ClipDataset, open_store
+from lr2ppo.data.dataset import ClipBatch, open_store
 from lr2ppo.data.features.encoders import write_features_file
 from lr2ppo.data.features.store import FeatureStore
 from lr2ppo.data.samplers import Draw, EpochSampler, training_loader, whole_lists
@@ -17,9 +17,9 @@ from lr2ppo.distributed.processes import Processes
 from lr2ppo.distributed.signals import StopRequest
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.scoring import Evaluation
-from lr2ppo.files import write_json
-from lr2ppo.models.weights import Model
-from lr2ppo.runs.lookup import FINISHED, METRICS, best_validation
+from lr2ppo.files import file_fingerprint, remove_partial_files, write_json
+from lr2ppo.models.weights import WEIGHTS_FILE, Model
+from lr2ppo.runs.lookup import FINISHED, INPUTS, METRICS, best_validation
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.training.checkpoint import (
     Checkpoint,
@@ -29,7 +29,7 @@ from lr2ppo.training.checkpoint import (
     remove_checkpoints,
     write_checkpoint,
 )
-from lr2ppo.training.inputs import clip_warnings, open_inputs, resolve_model
+from lr2ppo.training.inputs import Inputs, clip_warnings, open_inputs, resolve_model
 from lr2ppo.training.learner import Learner
 from lr2ppo.training.log import RunLog
 from lr2ppo.training.progress import Progress
@@ -37,6 +37,7 @@ from lr2ppo.training.provenance import describe_machine, describe_program
 from lr2ppo.training.run_folder import (
     CHECKPOINTS,
     check_resumable,
+    check_same_inputs,
     claim_run,
     make_folder,
     peak_memory_gib,
@@ -63,13 +64,13 @@ class TrainingRun(Generic[C]):
         resumed: tuple[Checkpoint | None, tuple[str, ...]],
         sources: Mapping[str, Path],
         store: FeatureStore,
-        datasets: tuple[ClipDataset, ClipDataset],
+        inputs: Inputs,
     ) -> None:
         """Store what `open` found; nothing is written before `training`."""
         self.config, self.stage, self.folder = config, STAGES[config.stage], folder
         self.processes, self.sources = processes, sources
-        self.clips, self.validation = datasets
-        self._store = store
+        self.clips, self.validation = inputs.datasets
+        self._store, self._fingerprints = store, inputs.fingerprints
         self.checkpoint, self._notes = resumed
         self.state = State() if self.checkpoint is None else self.checkpoint.state
         self.stored = [ProcessState()] if self.checkpoint is None else self.checkpoint.read_process_states()
@@ -81,7 +82,7 @@ class TrainingRun(Generic[C]):
         """Lock the run's name and check all its inputs, before anything is written.
 
         Raises `UserError` on every process if the name is taken, a run that it starts from is missing, data or features
-        cannot be used, or a run would resume with other settings.
+        cannot be used, or a run would resume with other settings or other data.
         """
         folder = run_folder(config)
         checkpoint, notes = claim_run(folder, processes, fresh)
@@ -90,10 +91,12 @@ class TrainingRun(Generic[C]):
         config, shape = resolve_model(config, sources, store)
         if checkpoint is not None:
             check_resumable(folder, config, store)
-        files: list[tuple[str, Need]] = [(config.data.train, STAGES[config.stage].reads)]
-        files.append((config.data.validation, "grades"))
-        clips, validation = open_inputs(config.data, files, store, shape, processes)
-        return cls(config, folder, processes, (checkpoint, notes), sources, store, (clips, validation))
+        files: dict[str, Need] = {"train": STAGES[config.stage].reads, "validation": "grades"}
+        inputs = open_inputs(config.data, files, store, shape, processes)
+        inputs.fingerprints.update({key: file_fingerprint(run / "best" / WEIGHTS_FILE) for key, run in sources.items()})
+        if checkpoint is not None:
+            check_same_inputs(folder, inputs.fingerprints)
+        return cls(config, folder, processes, (checkpoint, notes), sources, store, inputs)
 
     def read(self, draw: Draw, *models: Model) -> int:
         """Set up the loader for the batches of `draw`; return the number of batches of the whole run per process.
@@ -220,9 +223,12 @@ class TrainingRun(Generic[C]):
             if checkpoint is None:
                 make_folder(self.folder, self.config)
             else:
+                # No other process writes here while this one holds the run's lock.
+                remove_partial_files(self.folder)
                 os.truncate(self.folder / METRICS, checkpoint.state.metrics_bytes)
             # Also in a run that resumes: its encoders may have moved.
             write_features_file(self.folder, self._store.encoding, self._store.paths)
+            write_json(self.folder / INPUTS, self._fingerprints)
             last_step = None if checkpoint is None else checkpoint.state.step
             self._run_log = RunLog(self.folder, self.config, self.steps, last_step)
         for note in self._notes:

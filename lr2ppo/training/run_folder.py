@@ -5,6 +5,7 @@ import re
 import resource
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,12 +21,17 @@ from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError, raise_faults
 from lr2ppo.files import write_atomically
 from lr2ppo.runs.lock import lock_run
-from lr2ppo.runs.lookup import FINISHED, find_source_run, read_run
+from lr2ppo.runs.lookup import FINISHED, find_source_run, read_inputs, read_run
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.training.checkpoint import Checkpoint, newest_checkpoint, remove_checkpoints
 
 C = TypeVar("C", bound=RunConfig)
 
+WHAT_IS_READ = {
+    "train": "the annotations of data.train",
+    "validation": "the annotations of data.validation",
+    "features": "the features of these clips",
+}
 CHECKPOINTS = "checkpoints"
 # Settings that may change when a run resumes: they change no result, or the run keeps its value (global batch).
 CHANGEABLE_KEYS = (
@@ -93,6 +99,22 @@ def check_resumable(folder: Path, config: RunConfig, store: FeatureStore) -> Non
             [f"{store.paths[0]}: made with {fact}" for fact in others],
             "a run resumes with features of the encoders it started with; use another name, or add --fresh",
         )
+
+
+def check_same_inputs(folder: Path, fingerprints: Mapping[str, str]) -> None:
+    """Raise `UserError` if a run would resume with other annotations, features or source weights.
+
+    Runs of earlier versions kept no fingerprints.
+    """
+    before = read_inputs(folder)
+    differing = [
+        f"{WHAT_IS_READ.get(key, f'the weights of its {key} run')}: found other content ({now[:12]}) than when the run "
+        f"started ({str(before[key])[:12]})"
+        for key, now in fingerprints.items()
+        if key in before and before[key] != now
+    ]
+    advice = "a run resumes with the data it started with; restore it, use another name, or add --fresh"
+    raise_faults(folder, differing, advice)
 
 
 def make_folder(folder: Path, config: RunConfig) -> None:

@@ -12,7 +12,7 @@ import pytest
 from lr2ppo.cli import main
 from lr2ppo.data import Clip, ClipDataset, FeatureStore, FeatureWriter, annotations
 from lr2ppo.data.frames import missing_frames
-from lr2ppo.data.validate import CheckedClips, describe_clips, overlap, structure_faults, value_faults
+from lr2ppo.data.validate import CheckedClips, check_values, describe_clips, overlap, structure_faults
 from lr2ppo.training.inputs import clip_warnings
 
 CLIPS = [Clip(f"clip-{i}", ("a", "b", "c"), grades=np.array([0, 1, 2])) for i in range(3)]
@@ -37,7 +37,7 @@ def change(path: Path, name: str, values: object) -> None:
 def test_valid_features_have_no_fault(features: Path) -> None:
     store = FeatureStore([features])
     assert structure_faults(CLIPS, store, max_tokens=5) == []
-    assert value_faults(CLIPS, store) == []
+    assert check_values(CLIPS, store)[0] == []
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def set_value(path: Path, name: str, value: float) -> None:
 def test_values_that_are_not_finite_are_reported_with_their_label(features: Path, value: float) -> None:
     set_value(features, "clip-2/text_emb", value)
     set_value(features, "clip-0/img_emb", value)
-    assert [str(fault) for fault in value_faults(CLIPS, FeatureStore([features]))] == [
+    assert [str(fault) for fault in check_values(CLIPS, FeatureStore([features]))[0]] == [
         "clip clip-0: frame features are not finite",
         "clip clip-2: text features of 'a' are not finite",
     ]
@@ -105,7 +105,7 @@ def test_damaged_data_are_a_fault_and_no_crash(features: Path) -> None:
     with features.open("r+b") as raw:
         raw.seek(place.byte_offset)
         raw.write(b"\0" * place.size)
-    (fault,) = value_faults(CLIPS, FeatureStore([features]))
+    (fault,) = check_values(CLIPS, FeatureStore([features]))[0]
     assert str(fault).startswith("clip clip-1: its features cannot be read: ")
 
 
@@ -114,13 +114,13 @@ def test_lengths_of_no_token_or_of_too_many_are_reported(features: Path, lengths
     change(features, "clip-1/text_len", lengths)
     store = FeatureStore([features])
     assert structure_faults(CLIPS, store) == []
-    faults = value_faults(CLIPS, store)
+    faults = check_values(CLIPS, store)[0]
     assert str(faults[0]).startswith("clip clip-1: text_len: found ")
 
 
 def test_numbers_beyond_float32_are_not_finite(features: Path) -> None:
     change(features, "clip-1/img_emb", np.full((1, 2, 6), 1e300))
-    (fault,) = value_faults(CLIPS, FeatureStore([features]))
+    (fault,) = check_values(CLIPS, FeatureStore([features]))[0]
     assert fault.message == "frame features are not finite"
 
 
@@ -136,7 +136,7 @@ def test_an_array_that_was_never_written_is_reported_and_a_compressed_one_is_rea
         "clip clip-0: img_emb: found 0 bytes, wanted 48",
         f"clip clip-1: img_emb: found 0 bytes, wanted {24 * 2**40}",
     ]
-    assert value_faults(CLIPS[2:], store) == []
+    assert check_values(CLIPS[2:], store)[0] == []
 
 
 def test_one_clip_of_another_width_does_not_make_the_others_look_at_fault(features: Path) -> None:
@@ -148,9 +148,9 @@ def test_one_clip_of_another_width_does_not_make_the_others_look_at_fault(featur
 def test_checked_clips_are_not_read_again_until_the_file_changes(features: Path) -> None:
     store = FeatureStore([features])
     assert CheckedClips(store).missing(CLIPS) == CLIPS
-    CheckedClips(store).add(CLIPS[:2])
+    CheckedClips(store).add(check_values(CLIPS[:2], store)[1])
     assert CheckedClips(store).missing(CLIPS) == CLIPS[2:]
-    CheckedClips(store).add(CLIPS[2:])
+    CheckedClips(store).add(check_values(CLIPS[2:], store)[1])
     assert CheckedClips(store).missing(CLIPS) == []
     os.utime(features, ns=(1, 1))
     assert CheckedClips(FeatureStore([features])).missing(CLIPS) == CLIPS
@@ -160,14 +160,14 @@ def test_a_record_that_cannot_be_read_or_written_costs_a_check_and_no_more(
     features: Path,
 ) -> None:
     store = FeatureStore([features])
-    CheckedClips(store).add(CLIPS)
+    CheckedClips(store).add(check_values(CLIPS, store)[1])
     (record,) = features.parent.glob(".*.checked.json")
     record.write_text("[1]", encoding="utf-8")
     assert CheckedClips(store).missing(CLIPS) == CLIPS
     # A folder in its place can be neither read nor replaced.
     record.unlink()
     (record / "inside").mkdir(parents=True)
-    CheckedClips(store).add(CLIPS)
+    CheckedClips(store).add(check_values(CLIPS, store)[1])
     assert CheckedClips(store).missing(CLIPS) == CLIPS
 
 

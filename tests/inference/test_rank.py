@@ -1,6 +1,7 @@
 """Trained models in use: raw clips get the scores of evaluation, only with the encoders that the run names."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -365,6 +366,56 @@ def test_a_file_of_another_model_or_with_other_labels_is_not_changed(
     with pytest.raises(UserError, match=r"exists without .*ranked\.jsonl\.run\.json"):
         rank_file(ranker, annotations, trained_world.data, out)
     assert out.read_bytes() == content
+
+
+@pytest.mark.parametrize("changed", ["description", "frame", "order of frames"])
+def test_a_file_whose_clips_changed_since_they_were_ranked_is_refused(
+    trained_world: TrainedWorld, ranker: LabelRanker, tmp_path: Path, changed: str
+) -> None:
+    data = shutil.copytree(trained_world.data, tmp_path / "data", ignore=shutil.ignore_patterns("*.h5"))
+    annotations, out = data / "test_data.json", tmp_path / "ranked.jsonl"
+    rank_file(ranker, annotations, data, out)
+    content = out.read_bytes()
+    clips = json.loads(annotations.read_text(encoding="utf-8"))
+    if changed == "description":
+        clips[1]["description"] += "!"
+    elif changed == "frame":
+        frame = data / clips[1]["image"][-1]
+        times = (frame.stat().st_atime_ns, frame.stat().st_mtime_ns)
+        frame.write_bytes(frame.read_bytes()[:-1] + b"\0")
+        os.utime(frame, ns=times)
+    else:
+        clips[1]["image"].reverse()
+    annotations.write_text(json.dumps(clips), encoding="utf-8")
+    with pytest.raises(UserError, match=r"line 2: clip test-0001 has another description or other frames now"):
+        rank_file(ranker, annotations, data, out)
+    assert out.read_bytes() == content
+
+
+def test_lines_of_earlier_versions_without_fingerprints_are_kept(
+    trained_world: TrainedWorld, ranker: LabelRanker, tmp_path: Path
+) -> None:
+    annotations, out = trained_world.data / "test_data.json", tmp_path / "ranked.jsonl"
+    rank_file(ranker, annotations, trained_world.data, out)
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    out.write_text("".join(json.dumps({k: row[k] for k in ("id", "labels", "scores")}) + "\n" for row in rows[:4]))
+    assert rank_file(ranker, annotations, trained_world.data, out) == (2, 4)
+
+
+def test_a_file_that_another_process_writes_is_refused(
+    trained_world: TrainedWorld, ranker: LabelRanker, tmp_path: Path
+) -> None:
+    out = tmp_path / "ranked.jsonl"
+    code = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UserError, match=r"ranked\.jsonl: another process is writing it"):
+            rank_file(ranker, trained_world.data / "test_data.json", trained_world.data, out)
+        other.communicate(b"\n")
+    assert rank_file(ranker, trained_world.data / "test_data.json", trained_world.data, out) == (6, 0)
 
 
 def test_missing_frames_are_reported_before_any_clip_is_ranked(

@@ -2,14 +2,16 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lr2ppo.config.load import load_config
 from lr2ppo.data import ClipDataset, FeatureStore, annotations, read_clips
@@ -18,6 +20,7 @@ from lr2ppo.data.samplers import random_pairs
 from lr2ppo.distributed import signals as interruption
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
+from lr2ppo.files import read_json, write_json
 from lr2ppo.stages.ppo import PairRollout, pack_rollouts, unpack_rollouts
 from lr2ppo.training.run import TrainingRun
 from tests.conftest import REPOSITORY
@@ -126,6 +129,67 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     assert f"resuming from {kept[0]}" in printed
     assert world.rows("reward", "damaged") == world.rows("reward", "whole")
     assert world.weights("reward", "damaged") == world.weights("reward", "whole")
+
+
+@pytest.mark.parametrize("changed", ["train", "fewer clips", "validation", "features", "ranker"])
+def test_a_run_resumes_only_with_the_data_it_started_with(
+    world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changed: str
+) -> None:
+    data, name = shutil.copytree(world.data, tmp_path / "data"), f"data-{changed.replace(' ', '-')}"
+    source = shutil.copytree(world.logs / "pointwise" / "whole", tmp_path / "source")
+    more = (f"data.root={data}", f"ranker={source}")
+    with monkeypatch.context():
+        stop_at(2)
+        with pytest.raises(SystemExit):
+            world.train("reward", name, *more)
+    monkeypatch.undo()
+    folder = world.logs / "reward" / name
+    assert read_json(folder / "inputs.json").keys() == {"train", "validation", "features", "ranker"}
+    checkpoint = sorted((folder / "checkpoints").iterdir())
+    what = change_data(data, source, changed)
+    with pytest.raises(UserError, match=f"{what}: found other content"):
+        world.train("reward", name, *more)
+    assert sorted((folder / "checkpoints").iterdir()) == checkpoint
+    world.train("reward", name, *more, fresh=True)
+
+
+def change_data(data: Path, source: Path, changed: str) -> str:
+    """Change something of what a reward run reads; return how messages name it."""
+    if changed == "ranker":
+        weights = source / "best" / "model.safetensors"
+        tensors = load_file(weights)
+        save_file({name: tensor + 1 for name, tensor in tensors.items()}, weights)
+        return "the weights of its ranker run"
+    if changed == "features":
+        pairs = read_json(data / annotations.TARGET_PAIRS)
+        with h5py.File(data / "clean_feat.h5", "a") as file:
+            file[pairs[0]["id"]]["img_emb"][0, 0, 0] += 1
+        return "the features of these clips"
+    path = data / (annotations.VALIDATION if changed == "validation" else annotations.TARGET_PAIRS)
+    clips = read_json(path)
+    if changed == "train":
+        clips[0]["index"] = [pair[::-1] for pair in clips[0]["index"]]
+    elif changed == "validation":
+        clips[0]["tags"][0]["target"] = (int(clips[0]["tags"][0]["target"]) + 1) % 3
+    else:
+        clips = clips[:-1]
+    write_json(path, clips)
+    return f"the annotations of data.{'validation' if changed == 'validation' else 'train'}"
+
+
+def test_data_may_move_and_a_run_of_an_earlier_version_kept_no_fingerprints(
+    world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, old in (("moved", False), ("old", True)):
+        with monkeypatch.context():
+            stop_at(2)
+            with pytest.raises(SystemExit):
+                world.train("pointwise", name)
+        monkeypatch.undo()
+        if old:
+            (world.logs / "pointwise" / name / "inputs.json").unlink()
+        world.train("pointwise", name, f"data.root={shutil.copytree(world.data, tmp_path / name)}")
+        assert world.weights("pointwise", name) == world.weights("pointwise", "whole")
 
 
 def test_a_run_resumes_only_with_the_settings_it_started_with(

@@ -46,7 +46,7 @@ def open_folder(folder: Path, processes: Processes, strict: bool, model: ModelCo
         root=folder, features=("clean_feat.h5",), train="train.json", validation="val.json", test="test.json",
         frames=2, frame_order="even", workers=0, strict=strict,
     )  # fmt: skip
-    return open_inputs(data, [("train.json", "grades"), ("val.json", "grades")], open_store(data), model, processes)
+    return open_inputs(data, {"train": "grades", "validation": "grades"}, open_store(data), model, processes).datasets
 
 
 def test_without_strict_clips_with_faults_are_left_out_and_named(folder: Path, alone: Processes) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lr2ppo.data import Clip, ClipDataset, FeatureStore, FeatureWriter
 from lr2ppo.data.features.writer import StoredType, read_clip_names
 from lr2ppo.data.samplers import whole_clips
-from lr2ppo.data.validate import structure_faults, value_faults
+from lr2ppo.data.validate import check_values, structure_faults
 from lr2ppo.errors import UserError
 from tests.helpers.fuzz import damaged, fuzzed, may_refuse, run_apart
 
@@ -52,7 +52,7 @@ def read(path: Path) -> int:
     """Read clips as a stage does, check that they are complete and finite, and return their number."""
     store = FeatureStore([path])
     fitting = ClipDataset(CLIPS, store, frames=FRAMES).without(structure_faults(CLIPS, store))
-    kept = fitting.without(value_faults(fitting.clips, store))
+    kept = fitting.without(check_values(fitting.clips, store)[0])
     for request in whole_clips(kept.clips):
         item = kept[request]
         assert len(item.text) == LABELS
