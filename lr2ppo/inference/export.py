@@ -1,6 +1,5 @@
 """Export a run's model as a self-contained folder, which `LabelRanker.load` takes."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lr2ppo.errors import UserError
-from lr2ppo.files import write_json
+from lr2ppo.files import read_json, write_json
 from lr2ppo.inference.model_card import write_card
 from lr2ppo.inference.onnx import OnnxReport, export_onnx, require_packages
 from lr2ppo.inference.trained import BEFORE, REWARD, Trained
@@ -41,7 +40,7 @@ def _write_model(trained: Trained, folder: Path) -> bool:
     model = load_model(trained.weights)
     save_model(folder, model)
     path = folder / "config.json"
-    description = json.loads(path.read_text(encoding="utf-8"))
+    description = read_json(path)
     write_json(path, description | {"use": trained.use.model_dump(mode="json"), "lr2ppo": __version__})
     return not isinstance(model, PartialOrderModel)
 

@@ -1,6 +1,5 @@
 """A trained model in a run or an exported folder: the paths and settings that ranking needs."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +9,7 @@ from pydantic import ValidationError
 from lr2ppo.config.schema import Count, Positive, Section
 from lr2ppo.data.features.encoders import Encoding, encoding_differences, read_features_file
 from lr2ppo.errors import UserError
+from lr2ppo.files import read_json
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import describe_model
 from lr2ppo.runs.lookup import find_run, read_data, read_run, read_temperature, source_runs
@@ -54,7 +54,7 @@ def open_trained(reference: str | Path, logs: Path) -> Trained:
 
 def _open_exported(folder: Path) -> Trained:
     try:
-        description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        description = read_json(folder / "config.json")
         use = Use.model_validate(description["use"])
     except (OSError, ValueError, ValidationError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
