@@ -2,6 +2,7 @@
 
 import html
 import os
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,8 @@ def import_gradio() -> ModuleType:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # Otherwise the browser keeps inputs and results, frames included, between visits.
     os.environ["GRADIO_RUN_HISTORY"] = "False"
+    # Before 6.20 gradio calls a status by its old name and would print a warning with every request.
+    warnings.filterwarnings("ignore", message="'HTTP_422_UNPROCESSABLE_ENTITY' is deprecated")
     try:
         import gradio
     except ImportError as error:

@@ -67,7 +67,8 @@ class LabelEncoder(nn.Module):
         if isinstance(self.head, FlattenHead):
             return cast(Tensor, self.head(fused, projected_frames, packing, frame_mask))
         if label_span is None:
-            first = torch.full(text.shape[:2], min(1, text.shape[2] - 1), device=text.device)
+            # Left to itself, the ONNX export of torch 2.6 would fill with floats.
+            first = torch.full(text.shape[:2], min(1, text.shape[2] - 1), dtype=torch.long, device=text.device)
         else:
             first = label_span[..., 0]
         return cast(Tensor, self.head(fused, projected_frames, first, packing, frame_mask))

@@ -14,11 +14,12 @@ SIZES = ("--source=24", "--target=24", "--validation=6", "--test=8", "--pretrain
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """All steps of `scripts/mini.sh` on a few clips, with encoders pretrained just enough to be accepted."""
+    """All steps of `scripts/mini.sh` on a few clips, with encoders pretrained long enough to be accepted."""
     made = Workspace.make(tmp_path_factory.mktemp("scripts"))
     made.ok("sh", "-c", f'"$PYTHON" -m lr2ppo mini data/tiny --seed 3 {" ".join(SIZES)}')
     pretrain = '"$PYTHON" -m lr2ppo pretrain --data data/tiny --out pretrained_models/tiny'
-    made.ok("sh", "-c", f"{pretrain} --steps 120 --batch 32")
+    # With 120 steps half of the seeds are refused; which ones depends on the versions of the packages.
+    made.ok("sh", "-c", f"{pretrain} --steps 300 --batch 32")
     made.ok("sh", "scripts/mini.sh", "tiny", "3", "data/tiny", "train.epochs=1")
     return made
 
