@@ -27,12 +27,12 @@ os.environ["NPROC"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of fixtures that open a browser or train all stages."""
+    """Marks the tests of fixtures that open a browser, train all stages or serve a page."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "browser" in fixtures:
             item.add_marker("browser")
-        if "trained_world" in fixtures:
+        if {"trained_world", "served"} & set(fixtures):
             item.add_marker("slow")
 
 

@@ -3,13 +3,13 @@
 import argparse
 import os
 import signal
-import socket
-from contextlib import suppress
+import tempfile
+from pathlib import Path
+from socket import socket
 from tempfile import TemporaryDirectory
-from threading import Event
 
 from lr2ppo.commands.arguments import add_ranker_arguments, open_ranker, require_runs
-from lr2ppo.errors import UserError
+from lr2ppo.demo.address import Hosts, address_of, listen
 
 EXAMPLE = "lr2ppo demo ppo/quickstart"
 
@@ -22,38 +22,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_ranker_arguments(parser)
 
 
-def check_address(host: str, port: int) -> None:
-    """Raise `UserError` if the page cannot be served at this address."""
-    try:
-        socket.create_server((host, port)).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"--host {host} --port {port}: cannot be used: {error}; give others, such as --port 7861"
-        ) from None
-
-
 def run(arguments: argparse.Namespace) -> None:
     require_runs([arguments.run], arguments.logs, exported=True)
-    check_address(arguments.host, arguments.port)
     # Uploads are deleted when the demo ends, by Ctrl-C or a signal.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with TemporaryDirectory(prefix="lr2ppo-demo-") as uploads:
-        # Read when gradio is imported.
-        os.environ["GRADIO_TEMP_DIR"] = uploads
-        show(arguments)
+    with listen(arguments.host, arguments.port) as listener, TemporaryDirectory(prefix="lr2ppo-demo-") as folder:
+        # Read when gradio is imported; its own temporary files belong there too.
+        os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = os.path.realpath(folder)
+        show(arguments, listener, Path(folder))
 
 
-def show(arguments: argparse.Namespace) -> None:
-    """Load the ranker and serve the page until Ctrl-C."""
+def show(arguments: argparse.Namespace, listener: socket, folder: Path) -> None:
+    """Load the ranker and serve the page until Ctrl-C; uploads go into a folder."""
     from lr2ppo.demo.inputs import find_examples
-    from lr2ppo.demo.page import build_page, import_gradio, serve
+    from lr2ppo.demo.page import build_page, import_gradio, page_app
+    from lr2ppo.demo.uploads import Uploads
     from lr2ppo.inference.trained import open_trained
 
     trained = open_trained(arguments.run, arguments.logs)
     import_gradio()
+    from lr2ppo.demo.server import serving
+
     ranker = open_ranker(arguments)
     examples = find_examples(trained.run)
-    address = serve(build_page(ranker, examples), arguments.host, arguments.port, examples)
-    print(f"the demo of {ranker.name} is at {address} (Ctrl-C ends it)", flush=True)
-    with suppress(KeyboardInterrupt):
-        Event().wait()
+    uploads = Uploads(folder, examples)
+    page = build_page(ranker, uploads, examples)
+    app = page_app(page, uploads, Hosts.of(arguments.host, listener), examples)
+    # An interrupt raised in a destructor would be lost.
+    reader, writer = os.pipe()
+    for sent in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sent, lambda *_: os.write(writer, b"."))
+    with serving(app, listener):
+        print(f"the demo of {ranker.name} is at {address_of(arguments.host, listener)} (Ctrl-C ends it)", flush=True)
+        os.read(reader, 1)

@@ -15,6 +15,8 @@ from lr2ppo.runs.lookup import read_data
 
 # A longer list is most likely text pasted into the wrong field.
 MOST_LABELS = 500
+# The page shows each label hundreds of times: in the table of preferences, and for the pointer over it.
+LONGEST_LABEL = 200
 TITLE_LENGTH = 64
 
 
@@ -31,8 +33,8 @@ class Example:
 def parse_labels(text: str) -> tuple[list[str], list[str]]:
     """Parse labels, one per line or separated by commas; return the unique ones in order, and the repeated ones.
 
-    A label that contains a comma needs double quotes, as in a CSV file. Raises `UserError` if there are none, or more
-    than `MOST_LABELS`.
+    A label that contains a comma needs double quotes, as in a CSV file. Raises `UserError` if there are none, more
+    than `MOST_LABELS`, or one longer than `LONGEST_LABEL`.
     """
     labels: dict[str, None] = {}
     repeated: dict[str, None] = {}
@@ -44,6 +46,11 @@ def parse_labels(text: str) -> tuple[list[str], list[str]]:
             raise UserError(f"Line {number} of the labels cannot be read: {error}.") from None
         for field in fields:
             label = " ".join(field.split())
+            if len(label) > LONGEST_LABEL:
+                raise UserError(
+                    f"Line {number} holds a label of {len(label):,} characters, at most {LONGEST_LABEL} fit: "
+                    "shorten it, or split it with commas."
+                )
             if label:
                 (repeated if label in labels else labels)[label] = None
     if not labels:

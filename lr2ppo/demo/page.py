@@ -1,21 +1,27 @@
 """The demo's web page: fields for frames, labels and a description, and the resulting order."""
 
+import asyncio
 import html
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lr2ppo.demo.address import Hosts
 from lr2ppo.demo.inputs import Example, format_labels, parse_labels, uploaded_frames
 from lr2ppo.demo.results import TEMPLATE, rank_clip, render_header, render_result
+from lr2ppo.demo.uploads import Uploads
 from lr2ppo.errors import UserError
 from lr2ppo.inference.ranker import LabelRanker
 
 # Per file; the page reports one that is too large before the upload.
 MOST_BYTES = 100 * 2**20
+# Clips to rank, over all visitors; the page tells the next to try again.
+MOST_WAITING = 32
 EMPTY = '<div class="empty"><strong>No order yet</strong><span>Drop frames, type labels and press Rank{}.</span></div>'
 # gradio's theme variables, set to the colours of the page's style; each has a dark variant of the same value.
 THEME = {
@@ -64,7 +70,7 @@ def import_gradio() -> ModuleType:
     return gradio
 
 
-def build_page(ranker: LabelRanker, examples: Sequence[Example] = ()) -> Any:
+def build_page(ranker: LabelRanker, uploads: Uploads, examples: Sequence[Example] = ()) -> Any:
     """Build the page as gradio's `Blocks`; an example's button fills the fields and ranks."""
     gr = import_gradio()
     with gr.Blocks(title=f"LR2PPO: {ranker.name}", analytics_enabled=False, fill_width=True) as page:
@@ -86,7 +92,11 @@ def build_page(ranker: LabelRanker, examples: Sequence[Example] = ()) -> Any:
         _, labels, description = fields
         triggers = [button.click, labels.submit, description.submit, *(example.then for example in chosen)]
         for trigger in triggers:
-            trigger(partial(_rank, gr, ranker), fields, order, api_visibility="private")
+            # One clip at a time, whatever was pressed: a ranker fills the processor.
+            trigger(
+                partial(_rank, gr, ranker, uploads), fields, order, api_visibility="private", concurrency_id="ranking"
+            )
+    page.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
     return page
 
 
@@ -137,18 +147,20 @@ def _add_examples(gr: ModuleType, examples: Sequence[Example], fields: list[Any]
 def _rank(
     gr: ModuleType,
     ranker: LabelRanker,
+    uploads: Uploads,
     media: Sequence[tuple[str, str | None]] | None,
     text: str,
     description: str,
 ) -> str:
     """Rank the clip in the fields; return the result as HTML, or show a message on the page."""
-    uploads = [path for path, _ in media or ()]
+    paths = [path for path, _ in media or ()]
     try:
-        frames = uploaded_frames(uploads)
+        uploads.require(paths)
+        frames = uploaded_frames(paths)
         labels, repeated = parse_labels(text)
         result = rank_clip(ranker, frames, labels, description.strip())
     except UserError as error:
-        raise gr.Error(message_html(str(error), uploads), print_exception=False) from None
+        raise gr.Error(message_html(str(error), paths), print_exception=False) from None
     if repeated:
         gr.Warning(message_html(f"Given more than once, ranked once: {', '.join(repeated)}."))
     return render_result(result)
@@ -161,29 +173,51 @@ def message_html(message: str, uploads: Sequence[str] = ()) -> str:
     return html.escape(message).replace("\n", "<br>")
 
 
-def serve(page: Any, host: str, port: int, examples: Sequence[Example] = ()) -> str:
-    """Start serving the page in background threads; return its address."""
+def page_app(page: Any, uploads: Uploads, hosts: Hosts, examples: Sequence[Example] = ()) -> Any:
+    """Return the page as an ASGI app that answers only `hosts`, with files of `uploads` only."""
     gr = import_gradio()
-    # gradio's only request is a check that its server answers, which must not go through a proxy.
-    os.environ["no_proxy"] = "*"
+    # gradio brings them.
+    from fastapi import FastAPI
+
+    from lr2ppo.demo.gate import Gate, most_bytes
+    from lr2ppo.demo.guard import Guard
+
     # gradio would look up a font given by name in its files.
     plain = gr.themes.utils.fonts.Font("sans-serif")
     theme = gr.themes.Base(font=plain, font_mono=plain, radius_size="lg")
     theme.set(**THEME, **{f"{name}_dark": value for name, value in THEME.items()}, **PAPER, color_accent="var(--after)")
     style = (TEMPLATE / "style.css").read_text(encoding="utf-8")
-    _, address, _ = page.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        quiet=True,
-        prevent_thread_lock=True,
+    app = FastAPI(lifespan=partial(_removing_old, uploads), openapi_url=None)
+    gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
         theme=theme,
         head=f"<style>{style}</style>",
         footer_links=[],
+        show_error=False,
         max_file_size=MOST_BYTES,
         allowed_paths=[str(frame) for example in examples for frame in example.frames],
         ssr_mode=False,
         mcp_server=False,
         pwa=False,
     )
-    return str(address)
+    uploads.keep_present()
+    events = {event["id"]: len(event["inputs"]) for event in page.get_config_file()["dependencies"]}
+    return Guard(Gate(app, uploads, events), hosts, most_bytes)
+
+
+@asynccontextmanager
+async def _removing_old(uploads: Uploads, app: Any) -> AsyncIterator[None]:
+    """Remove old uploads every minute while the app runs."""
+
+    async def remove() -> None:
+        while True:
+            await asyncio.sleep(60)
+            await asyncio.to_thread(uploads.remove_old)
+
+    task = asyncio.create_task(remove())
+    try:
+        yield
+    finally:
+        task.cancel()

@@ -14,7 +14,6 @@ from random import Random
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,21 +25,15 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.expected_conditions import element_to_be_clickable
 from selenium.webdriver.support.wait import WebDriverWait
 
-from lr2ppo.commands.demo import check_address
 from lr2ppo.config.load import dump_config, load_config
-from lr2ppo.config.schema import ModelConfig
 from lr2ppo.data import Clip, annotations, write_clips
-from lr2ppo.data.features.encoders import write_features_file
+from lr2ppo.demo.address import listen
 from lr2ppo.demo.inputs import MOST_LABELS, find_examples, format_labels, parse_labels, uploaded_frames
 from lr2ppo.demo.page import import_gradio, message_html
 from lr2ppo.demo.results import MATRIX_LABELS, Result, agreements, bar_lengths, matrix_cells, ordinal, render_result
-from lr2ppo.encoders import ImageEncoder, TextEncoder, pretrain
-from lr2ppo.encoders.extractor import describe_encoding
 from lr2ppo.errors import UserError
 from lr2ppo.inference.labels import RankedLabel
 from lr2ppo.inference.ranker import LabelRanker
-from lr2ppo.models.weights import KINDS, save_model
-from lr2ppo.runs.stages import STAGES
 from tests.conftest import REPOSITORY
 from tests.helpers.browser import console_errors, open_browser, texts_of
 
@@ -106,6 +99,7 @@ def test_labels_are_one_per_line_or_separated_by_commas(typed: str, labels: list
         (" \n,, ", "no labels yet"),
         (",".join(map(str, range(MOST_LABELS + 1))), "at most 500"),
         ("boat\n" + "x" * 200_000, "Line 2 .*larger"),
+        ("boat\n" + "x" * 201, "Line 2 holds a label of 201 characters"),
     ],
 )
 def test_no_labels_far_too_many_and_too_long_ones_are_refused(typed: str, message: str) -> None:
@@ -219,9 +213,9 @@ def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_address_in_use_is_reported_before_anything_is_read() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match=r"--port .* give others"):
-        check_address("127.0.0.1", taken.getsockname()[1])
+        listen("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(UserError, match="cannot be used"):
-        check_address("127.0.0.1", 70000)
+        listen("127.0.0.1", 70000)
 
 
 def test_examples_are_the_first_test_clips_whose_frames_are_at_hand(tmp_path: Path) -> None:
@@ -247,36 +241,6 @@ def test_examples_are_the_first_test_clips_whose_frames_are_at_hand(tmp_path: Pa
     assert len(found[0].title) < 70
     assert (found[0].labels, found[0].description) == (("x", "y, z"), long)
     assert found[1].frames == ((data / "a.png").resolve(),) * 2
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with untrained tiny runs of all stages, their encoders, and one test clip with two frames."""
-    root = tmp_path_factory.mktemp("demo")
-    frames = ["frames/0.png", "frames/1.png"]
-    (root / "data" / "frames").mkdir(parents=True)
-    for frame, colour in zip(frames, ("red", "blue"), strict=True):
-        Image.new("RGB", (48, 32), colour).save(root / "data" / frame)
-    write_clips(
-        root / "data" / annotations.TEST, [Clip("one", ("sun", "sea, sand"), images=tuple(frames), description="a day")]
-    )
-    torch.manual_seed(0)
-    tokenizer = pretrain.build_tokenizer(["boat car sun sea sand a day out"] * 4, 300)
-    model = pretrain.build_text_model(len(tokenizer), width=32, layers=1, heads=2, max_tokens=40)
-    pretrain.save(root, model, tokenizer, *pretrain.build_image_model(width=32, layers=1, heads=2, size=64, patch=8))
-    text, image = TextEncoder.load(root / "roberta", None), ImageEncoder.load(root / "vit")
-    encoding = describe_encoding(text, root / "roberta", image, root / "vit", "float32")
-    shape = ModelConfig(
-        head="pooled", attention="scaled", width=16, heads=2, dropout=0.0, frames=2, text_width=32, image_width=32
-    )
-    for stage in STAGES:
-        run = root / "logs" / stage / "tiny"
-        save_model(run / "best", KINDS[STAGES[stage].model](shape))
-        sources = [f"{key}=logs/{other}/tiny" for key, other in STAGES[stage].sources.items()]
-        config = load_config(REPOSITORY / "configs" / "mini" / f"{stage}.yaml", stage, ["data.root=data", *sources])
-        (run / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        write_features_file(run, encoding, [])
-    return root
 
 
 @contextmanager

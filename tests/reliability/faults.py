@@ -1,4 +1,4 @@
-"""Test every promise of docs/reliability.md: killed runs, full disks and bad input.
+"""Test every promise of docs/reliability.md: killed runs, full disks, bad input, and an abused page.
 
 Prints each result at once, and a table at the end; exits with 1 if something was lost.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.reliability.faults_disk import try_disks
 from tests.reliability.faults_inputs import try_inputs, try_mistakes, try_nonfinite
 from tests.reliability.faults_kills import Tried, try_damage, try_kills, try_one_name, try_restarts, try_second_signal
+from tests.reliability.faults_page import try_page
 from tests.reliability.faults_world import Outcome, Result, Workshop
 
 RESULTS: tuple[Result, ...] = ("continued", "refused", "lost")
@@ -55,6 +56,7 @@ def main() -> None:
         "inputs": try_inputs,
         "nonfinite": try_nonfinite,
         "mistakes": try_mistakes,
+        "page": try_page,
         "disks": try_disks,
         "damage": try_damage,
         "one-name": try_one_name,

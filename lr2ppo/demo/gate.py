@@ -1,0 +1,283 @@
+"""Let through to gradio only what the page itself asks, about files of its own; everything else is unknown there.
+
+gradio has many more routes, and opens and even downloads what a field's value names before our functions see it.
+"""
+
+import asyncio
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+from urllib.parse import parse_qs
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lr2ppo.demo.guard import MOST_BYTES, read_body
+from lr2ppo.demo.uploads import MINUTES_KEPT, UNKNOWN, Uploads
+
+API = "/gradio_api"
+FILE, UPLOAD, JOIN, RESULTS = f"{API}/file=", f"{API}/upload", f"{API}/queue/join", f"{API}/queue/data"
+READ = re.compile(
+    r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(?:assets|static|svelte)(?:/[\w@+-][\w@+.-]*)+|"
+    rf"{API}/(?:upload_progress|startup-events|info|theme\.css|heartbeat/\w{{1,64}})"
+)
+# The names of what a path's query may hold.
+QUERIES = {RESULTS: "session_hash", UPLOAD: "upload_id", f"{API}/upload_progress": "upload_id"}
+NAME = re.compile(r"\w{1,64}", re.ASCII)
+RANGE = re.compile(rb"bytes=[0-9]{1,15}-")
+
+# Of all files of one upload; the page itself refuses a file larger than its own limit.
+MOST_UPLOADED = 200 * 2**20
+MOST_FILES = 1000
+# Until results that nobody asks for are dropped; the page asks at once.
+SECONDS_UNREAD = 30.0
+
+
+def most_bytes(path: str) -> int:
+    """The most bytes of a request's body; an upload's parts have heads."""
+    return MOST_UPLOADED + MOST_FILES * 1024 if path == UPLOAD else MOST_BYTES
+
+
+class Gate:
+    """An ASGI app before gradio's, behind a `Guard`; `events` are the numbers of the page's events and of their fields.
+
+    An event has no field, or those of frames, labels and a description.
+    """
+
+    def __init__(self, app: ASGIApp, uploads: Uploads, events: Mapping[int, int]) -> None:
+        self._app, self._uploads, self._events = app, uploads, events
+        self._coming: list[int] = []
+        self._listeners: Counter[bytes] = Counter()
+        self._discarding: dict[bytes, asyncio.Task[None]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path, method = scope["path"], scope["method"]
+        scope = {**scope, "query_string": _query(scope), "headers": _headers(scope)}
+        if method in ("GET", "HEAD") and path.startswith(FILE):
+            if not self._uploads.owns(path.removeprefix(FILE)):
+                raise HTTPException(404, UNKNOWN)
+            await self._app(scope, receive, send)
+        elif method == "GET" and path == RESULTS:
+            await self._listen(scope, receive, send)
+        elif method in ("GET", "HEAD") and READ.fullmatch(path):
+            await self._app(scope, receive, send)
+        elif method == "POST" and path == JOIN:
+            session, body = self._checked(await read_body(receive))
+            await self._app(_with_body(scope, body), _replay(body, receive), send)
+            self._discard_later(session, scope)
+        elif method == "POST" and path == UPLOAD:
+            await self._upload(scope, receive, send)
+        else:
+            raise HTTPException(404, "This page has nothing there.")
+
+    def _checked(self, body: bytes) -> tuple[str, bytes]:
+        """Check a request to rank; return its session, and it as read here: no other reading of it reaches gradio."""
+        try:
+            asked = json.loads(body)
+            session, event, trigger = asked["session_hash"], asked["fn_index"], asked.get("trigger_id")
+            wanted = [type(event) is int, type(trigger) in (int, type(None)), len(asked["data"]) == self._events[event]]
+            if not all(wanted) or not NAME.fullmatch(session):
+                raise ValueError("no event of the page")
+            values = [check(value) for check, value in zip((self._media, _text, _text), asked["data"], strict=False)]
+            content = {"data": values, "session_hash": session, "fn_index": event, "trigger_id": trigger}
+            # A lone surrogate is no text: it cannot be encoded.
+            return session, json.dumps(content, ensure_ascii=False).encode()
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            raise HTTPException(400, "The request is not one of this page.") from None
+
+    def _media(self, media: Any) -> list[dict[str, Any]]:
+        if len(media or ()) > MOST_FILES:
+            raise ValueError("too many files")
+        return [self._medium(medium) for medium in media or ()]
+
+    def _medium(self, medium: Any) -> dict[str, Any]:
+        """Check one frame or video, and keep only its file: a URL or a proxy would be asked."""
+        if not isinstance(medium, dict):
+            raise TypeError("no medium")
+        (kind,) = {"image", "video"} & set(medium)
+        file, caption = medium[kind], medium.get("caption")
+        if not isinstance(file["path"], str) or not isinstance(caption, str | None):
+            raise ValueError("no file")
+        if not self._uploads.owns(file["path"]):
+            raise HTTPException(403, UNKNOWN)
+        kept = {"path": file["path"], "meta": {"_type": "gradio.FileData"}}
+        kept |= {key: file[key] for key in ("orig_name", "mime_type") if isinstance(file.get(key), str)}
+        return {kind: kept, "caption": caption}
+
+    async def _listen(self, scope: Scope, receive: Receive, send: Send) -> None:
+        session, started = scope["query_string"], False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        self._listeners[session] += 1
+        if discarding := self._discarding.pop(session, None):
+            discarding.cancel()
+        try:
+            await self._app(scope, receive, sending)
+        except RuntimeError:
+            # For a session that it does not know gradio says so, then fails.
+            if not started:
+                raise
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._listeners[session] -= 1
+            if not self._listeners[session]:
+                del self._listeners[session]
+
+    def _discard_later(self, session: str, scope: Scope) -> None:
+        """Take the results of a client that does not come for them: gradio would hold them for ever."""
+        query = f"{QUERIES[RESULTS]}={session}".encode()
+        if query not in self._listeners and query not in self._discarding:
+            asked = {**_with_body(scope, b""), "method": "GET", "path": RESULTS, "raw_path": RESULTS.encode()}
+            task = asyncio.get_running_loop().create_task(self._discard({**asked, "query_string": query}))
+            self._discarding[query] = task
+
+    async def _discard(self, asked: Scope) -> None:
+        async def receiving() -> Message:
+            return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+        async def sending(_: Message) -> None:
+            return
+
+        await asyncio.sleep(SECONDS_UNREAD)
+        # A session without results is an error there.
+        with suppress(Exception):
+            await self._app(asked, receiving, sending)
+        del self._discarding[asked["query_string"]]
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        parts = _Parts(headers)
+        with self._reserved(int(headers.get("content-length", MOST_UPLOADED))):
+
+            async def receiving() -> Message:
+                message = await receive()
+                if message["type"] == "http.request":
+                    parts.add(message.get("body", b""), last=not message.get("more_body", False))
+                return message
+
+            await self._app(scope, receiving, send)
+
+    @contextmanager
+    def _reserved(self, coming: int) -> Iterator[None]:
+        """Hold room on the disk; remove what is left by uploads that were broken off."""
+        self._coming.append(coming)
+        try:
+            if not self._uploads.has_room(sum(self._coming)):
+                raise HTTPException(507, f"The page holds too many uploads: try again in {MINUTES_KEPT} minutes.")
+            yield
+        finally:
+            self._coming.remove(coming)
+            if not self._coming:
+                self._uploads.remove_unfinished()
+
+
+class _Parts:
+    """Check that an upload consists of files: gradio would keep other fields in memory, and fail at broken ones."""
+
+    def __init__(self, headers: Headers) -> None:
+        kind, options = parse_options_header(headers.get("content-type", ""))
+        boundary = options.get(b"boundary", b"")
+        if kind != b"multipart/form-data" or not 0 < len(boundary) <= 100:
+            raise self._broken()
+        self._name, self._value, self._files, self._complete = b"", b"", 0, False
+        callbacks: Any = {"on_part_begin": self._begin, "on_headers_finished": self._headers_finished}
+        callbacks["on_end"] = self._complete_form
+        callbacks |= {"on_header_field": self._add_name, "on_header_value": self._add_value, "on_header_end": self._end}
+        self._parser = MultipartParser(boundary, callbacks)
+
+    def add(self, piece: bytes, last: bool) -> None:
+        try:
+            self._parser.write(piece)
+        except FormParserError:
+            raise self._broken() from None
+        if last and not self._complete:
+            raise self._broken()
+
+    def _complete_form(self) -> None:
+        self._complete = True
+
+    def _begin(self) -> None:
+        self._name, self._value, self._options = b"", b"", dict[bytes, bytes]()
+
+    def _add_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _add_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+        if len(self._value) > 8192:
+            raise self._broken()
+
+    def _end(self) -> None:
+        if self._name.lower() == b"content-disposition":
+            self._options = parse_options_header(self._value)[1]
+        self._name, self._value = b"", b""
+
+    def _headers_finished(self) -> None:
+        self._files += 1
+        if self._options.get(b"name") != b"files" or b"filename" not in self._options or self._files > MOST_FILES:
+            raise self._broken()
+
+    @staticmethod
+    def _broken() -> HTTPException:
+        return HTTPException(400, f"The upload is broken: wanted multipart/form-data of 1 to {MOST_FILES} files.")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str | None):
+        raise TypeError("no text")
+    return value or ""
+
+
+def _query(scope: Scope) -> bytes:
+    """Keep of a query only what the page asks with."""
+    key = QUERIES.get(scope["path"])
+    found = parse_qs(scope["query_string"].decode("latin-1")).get(key or "", [])
+    if not found:
+        return b""
+    if len(found) != 1 or not NAME.fullmatch(found[0]):
+        raise HTTPException(400, "The request is not one of this page.")
+    return f"{key}={found[0]}".encode()
+
+
+def _headers(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """Drop a Range with an end, so that the whole file is sent: gradio fails at some, and sends back all headers."""
+    return [(key, value) for key, value in scope["headers"] if key != b"range" or RANGE.fullmatch(value)]
+
+
+def _with_body(scope: Scope, body: bytes) -> Scope:
+    """Return a request's scope with the headers of another body."""
+    kept = [
+        (key, value)
+        for key, value in scope["headers"]
+        if not key.startswith(b"content-") and key != b"transfer-encoding"
+    ]
+    kept += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    return {**scope, "headers": kept}
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Give a body that was read already, then what comes after it."""
+    given = False
+
+    async def replaying() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replaying
