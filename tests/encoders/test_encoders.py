@@ -74,6 +74,16 @@ def test_frame_tokens_are_the_class_token_or_a_grid_of_pooled_patches(encoders: 
     torch.testing.assert_close(by_patches(pictures), grid)
 
 
+def test_a_picture_of_16_bits_has_the_features_of_8_bits(encoders: Path, tmp_path: Path) -> None:
+    encoder = ImageEncoder.load(encoders / "vit")
+    picture = Image.linear_gradient("L")
+    deep = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.png")
+    wanted = encoder.transform(picture.convert("RGB"))
+    torch.testing.assert_close(encoder([deep]), encoder([picture]))
+    torch.testing.assert_close(pretrain.load_pictures([tmp_path / "deep.png"], encoder)[0], wanted.half())
+
+
 def test_saved_encoders_give_what_they_gave_before(mini: Path, encoders: Path, tmp_path: Path) -> None:
     first = TextEncoder.load(encoders / "roberta")
     first.model.save_pretrained(tmp_path)
