@@ -11,6 +11,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
+from lr2ppo.data.frames import to_rgb
 from lr2ppo.encoders.weights.vit import load_vit
 from lr2ppo.ops.linear import use_fast_linear
 
@@ -63,5 +64,5 @@ class ImageEncoder(nn.Module):
     @torch.inference_mode()
     def forward(self, images: Sequence[Image.Image]) -> Tensor:
         """Features of images: `[images, tokens_per_frame, D]`."""
-        pixels = torch.stack([self.transform(image.convert("RGB")) for image in images])
+        pixels = torch.stack([self.transform(to_rgb(image)) for image in images])
         return self.frame_features(self.encode_pixels(pixels.to(next(self.model.parameters()).device)))

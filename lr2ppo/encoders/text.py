@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Self, cast
 
@@ -18,6 +19,8 @@ from lr2ppo.errors import UserError
 from lr2ppo.ops.linear import use_fast_linear
 
 MAX_TOKENS = 196
+# How many more tokens than needed are made of a long text: the last ones before a cut may differ from the uncut text's.
+MARGIN_TOKENS = 16
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
@@ -87,10 +90,25 @@ class TextEncoder(nn.Module):
         return cast(Mapping[str, Tensor], self._encode(texts))
 
     def _encode(self, texts: Sequence[tuple[str, str]]) -> BatchEncoding:
+        # A text of megabytes takes seconds to tokenize, and only its first tokens are kept.
+        longest = (self.max_tokens + MARGIN_TOKENS) * self._longest_token
+        encoded = self._tokenize([(label[:longest], description[:longest]) for label, description in texts])
+        for text, row in zip(texts, encoded.encodings, strict=True):
+            # Tokenizers that skip spaces or replace whole words may have made too few tokens of a cut text.
+            if max(map(len, text)) > longest and sum(row.attention_mask) < self.max_tokens:
+                return self._tokenize(texts)
+        return encoded
+
+    def _tokenize(self, texts: Sequence[tuple[str, str]]) -> BatchEncoding:
         labels, descriptions = [label for label, _ in texts], [description for _, description in texts]
         return self.tokenizer(
             labels, descriptions, truncation=True, max_length=self.max_tokens, padding=True, return_tensors="pt"
         )
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """The most characters that a token of a byte-level tokenizer stands for: such tokens have a letter a byte."""
+        return max(map(len, self.tokenizer.get_vocab()))
 
     def label_spans(self, texts: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
         """Start and stop of the label's tokens in each text."""

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from lr2ppo.data.annotations import Clip, graded
-from lr2ppo.data.frames import evenly_spaced, missing_frames, open_image, unusable_frames
+from lr2ppo.data.frames import evenly_spaced, missing_frames, open_image, to_rgb, unusable_frames
 
 Pixels = NDArray[np.uint8]
 # By grade: not relevant, somewhat, relevant; then from blue to violet, for longer scales.
@@ -43,9 +43,11 @@ def read_thumbnails(clip: Clip, frames_root: Path) -> list[Pixels]:
             continue
         # PIL raises many kinds of error for a damaged image.
         with suppress(Exception), open_image(frames_root / name) as image:
-            # Decodes a JPEG only at the needed size.
-            image.thumbnail((THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT))
-            thumbnails.append(np.asarray(image.convert("RGB")))
+            # Decodes a JPEG at about twice the needed size only.
+            image.draft(None, (2 * THUMBNAIL_WIDTH, 2 * THUMBNAIL_HEIGHT))
+            thumbnail = to_rgb(image)
+            thumbnail.thumbnail((THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT))
+            thumbnails.append(np.asarray(thumbnail))
     return thumbnails
 
 

@@ -2,12 +2,16 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from lr2ppo.cli import main
 from lr2ppo.data import annotations, read_clips
@@ -15,6 +19,7 @@ from lr2ppo.data.frames import require_frames
 from lr2ppo.data.mini import SIZES, write_mini
 from lr2ppo.encoders import ImageEncoder, TextEncoder, pretrain
 from lr2ppo.encoders.extract import find_clips
+from lr2ppo.encoders.text import SPECIAL_TOKENS, roberta_tokenizer
 from lr2ppo.errors import UserError
 
 
@@ -63,6 +68,50 @@ def test_a_text_is_the_pair_of_label_and_description_cut_to_the_maximum_length(e
     assert encoder.tokenize([("boat", "the sea " * 100)])["input_ids"].shape[1] == 40
 
 
+SENTENCES = "a boat in the sea,\n  a car (red), it's 3 o'clock: 船 на море, déjà vu - and the night sky. "
+LONG_TEXTS = {
+    "description": ("boat", SENTENCES * 800),
+    "label": (SENTENCES * 800, "the sea"),
+    "both": (SENTENCES * 20, SENTENCES * 25),
+    "spaces": ("boat", " " * 40_000 + "the sea " * 100),
+    "one word": ("boat", "boat" * 20_000),
+    "letters of several bytes": ("船", "船が海にある。" * 8000),
+}
+
+
+def uncut(encoder: TextEncoder, text: tuple[str, str]) -> list[int]:
+    """The ids of a text as its tokenizer makes them of all of it."""
+    whole = encoder.tokenizer(*text, truncation=True, max_length=encoder.max_tokens)
+    return list(whole["input_ids"])
+
+
+@pytest.mark.parametrize("name", LONG_TEXTS)
+def test_a_long_text_has_the_tokens_it_has_uncut(encoders: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, text = TextEncoder.load(encoders / "roberta"), LONG_TEXTS[name]
+    wanted, count = uncut(encoder, text), []
+    label = encoder.tokenizer(*text, truncation=True, max_length=encoder.max_tokens).sequence_ids().count(0)
+    tokenizer = type(encoder.tokenizer)
+    call = tokenizer.__call__
+
+    def counted(self: Any, labels: list[str], descriptions: list[str], **options: Any) -> Any:
+        count.append(sum(map(len, [*labels, *descriptions])))
+        return call(self, labels, descriptions, **options)
+
+    monkeypatch.setattr(tokenizer, "__call__", counted)
+    assert encoder.tokenize([text])["input_ids"][0].tolist() == wanted
+    assert encoder.label_spans([text]) == [(1, 1 + label)]
+    assert max(count) < sum(map(len, text)) / 3, "no more of the text is tokenized than may be kept"
+
+
+def test_words_that_the_tokenizer_does_not_know_may_have_any_length(encoders: Path) -> None:
+    known = {token: number for number, token in enumerate([*SPECIAL_TOKENS, "boat"])}
+    words = Tokenizer(WordLevel(known, unk_token=SPECIAL_TOKENS[3]))
+    words.pre_tokenizer = WhitespaceSplit()
+    encoder = TextEncoder(TextEncoder.load(encoders / "roberta").model, roberta_tokenizer(words), 40)
+    text = ("boat", "unknown " * 10 + "x" * 5000 + " boat" * 5)
+    assert encoder.tokenize([text])["input_ids"][0].tolist() == uncut(encoder, text)
+
+
 def test_frame_tokens_are_the_class_token_or_a_grid_of_pooled_patches(encoders: Path) -> None:
     pictures = [Image.fromarray(np.full((50, 80, 3), value, dtype=np.uint8)) for value in (0, 200)]
     by_class = ImageEncoder.load(encoders / "vit")
@@ -72,6 +121,16 @@ def test_frame_tokens_are_the_class_token_or_a_grid_of_pooled_patches(encoders: 
     torch.testing.assert_close(by_class(pictures), tokens[:, :1])
     grid = tokens[:, 1:].unflatten(1, (4, 2, 4, 2)).mean((2, 4)).flatten(1, 2)
     torch.testing.assert_close(by_patches(pictures), grid)
+
+
+def test_a_picture_of_16_bits_has_the_features_of_8_bits(encoders: Path, tmp_path: Path) -> None:
+    encoder = ImageEncoder.load(encoders / "vit")
+    picture = Image.linear_gradient("L")
+    deep = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.png")
+    wanted = encoder.transform(picture.convert("RGB"))
+    torch.testing.assert_close(encoder([deep]), encoder([picture]))
+    torch.testing.assert_close(pretrain.load_pictures([tmp_path / "deep.png"], encoder)[0], wanted.half())
 
 
 def test_saved_encoders_give_what_they_gave_before(mini: Path, encoders: Path, tmp_path: Path) -> None:

@@ -1,0 +1,359 @@
+"""Pictures and videos become what a viewer shows: upright, of 8 bits a channel, laid on white."""
+
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from lr2ppo.data.annotations import Clip
+from lr2ppo.data.frames import read_frames, read_image, require_frames
+from lr2ppo.errors import UserError
+from lr2ppo.evaluation.pictures import read_thumbnails
+from tests.conftest import REPOSITORY
+
+SHADES = np.arange(256, dtype=np.uint8).reshape(8, 32)
+PICTURE = Image.fromarray(SHADES)
+ORIENTATION = 0x0112
+# Each quarter has its own shade.
+UPRIGHT = Image.fromarray(np.array([[0, 85], [170, 255]], np.uint8).repeat(8, axis=0).repeat(32, axis=1)).convert("RGB")
+# How to store the upright picture for each orientation of EXIF: the inverse of how a viewer turns it.
+STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def shades_of(image: Image.Image) -> NDArray[np.uint8]:
+    """The shades of an RGB picture without colours."""
+    assert image.mode == "RGB"
+    pixels = np.asarray(image)
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[..., 0]
+
+
+def decode(image: Image.Image) -> Image.Image:
+    """Give a picture as the Python API takes it."""
+    return read_frames(image, np.arange)[0]
+
+
+def in_two_ways(path: Path) -> list[Image.Image]:
+    """Read a picture's file by its path, and as a PIL image."""
+    with Image.open(path) as opened:
+        return [read_image(path), decode(opened)]
+
+
+def big_endian(values: NDArray[Any]) -> NDArray[Any]:
+    return values.astype(">u2")
+
+
+DEEP: dict[str, Callable[[NDArray[np.int64]], NDArray[Any]]] = {
+    "png": lambda values: (values * 257).astype(np.uint16),
+    "tif": lambda values: (values * 257).astype(np.uint16),
+    "12 bits.png": lambda values: (values * 4095 / 255).round().astype(np.uint16),
+    "10 bits.png": lambda values: (values * 1023 / 255).round().astype(np.uint16),
+    "8 bits.tif": lambda values: values.astype(np.uint16),
+    "big endian.tif": lambda values: big_endian(values * 257),
+    "24 bits.tif": lambda values: (values * 65793).astype(np.int32),
+    "negative.tif": lambda values: (values * 5 - 700).astype(np.int32),
+    "unit.tif": lambda values: (values / 255).astype(np.float32),
+    "float.tif": lambda values: values.astype(np.float32),
+    "float 16 bits.tif": lambda values: (values * 257).astype(np.float32),
+    "negative float.tif": lambda values: (values / 100 - 1).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_a_picture_of_more_than_8_bits_is_that_of_8_bits(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name.rpartition(" ")[2]
+    path = path if path.suffix else tmp_path / f"picture.{path.name}"
+    deep = Image.fromarray(DEEP[name](SHADES.astype(np.int64)))
+    deep.save(path)
+    for found in [*in_two_ways(path), decode(deep)]:
+        np.testing.assert_array_equal(shades_of(found), SHADES)
+
+
+def test_unsigned_numbers_of_32_bits_are_not_read_as_negative(tmp_path: Path) -> None:
+    path = tmp_path / "deep.tif"
+    Image.fromarray((SHADES.astype(np.uint32) * 16843009).view(np.int32)).save(path)
+    # PIL writes signed numbers: in the file's header, change their kind from 2 to 1.
+    signed, unsigned = (struct.pack("<HHIH", 339, 3, 1, kind) for kind in (2, 1))
+    assert path.read_bytes().count(signed) == 1
+    path.write_bytes(path.read_bytes().replace(signed, unsigned))
+    for found in in_two_ways(path):
+        np.testing.assert_array_equal(shades_of(found), SHADES)
+
+
+@pytest.mark.parametrize("shade", [0, -5, 3_000_000_000_000])
+def test_a_plain_picture_of_any_number_is_decoded(shade: float) -> None:
+    assert decode(Image.new("F", (4, 4), shade)).mode == "RGB"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_picture_with_nan_or_infinity_is_refused(tmp_path: Path, value: float) -> None:
+    pixels = (SHADES / 255).astype(np.float32)
+    pixels[3, 3] = value
+    Image.fromarray(pixels).save(tmp_path / "hole.tif")
+    with pytest.raises(UserError, match=r"hole\.tif: is not a readable image: has pixels that are NaN or infinite"):
+        read_image(tmp_path / "hole.tif")
+    with pytest.raises(UserError, match="frame 0: has pixels that are NaN or infinite"):
+        decode(Image.fromarray(pixels))
+
+
+def assert_close(image: Image.Image, wanted: NDArray[np.uint8]) -> None:
+    found = np.asarray(image)
+    assert found.shape == wanted.shape
+    assert np.abs(found.astype(int) - wanted).mean() < 12
+
+
+@pytest.mark.parametrize("name", ["phone.jpg", "phone.png", "phone.webp", "phone.tif", "packed.tif"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_phone_picture_is_turned_upright(tmp_path: Path, name: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    options: Any = {"compression": "tiff_lzw"} if name == "packed.tif" else {}
+    UPRIGHT.transpose(STORED[orientation]).save(tmp_path / name, exif=exif, **options)
+    for found in in_two_ways(tmp_path / name):
+        assert_close(found, np.asarray(UPRIGHT))
+
+
+def test_a_deep_phone_picture_is_turned_too(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(np.rot90(SHADES.astype(np.uint16) * 257)).save(tmp_path / "deep.png", exif=exif)
+    for found in in_two_ways(tmp_path / "deep.png"):
+        np.testing.assert_array_equal(shades_of(found), SHADES)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0no tags at all"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_picture_with_damaged_exif_data_is_as_stored(tmp_path: Path, exif: bytes) -> None:
+    PICTURE.save(tmp_path / "damaged.jpg", exif=exif)
+    PICTURE.save(tmp_path / "plain.jpg")
+    assert read_image(tmp_path / "damaged.jpg").tobytes() == read_image(tmp_path / "plain.jpg").tobytes()
+
+
+def left_half_transparent(mode: str) -> Image.Image:
+    """A black picture whose left half is transparent."""
+    alpha = Image.new("L", (32, 8), 255)
+    alpha.paste(0, (0, 0, 16, 8))
+    grey = Image.merge("LA", [Image.new("L", (32, 8)), alpha])
+    if mode == "PA":
+        # PIL cannot convert to it in all versions.
+        palette = Image.new("PA", (32, 8))
+        palette.putpalette([0, 0, 0])
+        palette.putalpha(alpha)
+        return palette
+    if mode == "P":
+        return grey.convert("RGBA").quantize(2)
+    return grey if mode == "LA" else grey.convert("RGBA" if mode == "RGBa" else mode).convert(mode)
+
+
+WHITE_AND_BLACK = np.repeat([[255, 0]], [16, 16], axis=1).repeat(8, axis=0)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La", "PA", "P"])
+def test_alpha_is_laid_on_white(mode: str) -> None:
+    image = left_half_transparent(mode)
+    assert image.mode == mode
+    np.testing.assert_array_equal(shades_of(decode(image)), WHITE_AND_BLACK)
+
+
+@pytest.mark.parametrize("name", ["alpha.png", "alpha.webp", "alpha.tif", "alpha.gif"])
+def test_files_with_alpha_are_laid_on_white(tmp_path: Path, name: str) -> None:
+    lossless: Any = {"lossless": True} if name == "alpha.webp" else {}
+    left_half_transparent("RGBA").save(tmp_path / name, **lossless)
+    for found in in_two_ways(tmp_path / name):
+        np.testing.assert_array_equal(shades_of(found), WHITE_AND_BLACK)
+
+
+def test_half_transparent_black_on_white_is_grey() -> None:
+    assert decode(Image.new("RGBA", (4, 4), (0, 0, 0, 128))).getpixel((0, 0)) == (127, 127, 127)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "key"),
+    [("L", 9, 9), ("RGB", (9, 9, 9), (9, 9, 9)), ("P", 1, 1), ("P", 1, b"\xff\0"), ("1", 0, 0)],
+)
+def test_a_colour_that_stands_for_transparent_becomes_white(tmp_path: Path, mode: str, colour: Any, key: Any) -> None:
+    image = Image.new(mode, (32, 8), colour)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 9, 9, 9])
+    other: Any = {"RGB": (0, 0, 0), "1": 255}.get(mode, 0)
+    image.paste(other, (16, 0, 32, 8))
+    image.save(tmp_path / "key.png", transparency=key)
+    wanted = np.full((8, 32), 255) if mode == "1" else WHITE_AND_BLACK
+    for found in in_two_ways(tmp_path / "key.png"):
+        np.testing.assert_array_equal(shades_of(found), wanted)
+
+
+def test_a_transparent_shade_of_16_bits_becomes_white() -> None:
+    image = Image.fromarray(np.repeat([[300, 0, 65535]], [16, 8, 8], axis=1).repeat(8, axis=0).astype(np.uint16))
+    image.info["transparency"] = 300
+    wanted = np.repeat([[255, 0, 255]], [16, 8, 8], axis=1).repeat(8, axis=0)
+    np.testing.assert_array_equal(shades_of(decode(image)), wanted)
+
+
+@pytest.mark.parametrize("name", ["moving.gif", "moving.webp"])
+def test_of_an_animation_the_first_frame_is_laid_on_white(tmp_path: Path, name: str) -> None:
+    more = [Image.new("RGBA", (32, 8), (50 * number, 0, 0, 100)) for number in range(1, 3)]
+    lossless: Any = {"lossless": True} if name == "moving.webp" else {}
+    left_half_transparent("RGBA").save(tmp_path / name, save_all=True, append_images=more, **lossless)
+    for found in in_two_ways(tmp_path / name):
+        np.testing.assert_array_equal(shades_of(found), WHITE_AND_BLACK)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK", "YCbCr", "HSV"])
+def test_an_ordinary_picture_keeps_its_bytes(mode: str) -> None:
+    image = Image.merge("RGB", [PICTURE, PICTURE.rotate(180), Image.new("L", (32, 8), 90)]).convert(mode)
+    assert decode(image).tobytes() == image.convert("RGB").tobytes()
+
+
+def test_thumbnails_are_shown_the_same_way(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    PICTURE.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "phone.png", exif=exif)
+    Image.fromarray(SHADES.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    shown = read_thumbnails(Clip("c", ("a",), images=("phone.png", "deep.png")), tmp_path)
+    assert [each.shape for each in shown] == [(8, 32, 3)] * 2
+    for each in shown:
+        np.testing.assert_array_equal(each[..., 0], SHADES)
+
+
+def test_a_damaged_picture_given_as_a_pil_image_is_refused_by_its_place() -> None:
+    file = BytesIO()
+    PICTURE.resize((256, 64)).save(file, "PNG")
+    cut = Image.open(BytesIO(file.getvalue()[:-60]))
+    with pytest.raises(UserError, match="frame 1: "):
+        read_frames([PICTURE, cut], np.arange)
+
+
+READS_EACH = """
+import sys
+from pathlib import Path
+import numpy as np
+from lr2ppo.data.frames import open_image, read_frames
+from lr2ppo.errors import UserError
+
+folder = Path(sys.argv[1])
+reads = [read_frames] * 4 + [lambda path, choose: open_image(path)]
+given = [folder / "pipe.jpg", folder / "pipe.mp4", folder, [folder / "pipe.jpg"], folder / "pipe.jpg"]
+for read, frames in zip(reads, given, strict=True):
+    try:
+        read(frames, np.arange)
+    except (UserError, ValueError) as error:
+        print(error)
+"""
+
+
+def test_a_named_pipe_called_like_a_picture_is_refused_without_waiting(tmp_path: Path) -> None:
+    for name in ("pipe.jpg", "pipe.mp4"):
+        os.mkfifo(tmp_path / name)
+    command = [sys.executable, "-c", READS_EACH, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    messages = done.stdout.splitlines()
+    assert [message.rpartition("pipe.")[2][3:].partition(";")[0] for message in messages[:2]] == [
+        ": is neither a file nor a folder"
+    ] * 2
+    assert len(messages) == 5
+    assert all("is a named pipe, wanted a regular file" in message for message in messages[2:])
+    with pytest.raises(UserError, match=r"no file pipe\.jpg"):
+        require_frames([Clip("c", ("a",), images=("pipe.jpg",))], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "frames", [5, {"a.jpg"}, {"a.jpg": 1}, b"a.jpg", object(), np.array(5), [[PICTURE]], "x" * 300]
+)
+def test_what_is_no_frames_is_refused(frames: Any) -> None:
+    with pytest.raises(UserError):
+        read_frames(frames, np.arange)
+
+
+CORNERS = np.zeros((32, 64, 3), np.uint8)
+CORNERS[:8, :16], CORNERS[:8, -16:], CORNERS[-8:, :16] = 255, 160, 80
+MATRICES = {
+    "as it is": (1, 0, 0, 1),
+    "clockwise": (0, 1, -1, 0),
+    "upside down": (-1, 0, 0, -1),
+    "counterclockwise": (0, -1, 1, 0),
+    "mirrored": (-1, 0, 0, 1),
+    "mirrored down": (1, 0, 0, -1),
+    "transposed": (0, 1, 1, 0),
+    "transposed back": (0, -1, -1, 0),
+}
+
+
+def write_corners(path: Path, codec: str = "mpeg4", pixels: str = "yuv420p", **options: Any) -> Path:
+    """Write a video of a picture with three bright corners."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, pixels
+        stream.metadata.update(options.get("tags", {}))
+        source = options.get("source", av.VideoFrame.from_ndarray(CORNERS, format="rgb24"))
+        for number in range(3):
+            frame = source.reformat(format=pixels)
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def put_matrix(path: Path, a: int, b: int, c: int, d: int) -> None:
+    """Set the display matrix of a video in an mp4 file."""
+    content = path.read_bytes()
+    header = content.index(b"tkhd")
+    place = content.index(struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30), header)
+    matrix = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    path.write_bytes(content[:place] + matrix + content[place + len(matrix) :])
+
+
+def displayed(a: int, b: int, c: int, d: int) -> NDArray[np.uint8]:
+    """The picture with the pixel at (x, y) moved to (a x + c y, b x + d y), by its definition."""
+    rows, columns = np.indices(CORNERS.shape[:2])
+    x, y = a * columns + c * rows, b * columns + d * rows
+    shown = np.zeros((np.ptp(y) + 1, np.ptp(x) + 1, 3), np.uint8)
+    shown[y - y.min(), x - x.min()] = CORNERS
+    return shown
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_a_video_recorded_with_a_turned_phone_is_turned(tmp_path: Path, name: str) -> None:
+    path = write_corners(tmp_path / "phone.mp4")
+    put_matrix(path, *MATRICES[name])
+    for frame in read_frames(path, lambda count: np.array([0, count - 1])):
+        assert_close(frame, displayed(*MATRICES[name]))
+
+
+def test_a_video_that_names_its_rotation_in_a_tag_is_turned(tmp_path: Path) -> None:
+    path = write_corners(tmp_path / "old.mkv", tags={"rotate": "90"})
+    assert_close(read_frames(path, np.arange)[0], displayed(*MATRICES["clockwise"]))
+
+
+@pytest.mark.parametrize("pixels", ["yuv420p10le", "gray16le", "gbrp16le"])
+def test_a_video_of_more_than_8_bits_has_the_shades_of_8_bits(tmp_path: Path, pixels: str) -> None:
+    path = write_corners(tmp_path / "deep.mkv", "ffv1", pixels)
+    for frame in read_frames(path, np.arange):
+        assert_close(frame, CORNERS)
+
+
+def test_a_video_with_alpha_is_laid_on_white(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    source = av.VideoFrame.from_ndarray(np.asarray(left_half_transparent("RGBA").resize((64, 32))), format="rgba")
+    path = write_corners(tmp_path / "alpha.mkv", "ffv1", "bgra", source=source)
+    wanted = WHITE_AND_BLACK.repeat(2, axis=1).repeat(4, axis=0)[..., None].repeat(3, axis=2)
+    assert_close(read_frames(path, np.arange)[0], wanted.astype(np.uint8))
