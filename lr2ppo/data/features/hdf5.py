@@ -38,9 +38,10 @@ def require_regular(path: Path) -> None:
     """Raise `UserError` if a path is missing or no regular file."""
     try:
         check_regular(path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read as a feature file: {reason}; {advise(error)}") from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read as a feature file: {error.strerror or error}; {advise(error)}"
+        ) from None
 
 
 def damaged(path: Path, error: BaseException) -> UserError:

@@ -17,7 +17,7 @@ from lr2ppo.data.features.layout import read_attribute
 from lr2ppo.data.features.names import CLIP_PARTS, id_fault
 from lr2ppo.data.features.store import Array
 from lr2ppo.errors import UserError, path_errors_as_user_errors
-from lr2ppo.files import UNWRITABLE
+from lr2ppo.files import check_name
 
 Metadata = Mapping[str, str | int]
 StoredType = Literal["float32", "float16", "bfloat16"]
@@ -36,10 +36,9 @@ class FeatureWriter:
         file cannot be continued, has other metadata or leads out of itself; it is then left as it was.
         """
         self._path, self._dtype = path, dtype
-        # HDF5 would take a null character for the end of the name.
-        if UNWRITABLE.search(str(path)):
-            raise UserError(f"{str(path)!r}: holds an invalid character; give another path")
         with path_errors_as_user_errors():
+            # HDF5 would take a null character for the end of the name.
+            check_name(path)
             path.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path):
             read_clip_names(path, metadata, dtype)

@@ -112,6 +112,11 @@ def soft_through_external(path: Path, pipe: Path) -> None:
     link(path, "tt01/shot-1/img_emb", h5py.SoftLink("/tt01/shot-1/z/x"))
 
 
+def another_array(path: Path, pipe: Path) -> None:
+    with h5py.File(path, "a") as file:
+        file.create_dataset("more", (2,), "f4", external=[(str(pipe), 0, 8)])
+
+
 PLACE = "tt01/shot-1"
 ARRAYS = ("text_emb", "img_emb", "text_len", "label_span")
 TRICKS: dict[str, tuple[Callable[[Path, Path], None], str]] = {
@@ -136,10 +141,7 @@ TRICKS: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "clip linked": (lambda path, pipe: link(path, PLACE, h5py.ExternalLink(str(pipe), "/x")), "shot-1"),
     "movie linked": (lambda path, pipe: link(path, "tt01", h5py.ExternalLink(str(pipe), "/x")), "tt01"),
     "another link": (lambda path, pipe: link(path, "planted", h5py.ExternalLink(str(pipe), "/x")), "planted"),
-    "another array": (
-        lambda path, pipe: h5py.File(path, "a").create_dataset("more", (2,), "f4", external=[(str(pipe), 0, 8)]).file.close(),
-        "more",
-    ),
+    "another array": (another_array, "more"),
     "soft link": (lambda path, pipe: link(path, "tt01/shot-1/text_emb", h5py.SoftLink("/tt02/text_emb")), "text_emb"),
     "soft link to a clip": (lambda path, pipe: link(path, "alias", h5py.SoftLink("/tt02")), "alias"),
     "soft link through another": (soft_through_external, PLACE),
