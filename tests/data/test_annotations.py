@@ -41,8 +41,8 @@ def clip_lists(draw: st.DrawFn) -> list[Clip]:
         labels = draw(st.lists(labels_drawn, min_size=1, max_size=6))
         count = len(labels)
         # A label has the same grade each time.
-        of_labels = st.fixed_dictionaries({label: st.integers(0, 2) for label in labels})
-        grades = draw(st.none() | of_labels.map(lambda of, labels=labels: [of[label] for label in labels]))
+        of_labels = draw(st.none() | st.fixed_dictionaries({label: st.integers(0, 2) for label in labels}))
+        grades = of_labels and [of_labels[label] for label in labels]
         positions = st.tuples(st.integers(0, count - 1), st.integers(0, count - 1)).filter(lambda p: p[0] != p[1])
         pairs = draw(st.lists(positions, max_size=4)) if count > 1 else []
         clips.append(

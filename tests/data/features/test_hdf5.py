@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -62,16 +63,16 @@ def change_bytes(path: Path, old: bytes, new: bytes) -> None:
     path.write_bytes(content.replace(old, new))
 
 
-def store_outside(path: Path, name: str, source: Path, **more: object) -> None:
+def store_outside(path: Path, source: Path, name: str) -> None:
     """Replace an array by one whose numbers are the bytes of another file."""
     with h5py.File(path, "a") as file:
         shape, dtype = file[name].shape, file[name].dtype
         del file[name]
         size = int(np.prod(shape)) * dtype.itemsize
-        file.create_dataset(name, shape, dtype, external=[(str(source), 0, size)], **more)
+        file.create_dataset(name, shape, dtype, external=[(str(source), 0, size)])
 
 
-def store_virtually(path: Path, name: str, source: Path | str | None, unlimited: bool = False) -> None:
+def store_virtually(path: Path, source: Path | None, name: str, unlimited: bool = False) -> None:
     """Replace an array by a virtual one."""
     with h5py.File(path, "a") as file:
         shape, dtype = file[name].shape, file[name].dtype
@@ -93,9 +94,13 @@ def link(path: Path, name: str, target: h5py.SoftLink | h5py.ExternalLink) -> No
         file[name] = target
 
 
+def link_outside(path: Path, target: Path, name: str) -> None:
+    link(path, name, h5py.ExternalLink(str(target), "/x"))
+
+
 def link_of_another_class(path: Path, pipe: Path) -> None:
     """Plant a link of a class that HDF5 lets programs define."""
-    link(path, "planted", h5py.ExternalLink(str(pipe), "/x"))
+    link_outside(path, pipe, "planted")
     # In the file: the class, which is 64 for external links, and the name with its length.
     change_bytes(path, b"\x40\x07planted", b"\x41\x07planted")
 
@@ -108,7 +113,7 @@ def link_named_as_a_path(path: Path, pipe: Path) -> None:
 
 
 def soft_through_external(path: Path, pipe: Path) -> None:
-    link(path, "tt01/shot-1/z", h5py.ExternalLink(str(pipe), "/"))
+    link_outside(path, pipe, "tt01/shot-1/z")
     link(path, "tt01/shot-1/img_emb", h5py.SoftLink("/tt01/shot-1/z/x"))
 
 
@@ -120,34 +125,22 @@ def another_array(path: Path, pipe: Path) -> None:
 PLACE = "tt01/shot-1"
 ARRAYS = ("text_emb", "img_emb", "text_len", "label_span")
 TRICKS: dict[str, tuple[Callable[[Path, Path], None], str]] = {
-    **{
-        f"{part} stored outside": (lambda path, pipe, name=f"{PLACE}/{part}": store_outside(path, name, pipe), part)
-        for part in ARRAYS
-    },
-    **{
-        f"{part} linked": (
-            lambda path, pipe, name=f"{PLACE}/{part}": link(path, name, h5py.ExternalLink(str(pipe), "/x")),
-            part,
-        )
-        for part in ARRAYS
-    },
-    **{
-        f"{part} virtual": (lambda path, pipe, name=f"{PLACE}/{part}": store_virtually(path, name, pipe), part)
-        for part in ARRAYS
-    },
-    "virtual, of any length": (lambda path, pipe: store_virtually(path, f"{PLACE}/text_emb", pipe, True), "text_emb"),
-    "virtual, of this file": (lambda path, pipe: store_virtually(path, f"{PLACE}/text_emb", "."), "text_emb"),
-    "virtual, of nothing": (lambda path, pipe: store_virtually(path, f"{PLACE}/img_emb", None), "img_emb"),
-    "clip linked": (lambda path, pipe: link(path, PLACE, h5py.ExternalLink(str(pipe), "/x")), "shot-1"),
-    "movie linked": (lambda path, pipe: link(path, "tt01", h5py.ExternalLink(str(pipe), "/x")), "tt01"),
-    "another link": (lambda path, pipe: link(path, "planted", h5py.ExternalLink(str(pipe), "/x")), "planted"),
+    **{f"{part} stored outside": (partial(store_outside, name=f"{PLACE}/{part}"), part) for part in ARRAYS},
+    **{f"{part} virtual": (partial(store_virtually, name=f"{PLACE}/{part}"), part) for part in ARRAYS},
+    **{f"{part} linked": (partial(link_outside, name=f"{PLACE}/{part}"), part) for part in ARRAYS},
+    "virtual, of any length": (partial(store_virtually, name=f"{PLACE}/text_emb", unlimited=True), "text_emb"),
+    "virtual, of this file": (lambda path, _: store_virtually(path, Path("."), f"{PLACE}/text_emb"), "text_emb"),
+    "virtual, of nothing": (lambda path, _: store_virtually(path, None, f"{PLACE}/img_emb"), "img_emb"),
+    "clip linked": (partial(link_outside, name=PLACE), "shot-1"),
+    "movie linked": (partial(link_outside, name="tt01"), "tt01"),
+    "another link": (partial(link_outside, name="planted"), "planted"),
     "another array": (another_array, "more"),
-    "soft link": (lambda path, pipe: link(path, "tt01/shot-1/text_emb", h5py.SoftLink("/tt02/text_emb")), "text_emb"),
-    "soft link to a clip": (lambda path, pipe: link(path, "alias", h5py.SoftLink("/tt02")), "alias"),
+    "soft link": (lambda path, _: link(path, f"{PLACE}/text_emb", h5py.SoftLink("/tt02/text_emb")), "text_emb"),
+    "soft link to a clip": (lambda path, _: link(path, "alias", h5py.SoftLink("/tt02")), "alias"),
     "soft link through another": (soft_through_external, PLACE),
     "link of another class": (link_of_another_class, "planted"),
     "link named as a path": (link_named_as_a_path, "out/in"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -176,7 +169,7 @@ def test_numbers_of_another_file_do_not_come_back_as_features(tmp_path: Path, la
     with h5py.File(path, "a") as file:
         del file["tt02/img_emb"]
         file["tt02/img_emb"] = np.zeros((1, 1, 2), np.float32)
-    store_outside(path, "tt02/img_emb", tmp_path / "secret")
+    store_outside(path, tmp_path / "secret", "tt02/img_emb")
     if layout == "compact":
         # HDF5 writes no such file: the numbers are in the array's header and in another file.
         change_bytes(
@@ -193,7 +186,7 @@ def test_a_file_that_changes_after_it_was_listed_is_still_not_left(tmp_path: Pat
     other = write_features(tmp_path / "other.h5", "x")
     saved = pickle.dumps(FeatureStore([path]))
     link(path, "tt02", h5py.ExternalLink(str(other), "/x"))
-    store_outside(path, "tt01/shot-1/text_emb", other)
+    store_outside(path, other, "tt01/shot-1/text_emb")
     store: FeatureStore = pickle.loads(saved)  # noqa: S301
     for read in (store.frames, store.shape, lambda clip_id: store.text(clip_id, [0])):
         with pytest.raises(UserError, match="'tt02': found a link to another file"):
@@ -221,14 +214,15 @@ def test_references_in_attributes_are_not_followed(tmp_path: Path) -> None:
         FeatureStore([path])
 
 
-def make_pipe(path: Path) -> None:
-    os.mkfifo(path)
+def make_link_to_pipe(path: Path) -> None:
+    os.mkfifo(path.with_name("pipe"))
+    path.symlink_to("pipe")
 
 
 NOT_REGULAR: dict[str, tuple[Callable[[Path], object], str]] = {
-    "pipe": (make_pipe, "is a named pipe, wanted a regular file"),
+    "pipe": (os.mkfifo, "is a named pipe, wanted a regular file"),
     "folder": (lambda path: path.mkdir(), "is a folder, wanted a regular file"),
-    "link to a pipe": (lambda path: (make_pipe(path.with_name("p")), path.symlink_to("p")), "is a named pipe"),
+    "link to a pipe": (make_link_to_pipe, "is a named pipe"),
     "device": (lambda path: path.symlink_to("/dev/zero"), "is a device, wanted a regular file"),
     "link to itself": (lambda path: path.symlink_to(path.name), "Too many levels of symbolic links"),
 }
