@@ -24,23 +24,17 @@ ADVICE = "copy what it names into the file itself, or remove it and extract the 
 
 
 def open_features(path: Path) -> h5py.File:
-    """Open a feature file for reading; raises `UserError` if it is no regular file, or not complete."""
-    require_regular(path)
+    """Open a feature file for reading; raises `UserError` if it is missing, no regular file, or not complete."""
+    try:
+        check_regular(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be read as a feature file: {reason}; {advise(error)}") from None
     try:
         return h5py.File(path, "r")
     except HDF5_ERRORS as error:
         raise UserError(
             f"{path}: is not a whole HDF5 file, or is still being written: {error}; wait, or remove and make it again"
-        ) from None
-
-
-def require_regular(path: Path) -> None:
-    """Raise `UserError` if a path is missing or no regular file."""
-    try:
-        check_regular(path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read as a feature file: {error.strerror or error}; {advise(error)}"
         ) from None
 
 
@@ -67,16 +61,16 @@ def _clip_names(file: h5py.File, check_arrays: bool) -> Iterator[str]:
     pending: list[tuple[h5g.GroupID, bytes, str]] = [(file.id, b"/", "")]
     while pending:
         above, link, name = pending.pop()
-        group = h5o.open(above, link)
-        if isinstance(group, h5d.DatasetID):
-            _require_own_numbers(file, group, name)
-        if not isinstance(group, h5g.GroupID) or link in PARTS:
+        found = h5o.open(above, link)
+        if isinstance(found, h5d.DatasetID):
+            _require_own_numbers(file, found, name)
+        if not isinstance(found, h5g.GroupID) or link in PARTS:
             continue
         if len(name) > LONGEST_ID:
             raise _refusal(file, name, f"a group's name of {len(name):,} characters", f"at most {LONGEST_ID:,}")
-        address = h5o.get_info(group).addr
+        address = h5o.get_info(found).addr
         # What is inside a group of several names, perhaps itself, is visited once.
-        members = [] if address in holds_clip else _list_links(file, group, name)
+        members = [] if address in holds_clip else _list_links(file, found, name)
         if holds_clip.setdefault(address, b"img_emb" in members) and name:
             yield name
         # The last one is opened next.
@@ -84,7 +78,7 @@ def _clip_names(file: h5py.File, check_arrays: bool) -> Iterator[str]:
             inner = _as_text(member)
             # Names that are not UTF-8 are no clip's id.
             if inner is not None and (check_arrays or member not in PARTS):
-                pending.append((group, member, f"{name}/{inner}" if name else inner))
+                pending.append((found, member, f"{name}/{inner}" if name else inner))
 
 
 def open_group(file: h5py.File, name: str) -> h5g.GroupID:
