@@ -1,5 +1,6 @@
 """Read and write files: only regular ones, and each is complete before it gets its name."""
 
+import errno
 import hashlib
 import json
 import os
@@ -28,8 +29,15 @@ KINDS = {
 }
 
 
+def check_name(path: Path) -> None:
+    """Raise OSError if a path holds a null character, which no file's name does."""
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "holds a null character", str(path))
+
+
 def check_regular(path: Path) -> None:
     """Raise OSError if a path, links followed, is missing or no regular file: reading a pipe or a device may hang."""
+    check_name(path)
     _require_regular(os.stat(path).st_mode)
 
 
@@ -45,6 +53,7 @@ def check_output(path: Path) -> None:
 
 def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading; raises OSError if it is missing or no regular file, without waiting for a pipe."""
+    check_name(path)
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _require_regular(os.fstat(handle).st_mode)
@@ -82,6 +91,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     Raises `UserError` if it cannot be written: the disk is full, read-only, or gone, or the path names no regular file.
     """
     try:
+        check_name(path)
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
         check_output(path)

@@ -1,6 +1,5 @@
 """Annotation files in LRMovieNet's layout: a JSON list of clips with labels, grades and, in one file, pairs."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from lr2ppo.errors import UserError, raise_faults
-from lr2ppo.files import UNWRITABLE
+from lr2ppo.data.features.names import id_fault
+from lr2ppo.errors import UserError, advise, raise_faults, shorten_middle
+from lr2ppo.files import UNWRITABLE, read_json, write_json
 
 SOURCE_TRAIN = "first_stage_data.json"
 TARGET_PAIRS = "first_second_data_pair/first_second_data_pair_10pct.json"
@@ -24,6 +24,8 @@ CAPTIONS = "pretrain_data.json"
 # LRMovieNet grades 0 to 2, most document sets 0 to 4; with the gain 2^grade - 1 larger grades make no sense.
 MAX_GRADE = 10
 GRADES_WANTED = f"a whole number from 0 to {MAX_GRADE}"
+
+LONGEST_NAME = 100
 
 Need = Literal["labels", "grades", "pairs", "images"]
 
@@ -84,16 +86,16 @@ def read_valid_clips(path: Path, need: Need = "labels") -> tuple[list[Clip], lis
 def _read_entries(path: Path) -> list[Any]:
     """The entries of an annotation file; raises `UserError` if it is not a JSON list."""
     try:
-        text = path.read_text(encoding="utf-8")
+        entries = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such annotation file; check data.root and the file's name") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    try:
-        entries = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read: {error}; save it as UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}; {advise(error)}") from None
     except (ValueError, RecursionError) as error:
         # Python refuses numbers of thousands of digits and thousands of nested brackets, which are valid JSON.
-        raise UserError(f"{path}: is not JSON: {error}") from None
+        raise UserError(f"{path}: is not JSON: {error}; correct it, or make it again") from None
     if not isinstance(entries, list) or not entries:
         found = "an empty list" if isinstance(entries, list) else type(entries).__name__
         raise UserError(f"{path}: found {found}, wanted a JSON list of clips")
@@ -101,7 +103,10 @@ def _read_entries(path: Path) -> list[Any]:
 
 
 def write_clips(path: Path, clips: Iterable[Clip]) -> None:
-    """Write an annotation file; clips without grades or pairs have no keys for them."""
+    """Write an annotation file; clips without grades or pairs have no keys for them.
+
+    Raises `UserError` if it cannot be written.
+    """
     entries = []
     for clip in clips:
         grades: Sequence[Any] = [None] * len(clip.labels) if clip.grades is None else clip.grades.tolist()
@@ -114,8 +119,7 @@ def write_clips(path: Path, clips: Iterable[Clip]) -> None:
         if len(clip.pairs):
             entry["index"] = clip.pairs.tolist()
         entries.append(entry)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(entries, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_json(path, entries)
 
 
 def graded(clip: Clip) -> NDArray[np.int64]:
@@ -135,7 +139,7 @@ def _entry_name(entry: Any) -> str:
     if not isinstance(entry, dict):
         return "not a mapping"
     clip_id = entry.get("id", "without id")
-    return clip_id if _is_text(clip_id) else shortened(clip_id)
+    return shorten_middle(clip_id, LONGEST_NAME) if _is_text(clip_id) else shortened(clip_id)
 
 
 def _is_text(value: Any) -> TypeGuard[str]:
@@ -148,14 +152,19 @@ def _parse_clip(entry: Any, need: Need) -> tuple[Clip, list[str]]:
         return Clip("", ()), [f"found {type(entry).__name__}, wanted a mapping"]
     faults: list[str] = []
     clip_id = entry.get("id")
-    if not _is_text(clip_id) or not clip_id:
+    if not _is_text(clip_id):
         faults.append(f"id: found {shortened(clip_id)}, wanted a string")
         clip_id = ""
+    elif fault := id_fault(clip_id):
+        faults.append(f"id: {fault}")
     tags = _parse_tags(entry.get("tags"), need, faults)
+    labels = tuple(tag["tag"] for tag in tags)
+    grades = _parse_grades(tags, need, faults)
+    faults += _label_faults(labels, grades)
     clip = Clip(
         id=clip_id,
-        labels=tuple(tag["tag"] for tag in tags),
-        grades=_parse_grades(tags, need, faults),
+        labels=labels,
+        grades=grades,
         description=_parse_text(entry, "description", faults),
         filename=_parse_text(entry, "filename", faults),
         images=_parse_images(entry.get("image"), need, faults),
@@ -171,6 +180,21 @@ def _parse_tags(tags: Any, need: Need, faults: list[str]) -> list[dict[str, Any]
     if not tags and need != "images":
         faults.append("tags: found no labels, wanted at least one")
     return tags
+
+
+def _label_faults(labels: Sequence[str], grades: NDArray[np.int64] | None) -> list[str]:
+    """Faults of labels of white space only, and of labels given twice with different grades."""
+    faults = []
+    blank = [label for label in labels if not label.strip()]
+    if blank:
+        more = f" (and {len(blank) - 1} more)" if len(blank) > 1 else ""
+        faults.append(f"tags: found the label {shortened(blank[0])}, wanted a text{more}")
+    first: dict[str, int] = {}
+    for label, grade in zip(labels, [] if grades is None else grades.tolist(), strict=False):
+        if first.setdefault(label, grade) != grade:
+            faults.append(f"tags: found {shortened(label)} with the grades {first[label]} and {grade}, wanted one")
+            break
+    return faults
 
 
 def _parse_text(entry: dict[str, Any], key: str, faults: list[str]) -> str:
@@ -199,7 +223,7 @@ def _parse_grades(tags: Sequence[dict[str, Any]], need: Need, faults: list[str])
     if bad:
         label, target = tags[bad[0]]["tag"], targets[bad[0]]
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        faults.append(f"target of label {label!r}: found {shortened(target)}, wanted {GRADES_WANTED}{more}")
+        faults.append(f"target of label {shortened(label)}: found {shortened(target)}, wanted {GRADES_WANTED}{more}")
         return None
     return np.array(grades, dtype=np.int64)
 

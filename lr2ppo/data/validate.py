@@ -6,6 +6,7 @@ returns the faults that prevent training; it is also a command.
 
 import contextlib
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from lr2ppo.data import annotations
 from lr2ppo.data.annotations import Clip, ClipFault, Need, read_valid_clips
-from lr2ppo.data.features.layout import HDF5_ERRORS
+from lr2ppo.data.features.hdf5 import HDF5_ERRORS
 from lr2ppo.data.features.store import FeatureStore, find_feature_files
 from lr2ppo.data.frames import missing_frames, unusable_frames
 from lr2ppo.errors import UserError, raise_faults
@@ -235,7 +236,8 @@ def describe_store(store: FeatureStore, clips: Iterable[Clip]) -> str:
 
 def require_valid(root: Path, features: Sequence[str], frames_root: Path) -> None:
     """Print a summary of a folder in LRMovieNet's layout; raises `UserError` naming its faults and its frames'."""
-    if not root.is_dir():
+    # Unlike that of pathlib, it is also False for a path that cannot be looked up.
+    if not os.path.isdir(root):
         raise UserError(f"{root}: no such folder; give one in LRMovieNet's layout")
     faults: list[str] = []
     splits = read_splits(root, faults)

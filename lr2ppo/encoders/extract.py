@@ -15,7 +15,6 @@ import numpy as np
 from tqdm import tqdm
 
 from lr2ppo.data.annotations import Clip, read_clips
-from lr2ppo.data.features.layout import group_name
 from lr2ppo.data.features.store import find_shards, shards_setting
 from lr2ppo.data.features.writer import FeatureWriter, Metadata, StoredType, read_clip_names
 from lr2ppo.data.frames import read_image, require_frames
@@ -31,7 +30,8 @@ SECONDS_TO_REPORT = 60
 
 def find_clips(data: Path) -> list[Clip]:
     """All clips of the folder's annotation files, each id once; raises `UserError` if two files disagree."""
-    found = [name for name in NEEDS if (data / name).is_file()]
+    # What is there but no regular file is refused, not left out.
+    found = [name for name in NEEDS if os.path.lexists(data / name)]
     if not found:
         raise UserError(f"{data}: found none of the annotation files {', '.join(NEEDS)}")
     clips: dict[str, Clip] = {}
@@ -66,9 +66,9 @@ def find_share(
 
     Raises `UserError` if one of these files cannot be read or holds features with other metadata.
     """
-    files = [path for path in (out, *find_shards(out)) if path.exists()]
+    files = [path for path in (out, *find_shards(out)) if os.path.lexists(path)]
     held = {name for path in files for name in read_clip_names(path, metadata, dtype)}
-    missing = [clip for clip in clips if group_name(clip.id) not in held]
+    missing = [clip for clip in clips if clip.id not in held]
     return Share(shard_path(out, rank, processes), missing[rank::processes], len(missing))
 
 

@@ -1,6 +1,10 @@
 """Annotation files: what is read, what may be missing, and the messages about faults."""
 
 import json
+import os
+import resource
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +21,28 @@ from lr2ppo.data.annotations import (
     read_valid_clips,
     write_clips,
 )
+from lr2ppo.data.features.names import LONGEST_ID
 from lr2ppo.errors import FAULTS_SHOWN, UserError, raise_faults
+from tests.helpers.fuzz import run_apart
 
 letters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 texts = st.text(letters, max_size=12)
+labels_drawn = texts.filter(str.strip)
+parts = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"), min_size=1, max_size=6)
+# Every part names a group, which "." does not.
+ids_drawn = st.lists(parts.filter(lambda part: part != "."), min_size=1, max_size=3).map("/".join).filter(str.strip)
 
 
 @st.composite
 def clip_lists(draw: st.DrawFn) -> list[Clip]:
-    ids = draw(st.lists(st.text(letters, min_size=1, max_size=12), min_size=1, max_size=5, unique=True))
+    ids = draw(st.lists(ids_drawn, min_size=1, max_size=5, unique=True))
     clips = []
     for clip_id in ids:
-        labels = draw(st.lists(texts, min_size=1, max_size=6))
+        labels = draw(st.lists(labels_drawn, min_size=1, max_size=6))
         count = len(labels)
-        grades = draw(st.none() | st.lists(st.integers(0, 2), min_size=count, max_size=count))
+        # A label has the same grade each time.
+        of_labels = draw(st.none() | st.fixed_dictionaries({label: st.integers(0, 2) for label in labels}))
+        grades = of_labels and [of_labels[label] for label in labels]
         positions = st.tuples(st.integers(0, count - 1), st.integers(0, count - 1)).filter(lambda p: p[0] != p[1])
         pairs = draw(st.lists(positions, max_size=4)) if count > 1 else []
         clips.append(
@@ -129,19 +141,108 @@ def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
     assert clip.labels == ("a", "b")
 
 
-def test_equal_labels_of_one_clip_stay_separate(tmp_path: Path) -> None:
-    tags = [{"tag": "a", "target": 0}, {"tag": "a", "target": 2}]
+def test_equal_labels_of_one_clip_and_grade_stay_separate(tmp_path: Path) -> None:
+    tags = [{"tag": "a", "target": 2}, {"tag": "a", "target": "2.0"}]
     clip = read_one(tmp_path, entry(tags=tags))
     assert clip.labels == ("a", "a")
     assert clip.grades is not None
-    assert clip.grades.tolist() == [0, 2]
+    assert clip.grades.tolist() == [2, 2]
+    assert read_one(tmp_path, entry(tags=[{"tag": "a"}, {"tag": "a"}], index=[])).labels == ("a", "a")
+
+
+def test_a_label_of_two_grades_is_refused(tmp_path: Path) -> None:
+    tags = [{"tag": "a", "target": 0}, {"tag": "b", "target": 1}, {"tag": "a", "target": 2}]
+    assert "clip 0 (clip): tags: found 'a' with the grades 0 and 2, wanted one" in message_of(
+        write_json(tmp_path, [entry(tags=tags)])
+    )
+
+
+@pytest.mark.parametrize("label", ["", " ", "\t\n", "\u2003\xa0"])
+def test_a_label_of_white_space_is_refused(tmp_path: Path, label: str) -> None:
+    tags = [{"tag": "a"}, {"tag": label}, {"tag": " "}]
+    message = message_of(write_json(tmp_path, [entry(tags=tags, index=[])]))
+    assert f"tags: found the label {label!r}, wanted a text (and 1 more)" in message
+
+
+BAD_IDS = ["a//b", "a/./b", "/a", "a/", ".", "/", " ", "\u2003", "a\nb", "\x85", "c0/img_emb", "text_len"]
+
+
+@pytest.mark.parametrize("clip_id", BAD_IDS)
+def test_an_id_that_names_no_group_of_its_own_is_refused(tmp_path: Path, clip_id: str) -> None:
+    assert f"id: found {clip_id!r}, wanted " in message_of(write_json(tmp_path, [entry("c0"), entry(clip_id)]))
+
+
+@pytest.mark.parametrize("clip_id", ["..", "a/../b", " a", "img_emb2", "é/日", "a\xa0b", "a" * LONGEST_ID])
+def test_other_ids_are_read(tmp_path: Path, clip_id: str) -> None:
+    assert read_one(tmp_path, entry(clip_id)).id == clip_id
+
+
+LONG = "i" * 2**20
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"id": LONG},
+        {"id": [LONG]},
+        {"id": LONG, "tags": []},
+        {"description": [LONG]},
+        {"tags": [{"tag": LONG, "target": 99}]},
+        {"tags": [{"tag": LONG, "target": grade} for grade in (0, 1)]},
+        {"tags": [{"tag": " " * len(LONG)}]},
+    ],
+)
+def test_a_message_about_a_long_text_is_short(tmp_path: Path, keys: dict[str, Any]) -> None:
+    path = write_json(tmp_path, [entry(**keys)])
+    _, faults = read_valid_clips(path)
+    assert faults
+    assert all(len(str(fault)) < 400 for fault in faults)
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    path = write_json(tmp_path, [entry()])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_clips(path)[0].id == "clip"
+
+
+def link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (os.mkfifo, "cannot be read: is a named pipe, wanted a regular file"),
+        (Path.mkdir, "cannot be read: is a folder, wanted a regular file"),
+        (link_to_itself, "cannot be read: Too many levels of symbolic links"),
+        (lambda path: path.symlink_to("/dev/zero"), "cannot be read: is a device, wanted a regular file"),
+    ],
+)
+def test_what_is_no_regular_file_is_refused(tmp_path: Path, make: Callable[[Path], object], expected: str) -> None:
+    make(tmp_path / "val_data.json")
+
+    def check() -> None:
+        # Nobody writes to the pipe, and the device has no end.
+        resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
+        signal.alarm(20)
+        assert expected in message_of(tmp_path / "val_data.json")
+
+    run_apart(check)
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b", "file/clips.json"])
+def test_a_path_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    for action in (read_clips, lambda path: write_clips(path, [Clip("c", ("a",))])):
+        with pytest.raises(UserError):
+            action(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
         pytest.param({"id": 5}, "id: found 5, wanted a string", id="id is a number"),
-        pytest.param({"id": ""}, "id: found '', wanted a string", id="id is empty"),
+        pytest.param({"id": ""}, "id: found '', wanted a string that is not blank", id="id is empty"),
         pytest.param({"id": None}, "id: found None, wanted a string", id="id is null"),
         pytest.param({"tags": None}, "tags: wanted a list", id="no tags"),
         pytest.param({"tags": "a b"}, "tags: wanted a list", id="tags are a text"),

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import h5py
@@ -14,6 +15,7 @@ from lr2ppo.data import Clip, ClipDataset, FeatureStore, FeatureWriter, annotati
 from lr2ppo.data.frames import missing_frames
 from lr2ppo.data.validate import CheckedClips, check_values, describe_clips, overlap, structure_faults
 from lr2ppo.training.inputs import clip_warnings
+from tests.helpers.fuzz import run_apart
 
 CLIPS = [Clip(f"clip-{i}", ("a", "b", "c"), grades=np.array([0, 1, 2])) for i in range(3)]
 
@@ -30,7 +32,9 @@ def features(tmp_path: Path) -> Path:
 def change(path: Path, name: str, values: object) -> None:
     with h5py.File(path, "a") as file:
         del file[name]
-        if values is not None:
+        if isinstance(values, str) and values == "a group":
+            file.create_group(name)
+        elif values is not None:
             file[name] = values
 
 
@@ -61,7 +65,7 @@ def test_valid_features_have_no_fault(features: Path) -> None:
         ("clip-1/text_emb", np.ones((3, 5, 4), [("a", "f4")]), "wanted floats"),
         ("clip-1/img_emb", np.ones((1, 2, 6), np.uint16), "img_emb: found uint16, wanted floats"),
         ("clip-1/text_len", np.ones(3), "text_len: found float64, wanted whole numbers"),
-        ("clip-1/text_emb", h5py.SoftLink("/clip-0"), "text_emb: found a group, wanted an array"),
+        ("clip-1/text_emb", "a group", "text_emb: found a group, wanted an array"),
         ("clip-1/img_emb", np.dtype("f4"), "img_emb: found a datatype, wanted an array"),
         ("clip-1", np.ones(3), "has no features"),
     ],
@@ -234,6 +238,35 @@ def test_the_check_of_a_folder_continues_after_malformed_features(
         "clip test-2: frame",
     ):
         assert fault in refused
+
+
+def test_the_check_of_a_folder_names_each_file_that_it_refuses(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / annotations.TEST).unlink()
+    os.mkfifo(folder / annotations.TEST)
+    validation = folder / annotations.VALIDATION
+    validation.write_bytes(b"\xef\xbb\xbf" + validation.read_bytes())
+    with h5py.File(folder / "clean_feat.h5", "a") as file:
+        del file["source-1/text_emb"]
+        file.create_dataset("source-1/text_emb", (6, 4, 8), "f4", external=[("secret", 0, 768)])
+
+    def run() -> None:
+        # Nobody writes to the pipe: reading from it would wait for ever.
+        signal.alarm(60)
+        status, _, refused = check(folder, capsys)
+        assert status == 2
+        assert "2 faults found; training cannot start" in refused
+        assert "test_data.json: cannot be read: is a named pipe, wanted a regular file" in refused
+        assert "clean_feat.h5: 'source-1/text_emb': found an array whose numbers are in other files" in refused
+
+    run_apart(run)
+
+
+def test_a_folder_of_a_name_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, refused = check(Path("n" * 300), capsys)
+    assert status == 2
+    assert "no such folder" in refused
 
 
 def test_the_check_of_a_folder_names_frames_that_cannot_be_encoded(

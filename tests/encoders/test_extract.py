@@ -1,7 +1,9 @@
 """Extraction by one or several processes: every clip once, even if stopped and resumed by another number of them."""
 
+import os
 import re
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lr2ppo.cli import main
-from lr2ppo.data import Clip, FeatureStore, FeatureWriter
+from lr2ppo.data import Clip, FeatureStore, FeatureWriter, annotations, write_clips
 from lr2ppo.data.features.store import find_feature_files
 from lr2ppo.data.features.writer import StoredType, read_clip_names
 from lr2ppo.data.mini import SIZES, write_mini
@@ -25,13 +27,14 @@ from lr2ppo.distributed.processes import Processes
 from lr2ppo.encoders import extract, pretrain
 from lr2ppo.encoders.extract import find_clips, find_share
 from lr2ppo.errors import UserError
+from tests.helpers.fuzz import run_apart
 from tests.helpers.workspace import Workspace
 
 T = TypeVar("T")
 METADATA: dict[str, str | int] = {"text_encoder": "tiny@1", "tokens_per_frame": 1}
 DTYPE: StoredType = "float32"
 # Some are nested, and one is a path prefix of others.
-IDS = ["tt1", *(f"tt1/shot-{number}" for number in range(9)), *(f"flat-{number}" for number in range(11)), "a//b"]
+IDS = ["tt1", *(f"tt1/shot-{number}" for number in range(9)), *(f"flat-{number}" for number in range(11)), "a/b"]
 CLIPS = [Clip(clip_id, ("label",)) for clip_id in IDS]
 
 
@@ -127,6 +130,41 @@ def test_a_shard_cut_short_is_refused_and_named(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-500])
     with pytest.raises(UserError, match=r"clean_feat-01-of-02\.h5: is not a whole HDF5 file.*remove"):
         find_share(CLIPS, out, METADATA, DTYPE, 0, 4)
+
+
+@pytest.mark.parametrize("name", ["clean_feat.h5", "clean_feat-01-of-02.h5"])
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_an_output_or_a_shard_that_is_no_regular_file_is_refused(tmp_path: Path, name: str, kind: str) -> None:
+    make = os.mkfifo if kind == "pipe" else os.mkdir
+    make(tmp_path / name)
+
+    def check() -> None:
+        # Nobody writes to the pipe: reading from it would wait for ever.
+        signal.alarm(20)
+        with pytest.raises(UserError, match=f"{name}: .* wanted a regular file"):
+            find_share(CLIPS, tmp_path / "clean_feat.h5", METADATA, DTYPE)
+
+    run_apart(check)
+
+
+def test_a_shard_that_leads_to_another_file_is_refused(tmp_path: Path) -> None:
+    run_job(CLIPS[:6], tmp_path / "clean_feat.h5", 2)
+    with h5py.File(tmp_path / "clean_feat-01-of-02.h5", "a") as file:
+        file["flat-9"] = h5py.ExternalLink("elsewhere.h5", "/")
+    with pytest.raises(UserError, match=r"clean_feat-01-of-02\.h5: 'flat-9': found a link to another file"):
+        find_share(CLIPS, tmp_path / "clean_feat.h5", METADATA, DTYPE, 0, 3)
+
+
+def test_an_annotation_file_that_is_a_pipe_is_refused_and_not_left_out(tmp_path: Path) -> None:
+    write_clips(tmp_path / annotations.TEST, CLIPS)
+    os.mkfifo(tmp_path / annotations.VALIDATION)
+
+    def check() -> None:
+        signal.alarm(20)
+        with pytest.raises(UserError, match=r"val_data\.json: cannot be read: is a named pipe"):
+            find_clips(tmp_path)
+
+    run_apart(check)
 
 
 @pytest.fixture(scope="module")

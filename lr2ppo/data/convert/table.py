@@ -10,9 +10,9 @@ from reprlib import repr as shortened
 from typing import Any
 
 from lr2ppo.data.annotations import GRADES_WANTED, parse_grade
-from lr2ppo.data.features.layout import group_name
-from lr2ppo.errors import UserError
-from lr2ppo.files import UNWRITABLE
+from lr2ppo.data.features.names import id_fault
+from lr2ppo.errors import UserError, advise
+from lr2ppo.files import UNWRITABLE, read_text
 
 # Columns with one value per clip, given in at least one of its rows.
 CLIP_COLUMNS = ("description", "frames", "video", "group", "domain")
@@ -65,12 +65,12 @@ def read_records(
     Faults of single rows are added to `faults`. Raises `UserError` if the file is no table.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_text(path)
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}: line {line} is not UTF-8 text; save it as 'CSV UTF-8', as Excel calls it") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}; {advise(error)}") from None
     called = {column: names.get(column, column).casefold() for column in wanted}
     rows = (
         _read_json_lines(text, faults)
@@ -218,8 +218,8 @@ def _read_grade(record: Record, faults: list[str]) -> int | None:
 def _clip_faults(clip: TableClip) -> list[str]:
     """Faults of a clip as a whole."""
     faults = []
-    if group_name(clip.id) != clip.id:
-        faults.append("has an id with nothing, or only a dot, between slashes; give it another")
+    if fault := id_fault(clip.id):
+        faults.append(f"has an id that cannot be used: {fault}")
     ungraded = clip.grades.count(None)
     if 0 < ungraded < len(clip.grades):
         faults.append(f"has {ungraded} of {len(clip.grades)} labels without a grade; give all of them one, or none")

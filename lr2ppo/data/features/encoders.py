@@ -1,6 +1,5 @@
 """The encoders that made features: named in the feature file, and saved in a run's folder to encode new clips."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from pydantic import ValidationError
 from lr2ppo.config.schema import Count, Section
 from lr2ppo.data.features.layout import read_attribute, read_fixed_text
 from lr2ppo.errors import UserError
-from lr2ppo.files import write_json
+from lr2ppo.files import read_json, write_json
 
 FEATURES_FILE = "features.json"
 COMPARED = ("text_encoder", "image_encoder", "tokenizer", "frame_tokens", "max_text_tokens")
@@ -94,10 +93,10 @@ def read_features_file(folder: Path) -> Encoding | None:
     Raises `UserError` if the file is damaged.
     """
     path = folder / FEATURES_FILE
-    if not path.is_file():
-        return None
     try:
-        encoders = json.loads(path.read_text(encoding="utf-8"))["encoders"]
+        encoders = read_json(path)["encoders"]
         return None if encoders is None else Encoding.model_validate(encoders)
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: does not describe a run's encoders: {error}; fix or remove it") from None

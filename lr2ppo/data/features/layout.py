@@ -1,17 +1,15 @@
 """The layout of a clip's features in an HDF5 file, and messages about features in another one."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 
+from lr2ppo.data.features.hdf5 import HDF5_ERRORS, damaged, find_array, open_group
+from lr2ppo.data.features.names import CLIP_PARTS
 from lr2ppo.errors import UserError
 
-# The arrays in a clip's group; label_span and text_len may be missing.
-CLIP_PARTS = ("text_len", "label_span", "text_emb", "img_emb")
-# h5py raises any of these for a damaged file.
-HDF5_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
 # Deflate compresses at best, on zeros, to 1/1032.
 MAX_COMPRESSION = 1100
 
@@ -35,16 +33,6 @@ class FileInfo:
     tokens_per_frame: int
     # Features of one domain have the same widths; files without a domain share one.
     domain: str = ""
-
-
-def open_features(path: Path) -> h5py.File:
-    """Open a feature file for reading; raises `UserError` if it is not complete."""
-    try:
-        return h5py.File(path, "r")
-    except HDF5_ERRORS as error:
-        raise UserError(
-            f"{path}: is not a whole HDF5 file, or is still being written: {error}; wait, or remove and make it again"
-        ) from None
 
 
 def read_info(file: h5py.File, path: Path) -> FileInfo:
@@ -89,46 +77,15 @@ def read_fixed_text(file: h5py.File, name: str, path: Path) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def list_clips(file: h5py.File, path: Path) -> list[str]:
-    """The `group_name` of each clip in a file; raises `UserError` if its groups cannot be listed."""
-    try:
-        return list(clip_names(file))
-    except HDF5_ERRORS as error:
-        raise damaged(path, error) from None
-
-
-def damaged(path: Path, error: BaseException) -> UserError:
-    return UserError(f"{path}: is damaged: {error}; copy or make it again")
-
-
-def group_name(clip_id: str) -> str:
-    """The name of a clip's group in HDF5, which ignores empty and `.` parts of its id."""
-    return "/".join(part for part in clip_id.split("/") if part not in ("", "."))
-
-
-def clip_names(group: h5py.Group, name: str = "", above: frozenset[object] = frozenset()) -> Iterator[str]:
-    """The names of all groups below `group` that hold a clip; no dataset is opened."""
-    info = h5py.h5o.get_info(group.id)
-    here = (info.fileno, info.addr)
-    if here in above:
-        # A link to a group above would loop for ever.
-        return
-    # Slashes in clip ids nest groups, and one clip's group may hold others'.
-    # Names that are not UTF-8 are no clip's id.
-    members = [member for member in group if isinstance(member, str)]
-    if name and "img_emb" in members:
-        yield name
-    for member in members:
-        inner = None if member in CLIP_PARTS else group.get(member)
-        if isinstance(inner, h5py.Group):
-            yield from clip_names(inner, f"{name}/{member}" if name else member, above | {here})
-
-
 def read_shape(file: h5py.File, clip_id: str, info: FileInfo) -> ClipShape:
-    """The shape of a clip's features, without reading them; raises ValueError if they are malformed."""
+    """The shape of a clip's features, without reading them.
+
+    Raises ValueError if they are malformed, `UserError` if they are not in this file.
+    """
     try:
-        group = file[clip_id]
-        arrays = {name: _find_array(group, name) for name in CLIP_PARTS if name in group}
+        group = open_group(file, clip_id)
+        found = {name: find_array(file, group, clip_id, name) for name in CLIP_PARTS}
+        arrays = {name: array for name, array in found.items() if array is not None}
         shapes = {name: array.shape for name, array in arrays.items()}
         labels, tokens, rows, text_width, image_width = _read_sizes(shapes)
         for name in ("text_emb", "img_emb"):
@@ -141,13 +98,6 @@ def read_shape(file: h5py.File, clip_id: str, info: FileInfo) -> ClipShape:
     if rows % info.tokens_per_frame:
         raise ValueError(f"found img_emb of {rows} rows, wanted {info.tokens_per_frame} a frame, as the file says")
     return ClipShape(labels, tokens, rows // info.tokens_per_frame, text_width, image_width)
-
-
-def _find_array(group: h5py.Group, name: str) -> h5py.Dataset:
-    found = group[name]
-    if not isinstance(found, h5py.Dataset):
-        raise ValueError(f"{name}: found a {type(found).__name__.lower()}, wanted an array")
-    return found
 
 
 def _read_sizes(shapes: Mapping[str, tuple[int, ...] | None]) -> tuple[int, int, int, int, int]:
@@ -171,7 +121,7 @@ def _check_numbers(name: str, array: h5py.Dataset, in_bfloat16: bool) -> None:
     if not in_bfloat16 and dtype.kind != "f":
         raise ValueError(f"{name}: found {dtype}, wanted floats")
     stored = array.id.get_storage_size()
-    if stored >= array.nbytes or array.is_virtual or array.external:
+    if stored >= array.nbytes:
         return
     # An array that was never written, or has a wrong size, would be read as zeros, or not fit in memory.
     compressed = array.id.get_create_plist().get_nfilters() > 0

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lr2ppo.data.features.encoders import common_encoding, read_encoding
-from lr2ppo.data.features.layout import ClipShape, group_name, list_clips, open_features, read_info, read_shape
-from lr2ppo.errors import UserError
+from lr2ppo.data.features.hdf5 import find_array, list_clips, open_array, open_features, open_group
+from lr2ppo.data.features.layout import ClipShape, read_info, read_shape
+from lr2ppo.errors import UserError, path_errors_as_user_errors
 
 Array = NDArray[np.float32]
 MAX_OPEN_FILES = 64
@@ -70,11 +71,12 @@ class FeatureStore:
     def text(self, clip_id: str, labels: Sequence[int]) -> tuple[Array, NDArray[np.int64]]:
         """Token features of some labels `[len(labels), T, D]`, padded with zeros, and each label's length."""
         shard, group = self._group(clip_id)
-        dataset = group["text_emb"]
-        if "text_len" in group:
-            lengths = group["text_len"][()].astype(np.int64)[labels]
-        else:
+        dataset = open_array(self._files[shard], group, clip_id, "text_emb")
+        stored_lengths = find_array(self._files[shard], group, clip_id, "text_len")
+        if stored_lengths is None:
             lengths = np.full(len(labels), dataset.shape[1], dtype=np.int64)
+        else:
+            lengths = stored_lengths[()].astype(np.int64)[labels]
         tokens = int(lengths.max(initial=0))
         if list(labels) == list(range(dataset.shape[0])):
             rows = dataset[:, :tokens]
@@ -87,9 +89,10 @@ class FeatureStore:
 
         Files without spans hold RoBERTa's tokens, `<s> label ...`: the words start after the first token.
         """
-        _, group = self._group(clip_id)
-        if "label_span" in group:
-            spans: NDArray[np.int64] = group["label_span"][()].astype(np.int64)[labels]
+        shard, group = self._group(clip_id)
+        stored = find_array(self._files[shard], group, clip_id, "label_span")
+        if stored is not None:
+            spans: NDArray[np.int64] = stored[()].astype(np.int64)[labels]
             return spans
         first = np.minimum(1, lengths - 1)
         return np.stack([first, first + 1], axis=1)
@@ -97,7 +100,7 @@ class FeatureStore:
     def frames(self, clip_id: str) -> Array:
         """Features of all frames of a clip: `[frames, tokens_per_frame, D]`."""
         shard, group = self._group(clip_id)
-        rows = self._as_floats(shard, group["img_emb"][()])
+        rows = self._as_floats(shard, open_array(self._files[shard], group, clip_id, "img_emb")[()])
         return _pad_width(rows.reshape(-1, self.tokens_per_frame, rows.shape[-1]), self.image_width)
 
     def _as_floats(self, shard: int, rows: NDArray[Any]) -> Array:
@@ -111,10 +114,9 @@ class FeatureStore:
 
     def _find(self, clip_id: str) -> int | None:
         """The index of the first file that holds a clip; each file's clips are listed once, when needed."""
-        name = group_name(clip_id)
-        while name not in self._shard_of and self._unlisted:
+        while clip_id not in self._shard_of and self._unlisted:
             self._list_next()
-        return self._shard_of.get(name)
+        return self._shard_of.get(clip_id)
 
     def _list_next(self) -> list[str]:
         """List the clips of the next unlisted file; returns their names."""
@@ -130,9 +132,9 @@ class FeatureStore:
             raise KeyError(f"clip {clip_id} has no features in {', '.join(map(str, self.paths))}")
         return shard
 
-    def _group(self, clip_id: str) -> tuple[int, h5py.Group]:
+    def _group(self, clip_id: str) -> tuple[int, h5py.h5g.GroupID]:
         shard = self._shard(clip_id)
-        return shard, self._files[shard][clip_id]
+        return shard, open_group(self._files[shard], clip_id)
 
     def _find_widths(self) -> dict[str, tuple[int, int]]:
         """The widths of each domain: the most common among its first clips, so that one faulty clip does not decide."""
@@ -208,7 +210,8 @@ def find_feature_files(root: Path, names: Sequence[str]) -> list[Path]:
 def find_shards(path: Path) -> list[Path]:
     """The existing shards of a feature file, written by any number of processes."""
     name = re.compile(rf"{re.escape(path.stem)}-\d+-of-\d+{re.escape(path.suffix)}")
-    return sorted(found for found in path.parent.glob("*") if name.fullmatch(found.name))
+    with path_errors_as_user_errors():
+        return sorted(found for found in path.parent.glob("*") if name.fullmatch(found.name))
 
 
 def shards_setting(path: Path) -> str:
@@ -218,7 +221,8 @@ def shards_setting(path: Path) -> str:
 
 
 def _require_file(path: Path) -> None:
-    if path.is_file():
+    # Of what is there but no regular file, its opening tells what is wrong.
+    if os.path.lexists(path):
         return
     if find_shards(path):
         raise UserError(f"{path}: no such feature file, but it has shards; read them with '{shards_setting(path)}'")

@@ -1,6 +1,8 @@
 """Write feature files clip by clip, so that a stopped extraction can resume."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
@@ -10,9 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lr2ppo.data.features.layout import CLIP_PARTS, HDF5_ERRORS, damaged, list_clips, open_features, read_attribute
+from lr2ppo.data.features.hdf5 import HDF5_ERRORS, damaged, list_clips, open_features
+from lr2ppo.data.features.layout import read_attribute
+from lr2ppo.data.features.names import CLIP_PARTS, id_fault
 from lr2ppo.data.features.store import Array
-from lr2ppo.errors import UserError
+from lr2ppo.errors import UserError, path_errors_as_user_errors
+from lr2ppo.files import check_name
 
 Metadata = Mapping[str, str | int]
 StoredType = Literal["float32", "float16", "bfloat16"]
@@ -28,22 +33,20 @@ class FeatureWriter:
         """`metadata` is what made the features (encoders, tokens a frame).
 
         `notes` are stored too, but may change when a file is continued, as paths do. Raises `UserError` if an existing
-        file cannot be continued or has other metadata.
+        file cannot be continued, has other metadata or leads out of itself; it is then left as it was.
         """
         self._path, self._dtype = path, dtype
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with path_errors_as_user_errors():
+            # HDF5 would take a null character for the end of the name.
+            check_name(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(path):
+            read_clip_names(path, metadata, dtype)
+        with self._errors_named("be written or continued", "remove it to start again, or give another path"):
             self._file = h5py.File(path, "a")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written or continued: {error}; remove it to start again") from None
-        try:
-            _check_metadata(self._file, path, metadata, dtype)
-        except UserError:
-            self._file.close()
-            raise
-        for name, value in {**metadata, **notes, "dtype": dtype}.items():
-            # Fixed length: a damaged variable-length string can crash the process that reads it.
-            self._file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
+            for name, value in {**metadata, **notes, "dtype": dtype}.items():
+                # Fixed length: a damaged variable-length string can crash the process that reads it.
+                self._file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
 
     def __enter__(self) -> Self:
         return self
@@ -57,8 +60,11 @@ class FeatureWriter:
         """Write one clip: `text`, an array `[tokens, D]` per label; `frames [rows, D]`, no rows if it has no frames.
 
         `label_span` is the start and stop of each label's words among its tokens (None: after the first token).
-        Raises `UserError`, before anything is written, if a feature is too large for the file's dtype.
+        Raises `UserError`, before anything is written, if the id cannot be used or a feature is too large for the
+        file's dtype; also if the file cannot be written.
         """
+        if fault := id_fault(clip_id):
+            raise UserError(f"{self._path}: id of a clip: {fault}; give the clip another")
         lengths = np.array([len(tokens) for tokens in text], dtype=np.int32)
         padded = np.zeros((len(text), lengths.max(), text[0].shape[-1]), dtype=np.float32)
         for row, tokens in zip(padded, text, strict=True):
@@ -69,13 +75,22 @@ class FeatureWriter:
         # Written last: it marks a clip as complete.
         stored["img_emb"] = self._as_stored(clip_id, frames[None])
         # A group may hold other clips too: one clip's id can be a path prefix of another's.
-        group = self._file.require_group(clip_id)
-        for part in CLIP_PARTS:
-            if part in group:
-                del group[part]
-        for part, values in stored.items():
-            group[part] = values
-        self._file.flush()
+        with self._errors_named(f"hold clip {clip_id}", "free space on its disk, or remove it to start again"):
+            group = self._file.require_group(clip_id)
+            for part in CLIP_PARTS:
+                if part in group:
+                    del group[part]
+            for part, values in stored.items():
+                group[part] = values
+            self._file.flush()
+
+    @contextmanager
+    def _errors_named(self, purpose: str, advice: str) -> Iterator[None]:
+        """Within the context, an error of the file is raised as `UserError`."""
+        try:
+            yield
+        except HDF5_ERRORS as error:
+            raise UserError(f"{self._path}: cannot {purpose}: {error}; {advice}") from None
 
     def _as_stored(self, clip_id: str, values: Array) -> NDArray[Any]:
         largest = LARGEST[self._dtype]
@@ -93,13 +108,14 @@ class FeatureWriter:
 
 
 def read_clip_names(path: Path, metadata: Metadata, dtype: StoredType) -> set[str]:
-    """The `group_name` of each clip in a feature file.
+    """The ids of the clips in a feature file.
 
-    Raises `UserError` if the file cannot be read or holds clips with other metadata or of another dtype.
+    Raises `UserError` if the file cannot be read, holds clips with other metadata or of another dtype, or leads out of
+    itself.
     """
     with open_features(path) as file:
         _check_metadata(file, path, metadata, dtype)
-        return set(list_clips(file, path))
+        return set(list_clips(file, path, check_arrays=True))
 
 
 def _check_metadata(file: h5py.File, path: Path, metadata: Metadata, dtype: StoredType) -> None:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from lr2ppo.data.convert.splits import draw_pairs, draw_splits
 from lr2ppo.data.convert.table import TableClip
 from lr2ppo.data.validate import NEEDS
 from lr2ppo.errors import UserError
+from tests.helpers.fuzz import run_apart
 
 HEADER = ["clip", "frames", "description", "label", "grade"]
 ROWS = [
@@ -287,7 +290,14 @@ def test_all_faults_are_reported_by_row_and_nothing_is_written(
         ([*HEADER, "label"], [[*row, "x"] for row in ROWS], (), "has two columns label"),
         (HEADER, ROWS, ("--columns", "label=tag"), "found no column tag, which --columns names; the table has clip"),
         (HEADER, ROWS, ("--columns", "name=tag"), "--columns: found 'name=tag', wanted COLUMN=NAME"),
-        (HEADER, [["a//b", *row[1:]] for row in ROWS[:3]], (), "clip a//b has an id with nothing, or only a dot"),
+        (
+            HEADER,
+            [["a//b", *row[1:]] for row in ROWS[:3]],
+            (),
+            "clip a//b has an id that cannot be used: found 'a//b', wanted",
+        ),
+        (HEADER, [["c/img_emb", *row[1:]] for row in ROWS[:3]], (), "found 'c/img_emb', wanted no part img_emb"),
+        (HEADER, [["c" * 1001, *row[1:]] for row in ROWS[:3]], (), "of 1,001 characters, wanted at most 1,000"),
         (HEADER, [[*ROWS[0][:3], "bo\0at", "1"]], (), "row 2: label: found 'bo\\x00at', which holds an invalid"),
     ],
 )
@@ -310,6 +320,15 @@ def test_a_file_that_is_no_table_is_refused(folder: Path, capsys: pytest.Capture
     assert "line 3 is not UTF-8 text; save it as 'CSV UTF-8'" in refused(capsys, table, "--out", folder / "out")
     table.write_text('clip,label\na,"b\n', encoding="utf-8")
     assert "is a double quote not closed?" in refused(capsys, table, "--out", folder / "out")
+    table.unlink()
+    os.mkfifo(table)
+
+    def check() -> None:
+        # Nobody writes to the pipe: reading from it would wait for ever.
+        signal.alarm(20)
+        assert "is a named pipe, wanted a regular file" in refused(capsys, table, "--out", folder / "out")
+
+    run_apart(check)
     (folder / "t.jsonl").write_text('{"clip": "a", "label": "b", "frames": {}}\n[]\n', encoding="utf-8")
     message = refused(capsys, folder / "t.jsonl", "--out", folder / "out")
     assert "row 1: frames: found" in message

@@ -1,6 +1,7 @@
 """Feature files name the encoders that made them, and a run saves these names, also when it resumes."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, get_args
@@ -71,6 +72,19 @@ def test_a_raw_clip_is_encoded_into_its_stored_features(
             assert torch.equal(row, row.to(getattr(torch, dtype)).float())
         wanted_frames = np.concatenate([of_frames, of_frames[:1]]).reshape(-1, store.image_width)
         np.testing.assert_allclose(encoded.frames, wanted_frames, atol=largest, rtol=largest)
+
+
+def test_a_runs_encoding_is_read_with_a_byte_order_mark_and_not_from_a_pipe(
+    trained_world: TrainedWorld, tmp_path: Path
+) -> None:
+    assert read_features_file(tmp_path) is None
+    content = (trained_world.logs / "pointwise" / "one" / FEATURES_FILE).read_bytes()
+    (tmp_path / FEATURES_FILE).write_bytes(b"\xef\xbb\xbf" + content)
+    assert read_features_file(tmp_path) == encoding_of(trained_world.data / "clean_feat.h5")
+    (tmp_path / FEATURES_FILE).unlink()
+    os.mkfifo(tmp_path / FEATURES_FILE)
+    with pytest.raises(UserError, match=r"features\.json: .*is a named pipe, wanted a regular file"):
+        read_features_file(tmp_path)
 
 
 def test_files_without_all_fixed_length_attributes_name_no_encoders(world: TrainedWorld) -> None:

@@ -236,7 +236,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_not_hdf5_is_not_written_over(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("mine", encoding="utf-8")
-    with pytest.raises(UserError, match=r"notes\.txt: cannot be written or continued"):
+    with pytest.raises(UserError, match=r"notes\.txt: is not a whole HDF5 file"):
         FeatureWriter(path, METADATA)
     assert path.read_text(encoding="utf-8") == "mine"
 
@@ -308,7 +308,7 @@ def test_shards_with_other_tokens_a_frame_are_refused(tmp_path: Path) -> None:
 def test_an_id_whose_first_part_is_a_clip_is_no_clip(tmp_path: Path) -> None:
     store = FeatureStore([write_store(tmp_path / "feat.h5", {"a/1": draw_features([2], 1, seed=0)})])
     assert "a" not in store
-    assert "a//./1" in store
+    assert "a//./1" not in store
 
 
 def as_stored(values: Array, dtype: StoredType) -> Array:
@@ -534,7 +534,7 @@ def test_a_dtype_stored_as_bytes_is_read(tmp_path: Path) -> None:
 def test_circular_links_are_followed_once(tmp_path: Path) -> None:
     path = write_store(tmp_path / "feat.h5", {"a/b": draw_features([2], 1, seed=0)})
     with h5py.File(path, "a") as file:
-        file["a/b/up"], file["a/again"], file["alias"] = file["a"], h5py.SoftLink("/"), file["a/b"]
+        file["a/b/up"], file["a/again"], file["alias"] = file["a"], file["/"], file["a/b"]
     assert read_clip_names(path, METADATA, "float32") == {"a/b", "alias"}
     assert "alias" in FeatureStore([path])
 
