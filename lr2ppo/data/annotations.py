@@ -1,5 +1,7 @@
 """Annotation files in LRMovieNet's layout: a JSON list of clips with labels, grades and, in one file, pairs."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +43,10 @@ class Clip:
     filename: str = ""
     images: tuple[str, ...] = ()
     pairs: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), dtype=np.int64))
+
+    def text_fingerprint(self) -> str:
+        """A fingerprint of the labels, in their order, and the description: of all that text features depend on."""
+        return hashlib.sha256(json.dumps([self.labels, self.description]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

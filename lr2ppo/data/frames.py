@@ -4,6 +4,8 @@ A folder, a video, image files, PIL images and arrays all become RGB images: tur
 on white. Only chosen frames are decoded. A bad file is refused by its header, before any pixel is decoded.
 """
 
+import hashlib
+import json
 import os
 import re
 import warnings
@@ -20,7 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lr2ppo.data.annotations import Clip, ClipFault
 from lr2ppo.errors import UserError, path_errors_as_user_errors, raise_faults
-from lr2ppo.files import check_regular
+from lr2ppo.files import check_regular, file_fingerprint
 
 Frame = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 # A folder of images, a video or an image; or a clip's frames in time order.
@@ -152,6 +154,12 @@ def _scale_to_8_bits(image: Image.Image, is_unsigned: bool) -> Image.Image:
     if isinstance(key := image.info.get("transparency"), int):
         shades[pixels == key] = 255
     return Image.fromarray(shades)
+
+
+def frames_fingerprint(clip: Clip, frames_root: Path) -> str:
+    """A fingerprint of the content of a clip's frames, in their order; raises OSError if one cannot be read."""
+    frames = [file_fingerprint(frames_root / image) for image in clip.images]
+    return hashlib.sha256(json.dumps(frames).encode()).hexdigest()[:16]
 
 
 def missing_frames(clips: Iterable[Clip], frames_root: Path) -> list[str]:

@@ -61,6 +61,8 @@ def _structure_fault(clip: Clip, store: FeatureStore, max_tokens: int | None) ->
     widths = (features.text_width, features.image_width)
     if features.labels != len(clip.labels):
         return f"found features of {features.labels} labels, wanted {len(clip.labels)}"
+    if store.text_source(clip.id) not in (None, clip.text_fingerprint()):
+        return "has features of other labels, or of another description"
     if widths != store.widths(clip.id):
         return f"found feature widths {widths}, others have {store.widths(clip.id)}"
     if features.tokens == 0:

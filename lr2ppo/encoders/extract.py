@@ -6,7 +6,7 @@ Several processes write one file each: `clean_feat-00-of-04.h5` and so on, inste
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,23 @@ import numpy as np
 from tqdm import tqdm
 
 from lr2ppo.data.annotations import Clip, read_clips
+from lr2ppo.data.features.layout import Sources
 from lr2ppo.data.features.store import find_shards, shards_setting
-from lr2ppo.data.features.writer import FeatureWriter, Metadata, StoredType, read_clip_names
-from lr2ppo.data.frames import read_image, require_frames
+from lr2ppo.data.features.writer import (
+    FeatureWriter,
+    Metadata,
+    StoredType,
+    read_clip_names,
+    read_clip_sources,
+    remove_clips,
+)
+from lr2ppo.data.frames import frames_fingerprint, read_image, require_frames
 from lr2ppo.data.validate import NEEDS
 from lr2ppo.distributed.processes import Processes, choose_device, join_processes
 from lr2ppo.encoders.extractor import describe_encoding
 from lr2ppo.encoders.image import FrameTokens, ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
-from lr2ppo.errors import UserError, raise_faults
+from lr2ppo.errors import UserError, path_errors_as_user_errors, raise_faults
 
 SECONDS_TO_REPORT = 60
 
@@ -50,6 +58,36 @@ def shard_path(out: Path, rank: int, processes: int) -> Path:
     return out if processes == 1 else out.with_name(f"{out.stem}-{rank:02d}-of-{processes:02d}{out.suffix}")
 
 
+def feature_files(out: Path) -> list[Path]:
+    """A feature file and its shards, those that exist."""
+    return [path for path in (out, *find_shards(out)) if os.path.lexists(path)]
+
+
+def find_changed(
+    clips: Iterable[Clip], frames_root: Path, out: Path, metadata: Metadata, dtype: StoredType
+) -> dict[Path, list[str]]:
+    """The clips whose labels, description or frames have changed since they were extracted, by feature file.
+
+    Files of earlier versions do not say what their features were made from: their clips count as unchanged. Raises
+    `UserError` as `find_share`.
+    """
+    sources = {path: read_clip_sources(path, metadata, dtype) for path in feature_files(out)}
+    held = {clip for found in sources.values() for clip, source in found.items() if source is not None}
+    again = [clip for clip in clips if clip.id in held]
+    progress = tqdm(again, desc="checking what was extracted", unit="clip", leave=False, disable=None)
+    now = {clip.id: describe_sources(clip, frames_root) for clip in progress}
+    return {
+        path: [clip for clip, source in found.items() if clip in now and source not in (None, now[clip])]
+        for path, found in sources.items()
+    }
+
+
+@path_errors_as_user_errors()
+def describe_sources(clip: Clip, frames_root: Path) -> Sources:
+    """Describe what a clip's features are made from."""
+    return Sources(clip.text_fingerprint(), frames_fingerprint(clip, frames_root))
+
+
 @dataclass(frozen=True)
 class Share:
     """One process's work: it extracts `clips` into `path`; `missing` counts those of all processes."""
@@ -66,8 +104,7 @@ def find_share(
 
     Raises `UserError` if one of these files cannot be read or holds features with other metadata.
     """
-    files = [path for path in (out, *find_shards(out)) if os.path.lexists(path)]
-    held = {name for path in files for name in read_clip_names(path, metadata, dtype)}
+    held = {clip for path in feature_files(out) for clip in read_clip_names(path, metadata, dtype)}
     missing = [clip for clip in clips if clip.id not in held]
     return Share(shard_path(out, rank, processes), missing[rank::processes], len(missing))
 
@@ -89,7 +126,18 @@ def extract(
         if clip.images:
             pixels = [read_image(frames_root / name) for name in clip.images]
             frames = image(pixels).float().flatten(0, 1).cpu().numpy()
-        out.write(clip.id, tokens, frames, text.label_spans(texts))
+        out.write(clip.id, tokens, frames, text.label_spans(texts), describe_sources(clip, frames_root))
+
+
+def remove_changed(changed: Sequence[Mapping[Path, Sequence[str]]], processes: Processes) -> None:
+    """Remove the features of clips that have changed, found by each process, so that they are extracted again."""
+    if not processes.is_main:
+        return
+    for found in changed:
+        for path, clips in found.items():
+            if clips:
+                remove_clips(path, clips)
+                print(f"{path}: {len(clips)} clips have changed since, such as {clips[0]}: they are extracted again")
 
 
 @contextmanager
@@ -128,18 +176,24 @@ def extract_folder(
     """
     # Processes communicate only before extraction, on the CPU, since two may share a GPU. No process writes before all
     # have read the existing files, so that their shares are of the same clips.
-    with join_processes("cpu") as processes, report_once(processes):
-        text_encoder = TextEncoder.load(text, tokenizer)
-        text_encoder.require_tokenizer()
-        clips = find_clips(data)
-        require_frames(clips, frames_root)
-        chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
-        text_encoder = text_encoder.to(chosen)
-        image_encoder = ImageEncoder.load(image, frame_tokens).to(chosen)
-        notes = describe_encoding(text_encoder, text, image_encoder, image, dtype).model_dump()
-        metadata = {name: notes.pop(name) for name in ("text_encoder", "image_encoder", "frame_tokens")}
-        metadata["tokens_per_frame"] = image_encoder.tokens_per_frame
-        share = find_share(clips, out, metadata, dtype, processes.rank, processes.world_size)
+    with join_processes("cpu") as processes:
+        with report_once(processes):
+            text_encoder = TextEncoder.load(text, tokenizer)
+            text_encoder.require_tokenizer()
+            clips = find_clips(data)
+            require_frames(clips, frames_root)
+            chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+            text_encoder = text_encoder.to(chosen)
+            image_encoder = ImageEncoder.load(image, frame_tokens).to(chosen)
+            notes = describe_encoding(text_encoder, text, image_encoder, image, dtype).model_dump()
+            metadata = {name: notes.pop(name) for name in ("text_encoder", "image_encoder", "frame_tokens")}
+            metadata["tokens_per_frame"] = image_encoder.tokens_per_frame
+            mine = clips[processes.rank :: processes.world_size]
+            changed = find_changed(mine, frames_root, out, metadata, dtype)
+        with report_once(processes):
+            remove_changed(processes.gather(changed), processes)
+        with report_once(processes):
+            share = find_share(clips, out, metadata, dtype, processes.rank, processes.world_size)
     if share.clips:
         with FeatureWriter(share.path, metadata, dtype, notes) as writer:
             extract(share.clips, frames_root, text_encoder, image_encoder, writer, show_progress=processes.is_main)

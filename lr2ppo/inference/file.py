@@ -1,7 +1,6 @@
 """Rank the labels of a whole annotation file into JSON lines; a stopped run resumes after the last complete line."""
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from lr2ppo.data.annotations import Clip, read_clips
-from lr2ppo.data.frames import require_frames
+from lr2ppo.data.frames import frames_fingerprint, require_frames
 from lr2ppo.errors import UserError, path_errors_as_user_errors
-from lr2ppo.files import check_output, file_fingerprint, read_json, write_json
+from lr2ppo.files import check_output, read_json, write_json
 from lr2ppo.inference.ranker import LabelRanker, Query
 
 Facts = Mapping[str, Any]
@@ -60,9 +59,7 @@ def _rank_clip(ranker: LabelRanker, clip: Clip, frames_root: Path) -> dict[str, 
 
 def _fingerprint(clip: Clip, frames_root: Path) -> str:
     """A fingerprint of all that a clip's scores depend on, besides the model."""
-    frames = [file_fingerprint(frames_root / image) for image in clip.images]
-    facts = json.dumps([clip.labels, clip.description, frames])
-    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+    return f"{clip.text_fingerprint()}-{frames_fingerprint(clip, frames_root)}"
 
 
 @contextmanager

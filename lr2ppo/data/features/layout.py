@@ -10,6 +10,8 @@ from lr2ppo.data.features.hdf5 import HDF5_ERRORS, damaged, find_array, open_gro
 from lr2ppo.data.features.names import CLIP_PARTS
 from lr2ppo.errors import UserError
 
+# A clip's attributes.
+SOURCES = ("text_source", "frames_source")
 # Deflate compresses at best, on zeros, to 1/1032.
 MAX_COMPRESSION = 1100
 
@@ -23,6 +25,14 @@ class ClipShape:
     frames: int
     text_width: int
     image_width: int
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Fingerprints of what a clip's features were made from: its labels and description, and its frames."""
+
+    text: str
+    frames: str
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ def read_info(file: h5py.File, path: Path) -> FileInfo:
     return FileInfo(dtype == "bfloat16", per_frame, read_fixed_text(file, "domain", path) or "")
 
 
-def read_attribute(file: h5py.File, name: str, path: Path) -> str | int | None:
+def read_attribute(file: h5py.Group, name: str, path: Path) -> str | int | None:
     """Read a string or integer attribute, None if it is missing; raises `UserError` if it has another type."""
     try:
         if name not in file.attrs:
@@ -64,7 +74,7 @@ def read_attribute(file: h5py.File, name: str, path: Path) -> str | int | None:
         raise damaged(path, error) from None
 
 
-def read_fixed_text(file: h5py.File, name: str, path: Path) -> str | None:
+def read_fixed_text(file: h5py.Group, name: str, path: Path) -> str | None:
     """Read a fixed-length string attribute, None if it is missing or of variable length.
 
     HDF5 keeps variable-length strings in a heap: reading them from a damaged file can crash this process.
@@ -98,6 +108,13 @@ def read_shape(file: h5py.File, clip_id: str, info: FileInfo) -> ClipShape:
     if rows % info.tokens_per_frame:
         raise ValueError(f"found img_emb of {rows} rows, wanted {info.tokens_per_frame} a frame, as the file says")
     return ClipShape(labels, tokens, rows // info.tokens_per_frame, text_width, image_width)
+
+
+def read_sources(file: h5py.File, clip_id: str, path: Path) -> Sources | None:
+    """What a clip's features were made from; None if the file does not say, as published ones."""
+    group = h5py.Group(open_group(file, clip_id))
+    text, frames = (read_fixed_text(group, name, path) for name in SOURCES)
+    return None if text is None or frames is None else Sources(text, frames)
 
 
 def _read_sizes(shapes: Mapping[str, tuple[int, ...] | None]) -> tuple[int, int, int, int, int]:

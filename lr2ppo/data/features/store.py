@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lr2ppo.data.features.encoders import common_encoding, read_encoding
 from lr2ppo.data.features.hdf5 import find_array, list_clips, open_array, open_features, open_group
-from lr2ppo.data.features.layout import ClipShape, read_info, read_shape
+from lr2ppo.data.features.layout import ClipShape, read_info, read_shape, read_sources
 from lr2ppo.errors import UserError, path_errors_as_user_errors
 
 Array = NDArray[np.float32]
@@ -63,6 +63,12 @@ class FeatureStore:
         """The shape of a clip's features, without reading them; raises ValueError if they are malformed."""
         shard = self._shard(clip_id)
         return read_shape(self._files[shard], clip_id, self._info[shard])
+
+    def text_source(self, clip_id: str) -> str | None:
+        """The `text_fingerprint` of the clip that the text features were made from; None if the file does not say."""
+        shard = self._shard(clip_id)
+        sources = read_sources(self._files[shard], clip_id, self.paths[shard])
+        return None if sources is None else sources.text
 
     def widths(self, clip_id: str) -> tuple[int, int]:
         """The text and image widths of the domain of a clip's file."""

@@ -1,7 +1,7 @@
 """Write feature files clip by clip, so that a stopped extraction can resume."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from lr2ppo.data.features.hdf5 import HDF5_ERRORS, damaged, list_clips, open_features
-from lr2ppo.data.features.layout import read_attribute
+from lr2ppo.data.features.layout import SOURCES, Sources, read_attribute, read_sources
 from lr2ppo.data.features.names import CLIP_PARTS, id_fault
 from lr2ppo.data.features.store import Array
 from lr2ppo.errors import UserError, path_errors_as_user_errors
@@ -42,7 +42,7 @@ class FeatureWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path):
             read_clip_names(path, metadata, dtype)
-        with self._errors_named("be written or continued", "remove it to start again, or give another path"):
+        with _errors_named(self._path, "be written or continued", "remove it to start again, or give another path"):
             self._file = h5py.File(path, "a")
             for name, value in {**metadata, **notes, "dtype": dtype}.items():
                 # Fixed length: a damaged variable-length string can crash the process that reads it.
@@ -55,11 +55,17 @@ class FeatureWriter:
         self._file.close()
 
     def write(
-        self, clip_id: str, text: Sequence[Array], frames: Array, label_span: Sequence[tuple[int, int]] | None = None
+        self,
+        clip_id: str,
+        text: Sequence[Array],
+        frames: Array,
+        label_span: Sequence[tuple[int, int]] | None = None,
+        sources: Sources | None = None,
     ) -> None:
         """Write one clip: `text`, an array `[tokens, D]` per label; `frames [rows, D]`, no rows if it has no frames.
 
-        `label_span` is the start and stop of each label's words among its tokens (None: after the first token).
+        `label_span` is the start and stop of each label's words among its tokens (None: after the first token),
+        `sources` what the features were made from, if known.
         Raises `UserError`, before anything is written, if the id cannot be used or a feature is too large for the
         file's dtype; also if the file cannot be written.
         """
@@ -75,22 +81,19 @@ class FeatureWriter:
         # Written last: it marks a clip as complete.
         stored["img_emb"] = self._as_stored(clip_id, frames[None])
         # A group may hold other clips too: one clip's id can be a path prefix of another's.
-        with self._errors_named(f"hold clip {clip_id}", "free space on its disk, or remove it to start again"):
+        with _errors_named(self._path, f"hold clip {clip_id}", "free space on its disk, or remove it to start again"):
             group = self._file.require_group(clip_id)
             for part in CLIP_PARTS:
                 if part in group:
                     del group[part]
+            for name in SOURCES:
+                group.attrs.pop(name, None)
+            if sources is not None:
+                for name, value in zip(SOURCES, (sources.text, sources.frames), strict=True):
+                    group.attrs[name] = np.bytes_(value.encode())
             for part, values in stored.items():
                 group[part] = values
             self._file.flush()
-
-    @contextmanager
-    def _errors_named(self, purpose: str, advice: str) -> Iterator[None]:
-        """Within the context, an error of the file is raised as `UserError`."""
-        try:
-            yield
-        except HDF5_ERRORS as error:
-            raise UserError(f"{self._path}: cannot {purpose}: {error}; {advice}") from None
 
     def _as_stored(self, clip_id: str, values: Array) -> NDArray[Any]:
         largest = LARGEST[self._dtype]
@@ -113,9 +116,34 @@ def read_clip_names(path: Path, metadata: Metadata, dtype: StoredType) -> set[st
     Raises `UserError` if the file cannot be read, holds clips with other metadata or of another dtype, or leads out of
     itself.
     """
+    return set(read_clip_sources(path, metadata, dtype))
+
+
+def read_clip_sources(path: Path, metadata: Metadata, dtype: StoredType) -> dict[str, Sources | None]:
+    """What the features of each clip in a file were made from, by id; raises `UserError` as `read_clip_names`."""
     with open_features(path) as file:
         _check_metadata(file, path, metadata, dtype)
-        return set(list_clips(file, path, check_arrays=True))
+        return {clip: read_sources(file, clip, path) for clip in list_clips(file, path, check_arrays=True)}
+
+
+def remove_clips(path: Path, clips: Iterable[str]) -> None:
+    """Remove the features of clips from a file, but none of other clips in the same groups.
+
+    Raises `UserError` if the file cannot be written.
+    """
+    with _errors_named(path, "be continued", "remove it to start again"), h5py.File(path, "a") as file:
+        for clip in clips:
+            for part in CLIP_PARTS:
+                file.pop(f"{clip}/{part}", None)
+
+
+@contextmanager
+def _errors_named(path: Path, purpose: str, advice: str) -> Iterator[None]:
+    """Within the context, an error of the file is raised as `UserError`."""
+    try:
+        yield
+    except HDF5_ERRORS as error:
+        raise UserError(f"{path}: cannot {purpose}: {error}; {advice}") from None
 
 
 def _check_metadata(file: h5py.File, path: Path, metadata: Metadata, dtype: StoredType) -> None:
