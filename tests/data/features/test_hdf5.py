@@ -72,19 +72,27 @@ def store_outside(path: Path, source: Path, name: str) -> None:
         file.create_dataset(name, shape, dtype, external=[(str(source), 0, size)])
 
 
-def store_virtually(path: Path, source: Path | None, name: str, unlimited: bool = False) -> None:
+def store_virtually(path: Path, source: Path, name: str, unlimited: bool = False) -> None:
     """Replace an array by a virtual one."""
     with h5py.File(path, "a") as file:
         shape, dtype = file[name].shape, file[name].dtype
         del file[name]
         most = (None, *shape[1:]) if unlimited else shape
         layout = h5py.VirtualLayout(shape, dtype, maxshape=most)
-        if source is not None:
-            whole = h5py.VirtualSource(source, "numbers", shape, dtype, maxshape=most)
-            layout[: h5py.h5s.UNLIMITED if unlimited else shape[0]] = (
-                whole[: h5py.h5s.UNLIMITED] if unlimited else whole
-            )
+        whole = h5py.VirtualSource(source, "numbers", shape, dtype, maxshape=most)
+        layout[: h5py.h5s.UNLIMITED if unlimited else shape[0]] = whole[: h5py.h5s.UNLIMITED] if unlimited else whole
         file.create_virtual_dataset(name, layout)
+
+
+def virtual_of_nothing(path: Path, pipe: Path) -> None:
+    """Replace an array by a virtual one without sources, which HDF5 reads as zeros."""
+    created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    # Not every version of h5py makes such an array by itself.
+    created.set_layout(h5py.h5d.VIRTUAL)
+    with h5py.File(path, "a") as file:
+        group = file["tt01/shot-1"]
+        del group["img_emb"]
+        h5py.h5d.create(group.id, b"img_emb", h5py.h5t.NATIVE_FLOAT, h5py.h5s.create_simple(IMAGE), created)
 
 
 def link(path: Path, name: str, target: h5py.SoftLink | h5py.ExternalLink) -> None:
@@ -130,7 +138,7 @@ TRICKS: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     **{f"{part} linked": (partial(link_outside, name=f"{PLACE}/{part}"), part) for part in ARRAYS},
     "virtual, of any length": (partial(store_virtually, name=f"{PLACE}/text_emb", unlimited=True), "text_emb"),
     "virtual, of this file": (lambda path, _: store_virtually(path, Path("."), f"{PLACE}/text_emb"), "text_emb"),
-    "virtual, of nothing": (lambda path, _: store_virtually(path, None, f"{PLACE}/img_emb"), "img_emb"),
+    "virtual, of nothing": (virtual_of_nothing, "img_emb"),
     "clip linked": (partial(link_outside, name=PLACE), "shot-1"),
     "movie linked": (partial(link_outside, name="tt01"), "tt01"),
     "another link": (partial(link_outside, name="planted"), "planted"),
