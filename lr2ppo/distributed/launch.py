@@ -6,6 +6,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     # Importing torch takes seconds; Ctrl-C should not print a traceback then.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import atexit
 import logging
 import os
 import re
@@ -14,9 +15,11 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch.distributed import DistError
@@ -236,5 +239,28 @@ def main() -> None:
         start(command)
 
 
+def end_at_once(code: int) -> NoReturn:
+    """End this process after its exit handlers, without the interpreter's shutdown.
+
+    During that, up to Python 3.13, a thread of gloo that waits for Python's lock is ended in a way that aborts the
+    process.
+    """
+    atexit._run_exitfuncs()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    main()
+    if not is_started():
+        main()
+        sys.exit()
+    try:
+        main()
+    except SystemExit as ended:
+        end_at_once(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+    except BaseException:
+        traceback.print_exc()
+        end_at_once(1)
+    end_at_once(0)

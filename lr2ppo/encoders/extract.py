@@ -31,7 +31,7 @@ from lr2ppo.distributed.processes import Processes, choose_device, join_processe
 from lr2ppo.encoders.extractor import describe_encoding
 from lr2ppo.encoders.image import FrameTokens, ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
-from lr2ppo.errors import UserError, path_errors_as_user_errors, raise_faults
+from lr2ppo.errors import FAULTS_SHOWN, UserError, path_errors_as_user_errors, raise_faults
 
 SECONDS_TO_REPORT = 60
 
@@ -137,7 +137,10 @@ def remove_changed(changed: Sequence[Mapping[Path, Sequence[str]]], processes: P
         for path, clips in found.items():
             if clips:
                 remove_clips(path, clips)
-                print(f"{path}: {len(clips)} clips have changed since, such as {clips[0]}: they are extracted again")
+                one = len(clips) == 1
+                what = "1 clip has changed since, and is" if one else f"{len(clips)} clips have changed since, and are"
+                names = ", ".join(clips[:FAULTS_SHOWN]) + " and others" * (len(clips) > FAULTS_SHOWN)
+                print(f"{path}: {what} extracted again: {names}")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Extraction by one or several processes: every clip once, even if stopped and resumed by another number of them."""
 
+import json
 import os
 import re
 import shutil
@@ -8,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -19,10 +20,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lr2ppo.cli import main
-from lr2ppo.data import Clip, FeatureStore, FeatureWriter, annotations, write_clips
+from lr2ppo.data import Clip, FeatureStore, FeatureWriter, annotations, read_clips, write_clips
 from lr2ppo.data.features.store import find_feature_files
 from lr2ppo.data.features.writer import StoredType, read_clip_names
 from lr2ppo.data.mini import SIZES, write_mini
+from lr2ppo.data.validate import structure_faults
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.encoders import extract, pretrain
 from lr2ppo.encoders.extract import find_clips, find_share
@@ -182,17 +184,17 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return made
 
 
-def arguments(workspace: Workspace, out: Path, *more: str) -> list[str]:
+def arguments(workspace: Workspace, out: Path, *more: str, data: Path | None = None) -> list[str]:
     encoders = workspace.root / "pretrained_models" / "tiny"
     return [
-        *("--data", str(workspace.root / "data" / "tiny"), "--text", str(encoders / "roberta")),
+        *("--data", str(data or workspace.root / "data" / "tiny"), "--text", str(encoders / "roberta")),
         *("--image", str(encoders / "vit"), "--device", "cpu", "--out", str(out), *more),
     ]
 
 
-def run_alone(workspace: Workspace, out: Path, *more: str) -> None:
+def run_alone(workspace: Workspace, out: Path, *more: str, data: Path | None = None) -> None:
     """Run the command in this process only."""
-    main(["extract", *arguments(workspace, out, *more)])
+    main(["extract", *arguments(workspace, out, *more, data=data)])
 
 
 @pytest.fixture(scope="module")
@@ -236,13 +238,21 @@ def test_a_process_writes_only_after_all_have_read_the_existing_files(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Second(Processes):
-        """The second of two processes; the first writes right after they synchronise."""
+        """The second of two processes; the first writes right after they synchronise for the last time."""
 
         def gather(self, value: T) -> list[T]:
             assert not list(tmp_path.iterdir())
-            with FeatureWriter(tmp_path / "clean_feat-00-of-02.h5", {}) as writer:
-                writer.write("test-0000", *features(CLIPS[0]))
+            if shares:
+                with FeatureWriter(tmp_path / "clean_feat-00-of-02.h5", {}) as writer:
+                    writer.write("test-0000", *features(CLIPS[0]))
             return [value, value]
+
+    def find_and_note(*arguments: Any) -> extract.Share:
+        shares.append(find_share(*arguments))
+        return shares[0]
+
+    shares: list[extract.Share] = []
+    monkeypatch.setattr(extract, "find_share", find_and_note)
 
     @contextmanager
     def join_processes(device: str) -> Iterator[Processes]:
@@ -255,6 +265,42 @@ def test_a_process_writes_only_after_all_have_read_the_existing_files(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clean_feat-00-of-02.h5", "clean_feat-01-of-02.h5"]
     ids = [clip.id for clip in find_clips(workspace.root / "data" / "tiny")]
     assert set(h5py.File(tmp_path / "clean_feat-01-of-02.h5")) == set(ids[1::2])
+
+
+@pytest.mark.parametrize("changed", ["description", "labels", "frame", "nothing"])
+def test_clips_that_have_changed_are_extracted_again(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: str
+) -> None:
+    data = shutil.copytree(workspace.root / "data" / "tiny", tmp_path / "data", ignore=shutil.ignore_patterns("*.h5"))
+    out = tmp_path / "clean_feat.h5"
+    run_alone(workspace, out, data=data)
+    before = FeatureStore([Path(shutil.copy(out, tmp_path / "before.h5"))])
+    clip = "test-0001"
+    clips = json.loads((data / "test_data.json").read_text(encoding="utf-8"))
+    entry = next(each for each in clips if each["id"] == clip)
+    if changed == "description":
+        entry["description"] = "another story"
+    elif changed == "labels":
+        entry["tags"].reverse()
+    elif changed == "frame":
+        shutil.copy(data / "frames" / "test-0000" / "0000.jpg", data / "frames" / clip / "0000.jpg")
+    (data / "test_data.json").write_text(json.dumps(clips), encoding="utf-8")
+    if changed in ("description", "labels"):
+        (fault,) = structure_faults(read_clips(data / "test_data.json"), before)
+        assert str(fault) == f"clip {clip}: has features of other labels, or of another description"
+    capsys.readouterr()
+    run_alone(workspace, out, data=data)
+    printed = capsys.readouterr().out
+    after = FeatureStore([out])
+    if changed == "nothing":
+        assert "wrote 0 clips, 12 were there already" in printed
+    else:
+        assert f"{out}: 1 clip has changed since, and is extracted again: {clip}" in printed
+        assert "wrote 1 clips, 11 were there already" in printed
+    assert structure_faults(read_clips(data / "test_data.json"), after) == []
+    same = np.array_equal(before.text(clip, [0])[0], after.text(clip, [0])[0])
+    same_frames = np.array_equal(before.frames(clip), after.frames(clip))
+    assert (same, same_frames) == (changed in ("frame", "nothing"), changed != "frame")
 
 
 def test_faults_are_reported_before_anything_is_written(
