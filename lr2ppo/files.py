@@ -8,6 +8,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Callable
+from glob import glob
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,20 @@ def file_fingerprint(path: Path) -> str:
     """The SHA-256 of a file's content, as `sha256sum` prints it; raises OSError as `open_regular`."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def match_paths(root: Path, pattern: str) -> list[Path]:
+    """The paths that a pattern matches, sorted; it starts at `root`, whose name is no pattern.
+
+    Nor are the pattern's first parts as far as they exist as they are written, such as a folder called `a[1]`.
+    """
+    parts = Path(pattern).parts
+    exists = [os.path.lexists(root.joinpath(*parts[: number + 1])) for number in range(len(parts))]
+    literal = exists.index(False) if False in exists else len(parts)
+    place = root.joinpath(*parts[:literal])
+    if literal == len(parts):
+        return [place]
+    return [place / found for found in sorted(glob(os.path.join(*parts[literal:]), root_dir=place))]
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

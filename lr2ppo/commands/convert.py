@@ -14,6 +14,7 @@ files. docs/own_data.md shows the way from a table to a trained ranker.
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 from lr2ppo.commands.arguments import share
@@ -79,4 +80,5 @@ def run(arguments: argparse.Namespace) -> None:
     print(
         f"\nwrote {out}. Next, extract features: with pretrained encoders, see docs/own_data.md, or with tiny ones:\n"
     )
-    print(f"    lr2ppo pretrain --data {out} --out pretrained_models/{out.resolve().name}")
+    encoders = Path("pretrained_models", out.resolve().name)
+    print(f"    {shlex.join(['lr2ppo', 'pretrain', '--data', str(out), '--out', str(encoders)])}")

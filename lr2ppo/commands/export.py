@@ -1,6 +1,7 @@
 """Export a run as a folder that needs only its encoders: weights, reward model, README."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from lr2ppo.commands.arguments import add_logs_argument, require_runs
@@ -25,6 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
     trained = open_trained(arguments.run, arguments.logs)
     report = export(trained, arguments.out, arguments.onnx)
     size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file()) / 2**20
-    print(f"{arguments.out}: {trained.use.name}, {size:.1f} MiB; rank with: lr2ppo rank {arguments.out} ...")
+    command = shlex.join(["lr2ppo", "rank", str(arguments.out)])
+    print(f"{arguments.out}: {trained.use.name}, {size:.1f} MiB; rank with: {command} ...")
     if report is not None:
         print(f"{arguments.out / 'ranker.onnx'}: {report}")

@@ -1,6 +1,7 @@
 """Convert a published checkpoint to a run; with --to-published, a run to a published checkpoint."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from lr2ppo.distributed.signals import ended_by_interrupt
@@ -31,4 +32,5 @@ def run(arguments: argparse.Namespace) -> None:
     model = load_published(arguments.source, arguments.text_tokens, arguments.frames)
     folder = write_converted_run(model, arguments.source, arguments.out, arguments.preset, arguments.config)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{folder}: a {type(model).__name__} of {weights:,} weights; evaluate it with: sh ppo_eval.sh {folder}")
+    command = shlex.join(["sh", "ppo_eval.sh", str(folder)])
+    print(f"{folder}: a {type(model).__name__} of {weights:,} weights; evaluate it with: {command}")

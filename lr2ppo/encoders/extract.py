@@ -207,4 +207,4 @@ def extract_folder(
         if frameless := [clip.id for clip in clips if not clip.images]:
             print(f"note: {len(frameless)} clips name no frames, such as {frameless[0]}: they have only text features")
         if find_shards(out):
-            print(f"train on all of them with '{shards_setting(out)}'")
+            print(f"train on all of them with {shards_setting(out)}")

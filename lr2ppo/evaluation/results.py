@@ -1,5 +1,6 @@
 """The files that an evaluation writes into a run's folder: `results.json` and `cases.json`, with a part per split."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,8 @@ def read_cases(folder: Path, split: str) -> list[dict[str, Any]]:
     """Read a run's cases of a split, as from `describe_cases`; raises `UserError` if it was not evaluated on it."""
     parts = read_by_split(folder / CASES)
     if split not in parts:
-        raise UserError(
-            f"{folder}: has not been evaluated on {split}; run: sh ppo_eval.sh {run_name(folder)} split={split}"
-        )
+        command = shlex.join(["sh", "ppo_eval.sh", run_name(folder), f"split={split}"])
+        raise UserError(f"{folder}: has not been evaluated on {split}; run: {command}")
     cases: list[dict[str, Any]] = parts[split]
     return cases
 

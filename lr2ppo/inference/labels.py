@@ -1,8 +1,12 @@
 """Parse and check labels, and format a ranked list for a terminal."""
 
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from reprlib import repr as shortened
+
+import numpy as np
 
 from lr2ppo.errors import UserError
 from lr2ppo.files import UNWRITABLE
@@ -23,14 +27,23 @@ def split_labels(text: str) -> list[str]:
     return [label.strip() for label in text.split(",")]
 
 
-def check_labels(labels: Sequence[str]) -> None:
-    """Raise `UserError` if there are no labels, one is not a text or empty, or one is repeated."""
-    if isinstance(labels, str) or not len(labels):
-        raise UserError(f"labels: found {labels!r}, wanted a list of at least one text")
+def check_texts(labels: Sequence[str]) -> None:
+    """Raise `UserError` if labels are no list, tuple or array of at least one text."""
+    is_list = isinstance(labels, list | tuple) or (isinstance(labels, np.ndarray) and labels.ndim == 1)
+    if not is_list or not len(labels):
+        raise UserError(f"labels: found {shortened(labels)}, wanted a list, tuple or array of at least one text")
     for place, label in enumerate(labels):
-        if not isinstance(label, str) or not label.strip() or UNWRITABLE.search(label):
-            raise UserError(f"labels: found {label!r} at place {place + 1}, wanted a text")
-    repeated = list(dict.fromkeys(label for label in labels if list(labels).count(label) > 1))
+        if not isinstance(label, str) or UNWRITABLE.search(label):
+            raise UserError(f"labels: found {shortened(label)} at place {place + 1}, wanted a text")
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Raise `UserError` as `check_texts`, or if a label is empty or repeated."""
+    check_texts(labels)
+    for place, label in enumerate(labels):
+        if not label.strip():
+            raise UserError(f"labels: found {label!r} at place {place + 1}, wanted a text that is not empty")
+    repeated = [label for label, count in Counter(labels).items() if count > 1]
     if repeated:
         raise UserError(f"labels: found {', '.join(map(repr, repeated))} more than once, wanted each label once")
 

@@ -1,5 +1,7 @@
 """The README of an exported model: what it is, its metrics, and how to use it."""
 
+import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,7 @@ def _what(trained: Trained) -> str:
 def _metrics(trained: Trained) -> str:
     results = {} if trained.run is None else read_by_split(trained.run / RESULTS)
     if not results:
-        return f"## Metrics\n\nNot evaluated before export: `sh ppo_eval.sh {trained.use.name}`."
+        return f"## Metrics\n\nNot evaluated before export: `sh ppo_eval.sh {shlex.quote(trained.use.name)}`."
     return "## Metrics\n\n" + "\n\n".join(
         "\n".join(_table(split, results[split])) for split in SPLITS if split in results
     )
@@ -98,14 +100,16 @@ def _encoders(trained: Trained) -> str:
 
 
 def _use(trained: Trained, out: Path) -> str:
+    # JSON quotes a text as Python does.
+    folder = json.dumps(str(out), ensure_ascii=False)
     lines = [
         "from lr2ppo import LabelRanker",
         "",
-        f'ranker = LabelRanker.load("{out}")  # text=, tokenizer=, image=: other encoder paths',
+        f"ranker = LabelRanker.load({folder})  # text=, tokenizer=, image=: other encoder paths",
         'ranker.rank("holiday.mp4", ["beach", "car", "night"], "two friends by the sea")',
     ]
     if trained.reward is not None:
         lines.append('ranker.compare("holiday.mp4", "beach", "car", "two friends by the sea")')
     python = "\n".join(lines)
-    shell = f'lr2ppo rank {out} --frames holiday.mp4 --labels "beach,car,night"'
+    shell = f'lr2ppo rank {shlex.quote(str(out))} --frames holiday.mp4 --labels "beach,car,night"'
     return f"## Use\n\n```python\n{python}\n```\n\nor\n\n```sh\n{shell}\n```"

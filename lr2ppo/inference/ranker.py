@@ -8,7 +8,9 @@ ranker.rank("holiday.mp4", ["beach", "car", "night"], "two friends by the sea")
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from os import PathLike
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Self
 
 import numpy as np
@@ -20,10 +22,10 @@ from lr2ppo.data.dataset import ClipBatch, ClipItem, choose_frames, collate
 from lr2ppo.data.frames import Choose, Frames, read_frames
 from lr2ppo.distributed.processes import choose_device
 from lr2ppo.encoders.extractor import ClipEncoder, EncoderPaths, open_encoders
-from lr2ppo.errors import UserError
+from lr2ppo.errors import UserError, path_errors_as_user_errors
 from lr2ppo.evaluation.scoring import Scores, preference_table, score_batch
 from lr2ppo.files import UNWRITABLE
-from lr2ppo.inference.labels import RankedLabel, check_labels
+from lr2ppo.inference.labels import RankedLabel, check_labels, check_texts
 from lr2ppo.inference.trained import Trained, open_trained
 from lr2ppo.models import PartialOrderModel
 from lr2ppo.models.weights import describe_model, load_kind, load_model
@@ -55,6 +57,11 @@ class Query:
     description: str = ""
 
 
+def _check_queries(queries: Sequence[Query]) -> None:
+    if not isinstance(queries, list | tuple) or not all(isinstance(query, Query) for query in queries):
+        raise UserError(f"queries: found {shortened(queries)}, wanted a list of lr2ppo.Query")
+
+
 class LabelRanker:
     """A trained model and the encoders of its features, loaded once and never changed."""
 
@@ -64,6 +71,7 @@ class LabelRanker:
         self._exact = self._model.encoder.config.head == "flatten"
 
     @classmethod
+    @path_errors_as_user_errors()
     def load(
         cls,
         run: str | Path,
@@ -80,6 +88,10 @@ class LabelRanker:
         `image`. If the run's features name none, the given ones are used and `warning` says so. Raises `UserError` if
         something is missing or is not what the run names.
         """
+        given = {"run": run, "logs": logs, "text": text, "tokenizer": tokenizer, "image": image, "device": device}
+        for name, value in given.items():
+            if not isinstance(value, str | PathLike) and (value is not None or name in ("run", "logs", "device")):
+                raise UserError(f"{name}: found {shortened(value)}, wanted a text{' or a path' * (name != 'device')}")
         trained = open_trained(run, Path(logs))
         paths = EncoderPaths(*(None if path is None else Path(path) for path in (text, tokenizer, image)))
         _, shape = describe_model(trained.weights)
@@ -126,6 +138,7 @@ class LabelRanker:
 
     def rank_batch(self, queries: Sequence[Query]) -> list[list[RankedLabel]]:
         """Rank the labels of several clips, each best first."""
+        _check_queries(queries)
         for query in queries:
             check_labels(query.labels)
         ranked = []
@@ -140,6 +153,9 @@ class LabelRanker:
 
         Labels may be repeated, as in annotation files.
         """
+        _check_queries(queries)
+        for query in queries:
+            check_texts(query.labels)
         scores = []
         for start in range(0, len(queries), CLIPS_AT_ONCE):
             scores += score_batch(self._model, self.encode(queries[start : start + CLIPS_AT_ONCE]))
@@ -175,7 +191,7 @@ class LabelRanker:
 
     def _item(self, place: int, query: Query) -> ClipItem:
         if not isinstance(query.description, str) or UNWRITABLE.search(query.description):
-            raise UserError(f"description: found {query.description!r}, wanted a text")
+            raise UserError(f"description: found {shortened(query.description)}, wanted a text")
         choose = partial(choose_frames, max_frames=self._use.frames, order=self._use.frame_order, exact=self._exact)
         frames = [] if query.frames is None else read_frames(query.frames, choose)
         encoded = self._clips(query.labels, query.description, frames)

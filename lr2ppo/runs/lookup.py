@@ -5,6 +5,7 @@ such a folder has only weights. `read_run` and `read_finished` handle both, so t
 """
 
 import json
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def find_run(reference: str, stages: Collection[str], logs: Path) -> Path:
     )
     parent = Path(reference).parent.name
     stage = parent if parent in in_order else in_order[-1]
-    make = f"make it with: sh {STAGES[stage].script} {Path(reference).name}"
+    make = f"make it with: sh {STAGES[stage].script} {shlex.quote(Path(reference).name or 'NAME')}"
     there = f"there are: {', '.join(known)}" if known else make
     raise UserError(f"{reference}: found no such run under {logs}; {there}")
 
@@ -67,7 +68,7 @@ def find_source_run(reference: str, stage: str, preset: str, logs: Path) -> Path
 
     Raises `UserError` if there is none, or if it has not finished.
     """
-    command = f"PRESET={preset} sh {STAGES[stage].script} NAME"
+    command = f"PRESET={shlex.quote(preset)} sh {STAGES[stage].script} NAME"
     if reference != "newest":
         folder = find_run(reference, (stage,), logs)
         if read_finished(folder) is None:

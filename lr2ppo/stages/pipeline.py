@@ -1,5 +1,6 @@
 """Train and evaluate all stages, also over seeds; finished runs are skipped, stopped runs resume."""
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -98,7 +99,7 @@ def _bare(setting: str, stage: Stage) -> str:
 
 def _start(*arguments: str) -> None:
     """Run a command of lr2ppo in a separate process; exit with its exit code if it fails."""
-    print(f"== lr2ppo {' '.join(arguments)}", flush=True)
+    print(f"== lr2ppo {shlex.join(arguments)}", flush=True)
     command = [sys.executable, "-m", "lr2ppo", *arguments]
     with subprocess.Popen(command) as process, forwarded_signals(process):  # noqa: S603 (our own command)
         code = process.wait()

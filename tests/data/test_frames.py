@@ -82,6 +82,12 @@ def test_a_circular_link_and_a_name_too_long_are_missing_files(root: Path) -> No
     assert faults_of(root, *names) == []
 
 
+def test_a_root_that_is_a_circular_link_has_no_frames(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(UserError, match=r"clip c: no file 0\.jpg"):
+        require_frames([Clip("c", ("a",), images=("0.jpg",))], tmp_path / "circle")
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

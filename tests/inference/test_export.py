@@ -1,7 +1,9 @@
 """Exported folders: complete for ranking, the same scores, written all or nothing."""
 
+import ast
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -74,6 +76,20 @@ def test_the_model_card_shows_metrics_data_encoders_and_how_to_load(
     encoders = json.loads((exported / "config.json").read_text(encoding="utf-8"))["use"]["encoders"]
     assert f"`{encoders['image_encoder']}` at `{trained_world.encoders / 'vit'}`" in card
     assert "LabelRanker.load(" in card
+
+
+def test_how_to_use_an_export_can_be_pasted_whatever_it_is_called(
+    trained_world: TrainedWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / 'my "best" model, it\'s $HOME'
+    main(["export", "pointwise/one", str(out), "--logs", str(trained_world.logs)])
+    (printed,) = re.findall(r"rank with: (.*) \.\.\.$", capsys.readouterr().out, re.MULTILINE)
+    assert shlex.split(printed) == ["lr2ppo", "rank", str(out)]
+    card = (out / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^lr2ppo rank .*$", card, re.MULTILINE)
+    assert shlex.split(command)[:3] == ["lr2ppo", "rank", str(out)]
+    (argument,) = re.findall(r"LabelRanker\.load\((.*)\)  #", card)
+    assert ast.literal_eval(argument) == str(out)
 
 
 def test_an_existing_folder_is_not_changed(

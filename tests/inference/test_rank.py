@@ -141,6 +141,12 @@ def test_a_missing_video_package_is_reported(tmp_path: Path, monkeypatch: pytest
         (np.zeros((1, 200, 3), np.uint8), "frame 0: has 200 x 1 pixels"),
         ([np.zeros((0, 0, 3), np.uint8)], "frame 0: has 0 x 0 pixels"),
         ([None], "frame 0: found NoneType"),
+        (5, "frames: found int, wanted a folder"),
+        ({"a.jpg"}, "frames: found set, wanted a folder"),
+        ({"a.jpg": 1}, "frames: found dict, wanted a folder"),
+        (np.array(5), r"frame 0: found int64 \(\), wanted a path"),
+        ("x" * 300, "xxx: File name too long"),
+        (["x" * 300], "xxx: is not a readable image"),
     ],
 )
 def test_invalid_frames_are_refused(ranker: LabelRanker, frames: Any, message: str) -> None:
@@ -162,11 +168,63 @@ def test_a_folder_without_images_is_refused(ranker: LabelRanker, tmp_path: Path)
         (["boat", 3], "found 3 at place 2"),
         (["boat", "\ud800"], "at place 2"),
         (["boat", "car", "boat"], "found 'boat' more than once"),
+        (None, "found None, wanted a list"),
+        (5, "found 5, wanted a list"),
+        ({"boat", "car"}, "wanted a list"),
+        ({"boat": 1}, "wanted a list"),
+        ((label for label in ("boat", "car")), "wanted a list"),
+        (np.array("boat"), "wanted a list"),
+        (np.array([["boat", "car"]]), "wanted a list"),
+        (b"boat", "wanted a list"),
     ],
 )
 def test_invalid_labels_are_refused(ranker: LabelRanker, query: Query, labels: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         ranker.rank(query.frames, labels)
+
+
+def test_labels_may_be_a_tuple_or_an_array(ranker: LabelRanker, query: Query) -> None:
+    wanted = ranker.rank(query.frames, list(query.labels))
+    others: list[Any] = [tuple(query.labels), np.array(query.labels)]
+    for labels in others:
+        assert ranker.rank(query.frames, labels) == wanted
+
+
+@pytest.mark.parametrize("queries", [None, 5, [5], [("a.jpg", ["boat"])], iter([Query(None, ["boat"])])])
+def test_queries_that_are_none_are_refused(ranker: LabelRanker, queries: Any) -> None:
+    for rank in (ranker.rank_batch, ranker.score_batch):
+        with pytest.raises(UserError, match="queries: found"):
+            rank(queries)
+
+
+def test_scores_of_what_are_no_labels_are_refused(ranker: LabelRanker) -> None:
+    for labels in (None, "boat", {"boat"}, [5]):
+        with pytest.raises(UserError, match="labels: found"):
+            ranker.score_batch([Query(None, labels)])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("run", "more", "message"),
+    [
+        (None, {}, "run: found None, wanted a text or a path"),
+        (5, {}, "run: found 5"),
+        (b"one", {}, "run: found b'one'"),
+        ("x" * 300, {}, "xxx.*: File name too long"),
+        ("ppo/" + "x" * 300, {}, "xxx.*: File name too long"),
+        ("a\0b", {}, "found no such run"),
+        ("ppo/one", {"logs": None}, "logs: found None"),
+        ("ppo/one", {"logs": "x" * 300}, "xxx.*: File name too long"),
+        ("ppo/one", {"text": 5}, "text: found 5"),
+        ("ppo/one", {"image": "x" * 300}, "xxx.*: File name too long"),
+        ("ppo/one", {"device": None}, "device: found None, wanted a text"),
+    ],
+)
+def test_what_names_no_run_is_refused(
+    trained_world: TrainedWorld, run: Any, more: dict[str, Any], message: str
+) -> None:
+    options: dict[str, Any] = {"logs": trained_world.logs, "device": "cpu"} | more
+    with pytest.raises(UserError, match=message):
+        LabelRanker.load(run, **options)
 
 
 def test_encoders_may_have_moved_but_not_be_others(trained_world: TrainedWorld, tmp_path: Path, query: Query) -> None:

@@ -150,8 +150,18 @@ def test_weights_of_no_model_and_a_damaged_end_are_named(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("reference", "command"),
-    [("a", "sh ppo.sh a"), ("ppo/a", "sh ppo.sh a"), ("pointwise/a", "sh pointwise.sh a")],
+    [
+        ("a", "sh ppo.sh a"),
+        ("ppo/a", "sh ppo.sh a"),
+        ("pointwise/a", "sh pointwise.sh a"),
+        ("my a", "sh ppo.sh 'my a'"),
+    ],
 )
 def test_a_missing_run_is_made_with_a_command_that_works(reference: str, command: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"no such run .* make it with: {command}$"):
         find_run(reference, STAGES, tmp_path)
+
+
+def test_a_missing_source_run_is_made_with_a_command_that_can_be_pasted(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train one first: PRESET='my films' sh pointwise\.sh NAME$"):
+        find_source_run("newest", "pointwise", "my films", tmp_path)

@@ -1,8 +1,10 @@
 """Convert a table of clips into a data folder in LRMovieNet's layout."""
 
 import importlib.util
+import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from lr2ppo.data.convert.table import (
     read_records,
     require_columns,
 )
-from lr2ppo.errors import UserError, raise_faults
+from lr2ppo.errors import UserError, path_errors_as_user_errors, raise_faults
 
 PAIR_SHARE = 0.1
 
@@ -134,12 +136,13 @@ def write_folder(
     """Convert a table into the data folder `out`, completely or not at all; returns a summary of the folder.
 
     Paths in the table are relative to `frames_root` or, without it, to the table's folder. `pair_share` defaults to a
-    tenth, or to none if there are preferences. Raises `UserError` naming all faults of the table and its frames.
+    tenth, or to none if there are preferences. Raises `UserError` naming all faults of the table and its frames, or if
+    `out` is no new folder.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    _require_new(out)
+    if frames_root is not None and not os.path.isdir(frames_root):
         raise UserError(
-            f"{out}: exists and is not empty; give a new folder, or remove this one, "
-            "since its features would be used for the new clips"
+            f"--frames-root: found no folder {frames_root}; give the folder that the table's paths start at"
         )
     clips, faults = read_table(table, preferences, names)
     sources = find_sources(clips, frames_root or table.parent, faults)
@@ -155,21 +158,49 @@ def write_folder(
 
     if any(source.video for source in sources.values()) and importlib.util.find_spec("av") is None:
         raise UserError("reading videos needs PyAV, which is not installed: pip install '.[video]'")
-    # Write under another name first, so that `out` is never partial.
-    complete = out.resolve()
-    partial = complete.with_name(f".{complete.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    images = {}
-    for clip in tqdm(clips, desc="placing frames", unit="clip", disable=None):
-        try:
-            images[clip.id] = place_frames(clip, sources[clip.id], partial, frames_per_video)
-        except UserError as fault:
-            faults.append(f"row {clip.row}: clip {clip.id}: {fault}")
-    if faults:
-        shutil.rmtree(partial)
-    raise_faults(table, faults, "fix these and run again; nothing was written")
-    files = make_files(splits, pairs, images)
-    for name, (_, file_clips) in files.items():
-        write_clips(partial / name, file_clips)
-    partial.replace(complete)
+    with _complete_folder(out) as folder:
+        images = {}
+        for clip in tqdm(clips, desc="placing frames", unit="clip", disable=None):
+            try:
+                images[clip.id] = place_frames(clip, sources[clip.id], folder, frames_per_video)
+            except UserError as fault:
+                faults.append(f"row {clip.row}: clip {clip.id}: {fault}")
+        raise_faults(table, faults, "fix these and run again; nothing was written")
+        files = make_files(splits, pairs, images)
+        for name, (_, file_clips) in files.items():
+            write_clips(folder / name, file_clips)
     return describe(files, splits)
+
+
+@path_errors_as_user_errors()
+def _require_new(out: Path) -> None:
+    """Raise `UserError` unless `out` is an empty folder, or none yet that can be one."""
+    target = Path(os.path.realpath(out))
+    try:
+        target.lstat()
+    except FileNotFoundError:
+        return
+    if not target.is_dir():
+        raise UserError(f"{out}: exists and is no folder; give a new folder")
+    if any(target.iterdir()):
+        raise UserError(
+            f"{out}: exists and is not empty; give a new folder, or remove this one, "
+            "since its features would be used for the new clips"
+        )
+
+
+@contextmanager
+def _complete_folder(out: Path) -> Iterator[Path]:
+    """A folder that gets its name once it is complete; after an error nothing is left of it."""
+    target = Path(os.path.realpath(out))
+    beside = next(folder for folder in target.parents if folder.is_dir())
+    # The same name each time, so that what a killed process left is removed; a name may be as long as a disk allows.
+    partial = beside / f".{target.name[:100]}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        yield partial
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,6 +1,5 @@
 """Frames of a table's clips: find them and put them into a data folder."""
 
-import glob
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from lr2ppo.data.convert.table import TableClip
 from lr2ppo.data.frames import evenly_spaced, list_images, open_image, read_video, sort_by_name
 from lr2ppo.errors import UserError
+from lr2ppo.files import match_paths
 
 # File systems allow 255.
 MAX_NAME_BYTES = 200
@@ -33,7 +33,7 @@ def find_sources(clips: Iterable[TableClip], root: Path, faults: list[str]) -> d
     for clip in tqdm(clips, desc="looking at the frames", unit="clip", disable=None):
         try:
             sources[clip.id] = _find_source(clip, root)
-        except (UserError, ValueError) as fault:
+        except (UserError, ValueError, OSError) as fault:
             faults.append(f"row {clip.row}: clip {clip.id}: {fault}")
     return sources
 
@@ -43,7 +43,7 @@ def _find_source(clip: TableClip, root: Path) -> Source:
         raise ValueError(f"its id is too long for a folder's name; give one of at most {MAX_NAME_BYTES} letters")
     if "video" in clip.about:
         video = root / clip.about["video"]
-        if not video.is_file():
+        if not os.path.isfile(video):
             raise ValueError(f"no video {video}")
         return Source(video=video)
     frames = [
@@ -60,14 +60,12 @@ def _find_source(clip: TableClip, root: Path) -> Source:
 def _find(root: Path, part: str) -> list[Path]:
     """The images of a file, a folder or a pattern, in the order of their names."""
     place = root / part
-    if place.is_file():
-        return [place]
-    if place.is_dir():
+    if os.path.isdir(place):
         return list_images(place)
-    found = [Path(name) for name in glob.glob(part if Path(part).is_absolute() else str(place))]
+    found = [path for path in match_paths(root, part) if os.path.isfile(path)]
     if not found:
         raise ValueError(f"no frames {place}; paths are relative to the table's folder, or to --frames-root")
-    return sort_by_name(path for path in found if path.is_file())
+    return sort_by_name(found)
 
 
 def folder_name(clip_id: str) -> str:

@@ -1,21 +1,25 @@
 """The feature store: HDF5 files with one group a clip, `text_emb [labels, T, D]` and `img_emb [1, frames, D]`."""
 
+import math
 import os
 import re
+import shlex
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from glob import glob, has_magic
+from glob import escape, has_magic
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from lr2ppo.data.features.encoders import common_encoding, read_encoding
 from lr2ppo.data.features.hdf5 import find_array, list_clips, open_array, open_features, open_group
 from lr2ppo.data.features.layout import ClipShape, read_info, read_shape, read_sources
 from lr2ppo.errors import UserError, path_errors_as_user_errors
+from lr2ppo.files import match_paths
 
 Array = NDArray[np.float32]
 MAX_OPEN_FILES = 64
@@ -207,7 +211,7 @@ def find_feature_files(root: Path, names: Sequence[str]) -> list[Path]:
     """The feature files of a folder; names may be patterns. Raises `UserError` if nothing matches."""
     paths: list[Path] = []
     for name in names:
-        paths += [root / found for found in sorted(glob(name, root_dir=root))] if has_magic(name) else [root / name]
+        paths += match_paths(root, name) if has_magic(name) else [root / name]
     if not paths:
         raise UserError(f"data.features: nothing in {root} matches {', '.join(names)}")
     return paths
@@ -221,9 +225,11 @@ def find_shards(path: Path) -> list[Path]:
 
 
 def shards_setting(path: Path) -> str:
-    """The setting with which a stage reads a feature file and its shards, if they exist."""
-    names = [path.name] * path.is_file() + [f"{path.stem}-*-of-*{path.suffix}"] * bool(find_shards(path))
-    return f"data.features=[{', '.join(names)}]"
+    """The setting, quoted for a shell, with which a stage reads a feature file and its shards, if they exist."""
+    shards = f"{escape(path.stem)}-*-of-*{escape(path.suffix)}"
+    names = [path.name] * path.is_file() + [shards] * bool(find_shards(path))
+    as_yaml = yaml.safe_dump(names, default_flow_style=True, allow_unicode=True, width=math.inf).strip()
+    return shlex.quote(f"data.features={as_yaml}")
 
 
 def _require_file(path: Path) -> None:
@@ -231,8 +237,8 @@ def _require_file(path: Path) -> None:
     if os.path.lexists(path):
         return
     if find_shards(path):
-        raise UserError(f"{path}: no such feature file, but it has shards; read them with '{shards_setting(path)}'")
+        raise UserError(f"{path}: no such feature file, but it has shards; read them with {shards_setting(path)}")
     raise UserError(
         f"{path}: no such feature file; make it with: "
-        f"lr2ppo extract --data {path.parent} --text ENCODER --image ENCODER"
+        f"lr2ppo extract --data {shlex.quote(str(path.parent))} --text ENCODER --image ENCODER"
     )

@@ -1,9 +1,13 @@
 """Convert a table into a data folder: messages about faulty tables, and splits of valid ones."""
 
 import csv
+import errno
 import json
 import os
+import shlex
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from lr2ppo.data.convert.splits import draw_pairs, draw_splits
 from lr2ppo.data.convert.table import TableClip
 from lr2ppo.data.validate import NEEDS
 from lr2ppo.errors import UserError
+from tests.conftest import REPOSITORY
 from tests.helpers.fuzz import run_apart
 
 HEADER = ["clip", "frames", "description", "label", "grade"]
@@ -412,3 +417,124 @@ def test_groups_stay_together_and_the_clips_left_out_are_reported(
     printed = capsys.readouterr().out
     assert "left out: 2 clips" in printed
     assert f"not used: {10 - len(pairs)} preferences" in printed
+
+
+def test_brackets_in_a_folder_are_no_pattern(folder: Path) -> None:
+    inside = folder / "films [1]"
+    inside.mkdir()
+    (folder / "pictures").rename(inside / "pictures")
+    for number in (2, 10):
+        write_picture(inside / "shots[a]" / f"shot-{number}.png", shade=number)
+    names = {
+        "c0": "shots[a]/shot-*.png",
+        "c1": f"{inside}/shots[a]/shot-*.png",
+        "c2": "pictures/[12].png",
+        "c3": "shots[[]a]/shot-2.png",
+    }
+    rows = [[row[0], names.get(row[0], row[1]), *row[2:]] for row in ROWS]
+    run(write_table(inside / "table.csv", rows), "--out", folder / "out")
+    run(write_table(folder / "table.csv", rows), "--out", folder / "again", "--frames-root", inside)
+    assert content(folder / "out") == content(folder / "again")
+    clips = {clip.id: clip for files in read_folder(folder / "out").values() for clip in files}
+    found = {
+        name: [Image.open(folder / "out" / image).getpixel((0, 0)) for image in clips[name].images] for name in names
+    }
+    wanted = {"c0": (2, 10), "c1": (2, 10), "c2": (20, 40), "c3": (2,)}
+    assert found == {name: [(shade,) * 3 for shade in order] for name, order in wanted.items()}
+
+
+def test_the_next_command_can_be_pasted_whatever_the_folder_is_called(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = folder / "it's mine; $(all) of it"
+    run(write_table(folder / "table.csv", ROWS), "--out", out)
+    (command,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("    lr2ppo")]
+    assert shlex.split(command) == [
+        *("lr2ppo", "pretrain", "--data", str(out)),
+        *("--out", f"pretrained_models/{out.name}"),
+    ]
+
+
+def unusable(folder: Path) -> dict[str, tuple[list[str | Path], str]]:
+    """Arguments of a conversion that can only fail, each with a part of the message."""
+    table = write_table(folder / "table.csv", ROWS)
+    (folder / "loop").symlink_to(folder / "loop")
+    os.mkfifo(folder / "pipe.csv")
+    os.mkfifo(folder / "pictures" / "pipe.png")
+    piped = write_table(folder / "piped.csv", [[row[0], "pictures/pipe.png", *row[2:]] for row in ROWS])
+    patterned = write_table(folder / "patterned.csv", [[row[0], "pictures/p*.png", *row[2:]] for row in ROWS])
+    filmed = write_table(folder / "filmed.csv", [[row[0], "pictures/pipe.png", "boat", "2"] for row in ROWS[::3]])
+    filmed.write_text(filmed.read_text("utf-8").replace("clip,frames,description,", "clip,video,"), encoding="utf-8")
+    long = write_table(folder / "long.csv", [[row[0], "x" * 300, *row[2:]] for row in ROWS])
+    out: list[str | Path] = ["--out", folder / "new" / "out"]
+    return {
+        "out is a file": ([table, "--out", table], "table.csv: exists and is no folder"),
+        "out is a pipe": ([table, "--out", folder / "pipe.csv"], "pipe.csv: exists and is no folder"),
+        "out is a loop": ([table, "--out", folder / "loop"], "loop: exists and is no folder"),
+        "out is below a loop": ([table, "--out", folder / "loop" / "out"], "loop/out: Too many levels"),
+        "out is below a file": ([table, "--out", table / "out"], "table.csv/out: Not a directory"),
+        "out is too long": ([table, "--out", folder / ("x" * 300)], "xxx: File name too long"),
+        "table is a folder": ([folder, *out], "cannot be read: is a folder, wanted a regular file"),
+        "table is a pipe": ([folder / "pipe.csv", *out], "pipe.csv: cannot be read: is a named pipe"),
+        "table is a loop": ([folder / "loop", *out], "loop: cannot be read: Too many levels"),
+        "table is too long": ([folder / ("x" * 300), *out], "xxx: cannot be read: File name too long"),
+        "preferences are a pipe": ([table, *out, "--preferences", folder / "pipe.csv"], "is a named pipe"),
+        "root is a file": ([table, *out, "--frames-root", table], "--frames-root: found no folder"),
+        "root is a pipe": ([table, *out, "--frames-root", folder / "pipe.csv"], "--frames-root: found no folder"),
+        "root is a loop": ([table, *out, "--frames-root", folder / "loop"], "--frames-root: found no folder"),
+        "root is too long": ([table, *out, "--frames-root", "x" * 300], "--frames-root: found no folder"),
+        "a frame is a pipe": ([piped, *out], "row 2: clip c0: no frames"),
+        "frames are pipes": ([patterned, *out], "row 2: clip c0: no frames"),
+        "a video is a pipe": ([filmed, *out], "row 2: clip c0: no video"),
+        "a frame is too long": ([long, *out], "row 2: clip c0: no frames"),
+    }
+
+
+CONVERTS_EACH = """
+import json, sys
+from lr2ppo.cli import main
+
+for words in json.loads(sys.argv[1]):
+    code = 0
+    try:
+        main(["convert", *words])
+    except SystemExit as ended:
+        code = ended.code
+    print("ended with", code, file=sys.stderr)
+"""
+
+
+def test_what_cannot_be_converted_gives_one_message_and_leaves_nothing(folder: Path) -> None:
+    cases = unusable(folder)
+    before = sorted(folder.rglob("*"))
+    words = json.dumps([list(map(str, arguments)) for arguments, _ in cases.values()])
+    # In a process of its own: reading a pipe would wait for ever.
+    done = subprocess.run(
+        [sys.executable, "-c", CONVERTS_EACH, words],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "Traceback" not in done.stderr
+    *printed, rest = done.stderr.split("ended with 2\n")
+    assert rest == ""
+    messages = dict(zip(cases, printed, strict=True))
+    for name, (_, expected) in cases.items():
+        assert messages[name].count("error: ") == 1, name
+        assert expected in messages[name], name
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_conversion_that_fails_while_it_writes_leaves_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_room(path: Path, clips: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    table = write_table(folder / "table.csv", ROWS)
+    before = sorted(folder.rglob("*"))
+    monkeypatch.setattr("lr2ppo.data.convert.folder.write_clips", no_room)
+    assert "No space left on device" in refused(capsys, table, "--out", folder / "new" / "out")
+    assert sorted(folder.rglob("*")) == before

@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -543,3 +545,35 @@ def test_a_pattern_may_name_folders(tmp_path: Path) -> None:
     path = write_store(tmp_path / "one" / "feat-1.h5", {"clip": draw_features([2], 1, seed=0)})
     assert find_feature_files(tmp_path / "other", [f"{tmp_path}/one/feat-*.h5"]) == [path]
     assert find_feature_files(tmp_path, ["one/**.h5"]) == [path]
+
+
+def test_brackets_in_a_name_that_exists_are_no_pattern(tmp_path: Path) -> None:
+    clip = draw_features([2], 1, seed=0)
+    folder = tmp_path / "data [1]"
+    one, other = (write_store(folder / "a[b]" / f"feat[{name}].h5", {name: clip}) for name in "xy")
+    assert find_feature_files(folder / "a[b]", ["feat[x].h5"]) == [one]
+    assert find_feature_files(folder, ["a[b]/feat*.h5"]) == [one, other]
+    assert find_feature_files(tmp_path, [f"{folder}/a[b]/feat*.h5"]) == [one, other]
+    assert find_feature_files(folder, ["a[[]b]/feat[[]y].h5"]) == [other]
+
+
+@pytest.mark.parametrize("name", ["clean_feat.h5", "my feat.h5", "it's, [a] feat.h5", "feat: #1.h5"])
+def test_the_setting_for_shards_can_be_pasted(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    shards = [
+        write_store(tmp_path / f"{path.stem}-{rank:02d}-of-02.h5", {f"c{rank}": draw_features([2], 1, seed=rank)})
+        for rank in range(2)
+    ]
+    with pytest.raises(UserError, match="no such feature file, but it has shards; read them with ") as refused:
+        FeatureStore([path])
+    (setting,) = shlex.split(str(refused.value).partition("read them with ")[2])
+    key, _, value = setting.partition("=")
+    assert key == "data.features"
+    assert find_feature_files(tmp_path, yaml.safe_load(value)) == shards
+
+
+def test_the_command_that_makes_features_can_be_pasted(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="make it with: ") as refused:
+        FeatureStore([tmp_path / "my data" / "clean_feat.h5"])
+    command = shlex.split(str(refused.value).partition("make it with: ")[2])
+    assert command[:4] == ["lr2ppo", "extract", "--data", str(tmp_path / "my data")]
