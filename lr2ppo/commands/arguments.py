@@ -25,6 +25,16 @@ def whole_numbers(text: str) -> list[int]:
     return [whole_number(part.strip()) for part in text.split(",")]
 
 
+def seed(text: str) -> int:
+    """Parse a seed of random numbers, as an argparse type."""
+    from lr2ppo.config.schema import LARGEST_SEED
+
+    value = whole_number(text)
+    if value > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"found {text}, wanted a whole number from 0 to {LARGEST_SEED}")
+    return value
+
+
 def share(text: str) -> float:
     """Parse a number from 0 to 1, as an argparse type."""
     try:

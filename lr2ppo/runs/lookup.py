@@ -9,11 +9,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from lr2ppo.config.schema import DataConfig, ModelConfig
 from lr2ppo.errors import UserError
+from lr2ppo.files import read_json, read_text, read_yaml
 from lr2ppo.runs.stages import STAGES, stage_for_model
 
 CONFIG, FINISHED, PROGRESS = "config.yaml", "finished.json", "progress.json"
@@ -120,8 +120,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     if _has_only_weights(folder):
         return _published_config(folder)
     try:
-        tree = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        tree = read_yaml(folder / CONFIG)
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder / CONFIG}: cannot be read: {error}") from None
     if not isinstance(tree, dict) or tree.get("stage") not in list(STAGES):
         raise UserError(f"{folder / CONFIG}: has no stage; is it a run's folder?")
@@ -152,7 +152,7 @@ def read_inputs(folder: Path) -> dict[str, Any]:
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read a JSON mapping, empty if the file is missing; raise ValueError if it holds anything else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError):
@@ -176,7 +176,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     Raises ValueError if a row is damaged.
     """
     path = folder / METRICS
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = read_text(path) if path.exists() else ""
     rows = []
     for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
@@ -216,7 +216,7 @@ def _has_only_weights(folder: Path) -> bool:
 def _published_config(folder: Path) -> dict[str, Any]:
     """The config of a folder with only weights: LRMovieNet's data, with as many frames as the model takes."""
     try:
-        description = json.loads((folder / WEIGHTS).read_text(encoding="utf-8"))
+        description = read_json(folder / WEIGHTS)
         shape = ModelConfig.model_validate(description["shape"])
         stage = stage_for_model(description["model"], folder.resolve().parent.name)
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
