@@ -90,6 +90,9 @@ def _machine_error(error: Exception) -> str | None:
     """The message for an error caused by a path, the disk or too little memory; None for any other error."""
     if isinstance(error, OSError):
         return _path_error(error)
+    # Of `Path.resolve`, up to Python 3.12.
+    if str(error).startswith("Symlink loop from "):
+        return f"{error}; {advise(OSError())}"
     # torch's messages, on a GPU and on a CPU.
     if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", str(error)):
         return (

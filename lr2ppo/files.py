@@ -6,9 +6,11 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from itertools import chain
 from pathlib import Path
@@ -154,6 +156,33 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be written: {reason}; earlier files are intact; {advise(error)}") from None
+
+
+@contextmanager
+def atomic_folder(out: Path, replaces: bool = False) -> Iterator[Path]:
+    """Within the context, a new folder to write into; it becomes `out` at the end, and is removed on an error.
+
+    Raises `UserError` before that if `out` has files, unless it `replaces` them, or if it is no folder.
+    """
+    if os.path.lexists(out) and not out.is_dir():
+        raise UserError(f"{out}: exists and is no folder; give another path, or remove this one")
+    if out.is_dir() and any(out.iterdir()) and not replaces:
+        raise UserError(f"{out}: already exists and is not empty; give a new folder, or remove this one first")
+    # A killed process leaves it; the next one starts again.
+    partial = out.with_name(f".{out.name}{PARTIAL_SUFFIX}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}; {advise(error)}") from None
+    try:
+        yield partial
+        if replaces:
+            shutil.rmtree(out, ignore_errors=True)
+        partial.replace(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def remove_partial_files(folder: Path) -> None:

@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from lr2ppo.data.mini import SIZES, atomic_folder, write_mini, write_table
+    from lr2ppo.data.mini import SIZES, write_mini, write_table
+    from lr2ppo.files import atomic_folder
 
     out = arguments.out
     sizes = {part: getattr(arguments, part) for part in SIZES}
