@@ -1,6 +1,7 @@
 """Broken pictures and videos are refused with one message, or read as RGB images of a usable size."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def write_video(path: Path, codec: str, pixels: np.ndarray[tuple[int, ...], np.d
     import av
 
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=8)
+        stream: Any = container.add_stream(codec, rate=8)
         stream.width, stream.height, stream.pix_fmt = pixels.shape[2], pixels.shape[1], "yuv420p"
         for row in pixels:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(row, format="rgb24")))

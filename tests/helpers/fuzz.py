@@ -41,14 +41,14 @@ def may_refuse(*places: object) -> Iterator[None]:
     """Within the context, a `UserError` that names one of the places is accepted; any other error is raised."""
     try:
         yield
-        _count("read")
+        count("read")
     except UserError as error:
         if not any(str(place) in str(error) for place in places):
             raise
-        _count("refused")
+        count("refused")
 
 
-def _count(outcome: str) -> None:
+def count(outcome: str) -> None:
     event(outcome)
     OUTCOMES[outcome] += 1
 
