@@ -26,7 +26,7 @@ def lock_run(folder: Path) -> None:
     if path in _held:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a+", encoding="utf-8", opener=_open_lock)
+    file = os.fdopen(_open_lock(path), "a+", encoding="utf-8")
     try:
         # Unlike flock's, such a lock is not inherited by data-loading workers, which may outlive their parent.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,11 +72,11 @@ def is_locked(folder: Path) -> bool:
     return bool(struct.unpack(FLOCK, answer)[TYPE] != fcntl.F_UNLCK)
 
 
-def _open_lock(path: str, flags: int) -> int:
+def _open_lock(path: Path) -> int:
     """Open a lock file; raise OSError if it is no regular file, without waiting for a pipe."""
-    handle = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     try:
-        check_regular(Path(path))
+        check_regular(path)
     except OSError:
         os.close(handle)
         raise

@@ -54,14 +54,15 @@ class TooSlowError(Exception):
 
 def run_turn(target: Target, name: str, valid: Path, folder: Path, until: float, report: Path) -> None:
     """Run cases in this process until a time; write the numbers of outcomes, and the failure if there is one."""
-    if target.write_valid is not None and not any(valid.iterdir()):
-        target.write_valid(valid)
-    limit = _mapped_bytes() + MOST_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-    OUTCOMES.clear()
-    check, failure = _make_check(target.cases[name], name, valid, folder, target.seconds), ""
+    failure = ""
     try:
-        while time.monotonic() < until and not failure:
+        if target.write_valid is not None and not any(valid.iterdir()):
+            target.write_valid(valid)
+        limit = _mapped_bytes() + MOST_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        OUTCOMES.clear()
+        check = _make_check(target.cases[name], name, folder, valid, target.seconds)
+        while time.monotonic() < until:
             check()
             _write_report(report, "")
     except KeyboardInterrupt:
@@ -71,7 +72,7 @@ def run_turn(target: Target, name: str, valid: Path, folder: Path, until: float,
     _write_report(report, failure)
 
 
-def _make_check(case: Case, name: str, valid: Path, folder: Path, seconds: int) -> Callable[[], None]:
+def _make_check(case: Case, name: str, folder: Path, valid: Path, seconds: int) -> Callable[[], None]:
     def check(data: st.DataObject) -> None:
         for left in folder.iterdir():
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
@@ -89,7 +90,7 @@ def _make_check(case: Case, name: str, valid: Path, folder: Path, seconds: int) 
 
     signal.signal(signal.SIGALRM, expire)
     # The database finds earlier failures by the function's name.
-    check.__name__ = check.__qualname__ = name
+    check.__name__ = check.__qualname__ = name.replace(" ", "_")
     checked: Callable[[], None] = settings(
         max_examples=CASES_AT_ONCE,
         database=DirectoryBasedExampleDatabase(DATABASE),
@@ -112,22 +113,25 @@ def _mapped_bytes() -> int:
 
 def take_turn(target: Target, name: str, place: Path, tally: Tally, seconds: float) -> None:
     """Run a turn in a child process, which a case may crash or hang, and add its numbers to the tally."""
-    valid, folder, report = place / "valid", place / "case", place / "report.json"
+    valid, folder, report = place.parent / "valid", place / "case", place / "report.json"
     for each in (valid, folder):
         each.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)
     started = time.monotonic()
     child = os.fork()
     if child == 0:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # What commands print, such as the progress of runs.
+        screen = os.open(place / "screen.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(screen, 1)
+        os.dup2(screen, 2)
         run_turn(target, name, valid, folder, started + seconds, report)
-        sys.stdout.flush()
         os._exit(0)
     try:
         status = _wait(child, seconds + SECONDS_TO_END)
     finally:
         tally.seconds += time.monotonic() - started
-        found = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {"outcomes": {}, "failure": ""}
+        nothing = {"outcomes": {}, "failure": ""}
+        found = json.loads(report.read_text(encoding="utf-8")) if report.exists() else nothing
         tally.outcomes.update(found["outcomes"])
     tally.finding = str(found["failure"])
     if os.WIFSIGNALED(status):
@@ -181,7 +185,7 @@ def run_cycle(chosen: list[str], minutes: float, root: Path, tallies: dict[str, 
             seconds = min(TURN_SECONDS, 60 * minutes / len(kinds), until - time.monotonic())
             if tally.finding or seconds <= 0:
                 continue
-            take_turn(TARGETS[target], case, root / case.replace(" ", "-"), tally, seconds)
+            take_turn(TARGETS[target], case, root / target / case.replace(" ", "-"), tally, seconds)
             state = f"FOUND, kept in {tally.place}" if tally.finding else f"{sum(tally.outcomes.values())} cases"
             print(f"{case}: {state}", flush=True)
 

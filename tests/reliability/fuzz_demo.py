@@ -1,9 +1,11 @@
 """Send broken requests to the served demo: no crash, no traceback in its log, and no file outside of what it serves."""
 
-import atexit
+import ctypes
 import http.client
 import json
 import os
+import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -50,8 +52,9 @@ def serve(root: Path) -> tuple[subprocess.Popen[bytes], int]:
         log = (root / "demo.log").open("wb")
         command = [sys.executable, "-m", "lr2ppo", "demo", "ppo/one", "--device", "cpu", "--port", str(port)]
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-        server = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        atexit.register(server.kill)
+        server = subprocess.Popen(
+            command, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT, preexec_fn=_end_with_parent
+        )
         until = time.monotonic() + 120
         while b" is at " not in (root / "demo.log").read_bytes():
             if server.poll() is not None or time.monotonic() > until:
@@ -61,12 +64,18 @@ def serve(root: Path) -> tuple[subprocess.Popen[bytes], int]:
     return _served[root]
 
 
+def _end_with_parent() -> None:
+    # On Linux: PR_SET_PDEATHSIG.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    # The limit of the process that sends the requests.
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
 @st.composite
 def requests(draw: st.DrawFn, root: Path) -> tuple[str, str, dict[str, str], bytes]:
     """Draw a method, a path, headers and a body."""
-    parts = draw(
-        st.lists(st.sampled_from([*PARTS, str(root / "secret.txt")]) | st.text("abc/.%0", max_size=4), max_size=4)
-    )
+    part = st.sampled_from([*PARTS, str(root / "secret.txt")]) | st.text("abc/.%0", max_size=4)
+    parts = draw(st.lists(part, max_size=4))
     path = draw(st.sampled_from(PATHS)) + "".join(parts)
     json_body = json.dumps(draw(st.just(BODY) | mutated(BODY))).encode()
     cut = draw(st.integers(0, len(json_body)))
