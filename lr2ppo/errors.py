@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from reprlib import Repr
 from typing import ParamSpec
 
 Arguments = ParamSpec("Arguments")
@@ -18,6 +19,9 @@ FAULTS_SHOWN = 10
 SECONDS_BEFORE_REPORTING = 20
 # A hostile file may hold a text of any length; the ends of a message say what and where.
 LONGEST_FAULT, LONGEST_MESSAGE = 600, 8000
+_SHORTENED = Repr()
+_SHORTENED.maxstring = _SHORTENED.maxother = 100
+_SHORTENED.maxlevel = 3
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 PERMISSIONS = {errno.EACCES, errno.EPERM}
 # Errors of an open file name no path.
@@ -37,6 +41,11 @@ def shorten_middle(text: str, most: int) -> str:
         return text
     half = most // 2
     return f"{text[:half]} ... ({len(text) - 2 * half:,} characters left out) ... {text[-half:]}"
+
+
+def show(value: object) -> str:
+    """Return a value's `repr` for a message, without the middle of what is long or deep."""
+    return _SHORTENED.repr(value)
 
 
 def raise_faults(path: Path | str, faults: Sequence[str], advice: str) -> None:
@@ -81,6 +90,9 @@ def _machine_error(error: Exception) -> str | None:
     """The message for an error caused by a path, the disk or too little memory; None for any other error."""
     if isinstance(error, OSError):
         return _path_error(error)
+    # Of `Path.resolve`, up to Python 3.12.
+    if str(error).startswith("Symlink loop from "):
+        return f"{error}; {advise(OSError())}"
     # torch's messages, on a GPU and on a CPU.
     if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", str(error)):
         return (

@@ -3,22 +3,32 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import re
+import shutil
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from glob import glob
 from io import BufferedReader
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError
 
 from lr2ppo.errors import UserError, advise
 
 # JSON and the command line can hold lone surrogates and null characters; files and file names cannot.
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+# Bytes of a YAML file, and values it stands for: far more than any config has, and read within seconds.
+MOST_YAML = 2**18
+# Digits of longer numbers take a time that grows with their square.
+LONGEST_NUMBER = 1000
+TEXT_TAG = "tag:yaml.org,2002:str"
 # Names of files that are being written, and that a killed process leaves.
 PARTIAL_SUFFIX = ".partial"
 KINDS = {
@@ -36,10 +46,21 @@ def check_name(path: Path) -> None:
         raise OSError(errno.EINVAL, "holds a null character", str(path))
 
 
+class NotAFileError(OSError):
+    """A path that names a folder, a pipe or another thing that cannot be read as a file."""
+
+    def __init__(self, path: Path, mode: int) -> None:
+        found = KINDS.get(stat.S_IFMT(mode), "no file")
+        super().__init__(errno.EINVAL, f"is {found}, wanted a regular file", str(path))
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 def check_regular(path: Path) -> None:
     """Raise OSError if a path, links followed, is missing or no regular file: reading a pipe or a device may hang."""
     check_name(path)
-    _require_regular(os.stat(path).st_mode)
+    _require_regular(path, os.stat(path).st_mode)
 
 
 def check_output(path: Path) -> None:
@@ -57,16 +78,16 @@ def open_regular(path: Path) -> BufferedReader:
     check_name(path)
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        _require_regular(os.fstat(handle).st_mode)
+        _require_regular(path, os.fstat(handle).st_mode)
     except OSError:
         os.close(handle)
         raise
     return os.fdopen(handle, "rb")
 
 
-def _require_regular(mode: int) -> None:
+def _require_regular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        raise OSError(f"is {KINDS.get(stat.S_IFMT(mode), 'no file')}, wanted a regular file")
+        raise NotAFileError(path, mode)
 
 
 def read_text(path: Path) -> str:
@@ -100,6 +121,41 @@ def match_paths(root: Path, pattern: str) -> list[Path]:
     return [place / found for found in sorted(glob(os.path.join(*parts[literal:]), root_dir=place))]
 
 
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file as plain values; raises OSError as `open_regular`, ValueError if it is not YAML or too large."""
+    with open_regular(path) as file:
+        content = file.read(MOST_YAML + 1)
+    if len(content) > MOST_YAML:
+        raise ValueError(f"is larger than {MOST_YAML:,} bytes")
+    return parse_yaml(content.decode("utf-8-sig"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the plain values of a YAML text; raises ValueError if it is not YAML, too deep or its aliases too many."""
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if _written_out(node, {}) > MOST_YAML:
+            raise ValueError("its aliases stand for too many values")
+        return None if node is None else loader.construct_document(node)
+    except Exception as error:
+        # The parser does not wrap the errors of single values, such as a date of month 13 or a number without digits.
+        raise ValueError(f"is not YAML: {error}") from None
+
+
+def _written_out(node: yaml.Node | None, sizes: dict[int, float]) -> float:
+    """How many values a node has with every alias written out; infinite if it holds itself."""
+    if isinstance(node, yaml.ScalarNode) and node.tag != TEXT_TAG and len(node.value) > LONGEST_NUMBER:
+        raise ValueError(f"found a number of {len(node.value):,} characters, wanted at most {LONGEST_NUMBER:,}")
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf
+        parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        sizes[id(node)] = 1 + sum(_written_out(part, sizes) for part in parts)
+    return sizes[id(node)]
+
+
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file under a temporary name with `write(path)`, then rename it; a link's target is written.
 
@@ -124,6 +180,33 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be written: {reason}; earlier files are intact; {advise(error)}") from None
+
+
+@contextmanager
+def atomic_folder(out: Path, replaces: bool = False) -> Iterator[Path]:
+    """Within the context, a new folder to write into; it becomes `out` at the end, and is removed on an error.
+
+    Raises `UserError` before that if `out` has files, unless it `replaces` them, or if it is no folder.
+    """
+    if os.path.lexists(out) and not out.is_dir():
+        raise UserError(f"{out}: exists and is no folder; give another path, or remove this one")
+    if out.is_dir() and any(out.iterdir()) and not replaces:
+        raise UserError(f"{out}: already exists and is not empty; give a new folder, or remove this one first")
+    # A killed process leaves it; the next one starts again.
+    partial = out.with_name(f".{out.name}{PARTIAL_SUFFIX}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}; {advise(error)}") from None
+    try:
+        yield partial
+        if replaces:
+            shutil.rmtree(out, ignore_errors=True)
+        partial.replace(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def remove_partial_files(folder: Path) -> None:

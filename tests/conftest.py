@@ -50,6 +50,11 @@ def alone() -> Processes:
 def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder: source grades follow one feature of a label, target grades follow its negative."""
     root = tmp_path_factory.mktemp("tiny")
+    write_tiny_world(root)
+    return root
+
+
+def write_tiny_world(root: Path) -> None:
     rng = np.random.default_rng(0)
     with FeatureWriter(root / "clean_feat.h5", {"tokens_per_frame": 1}) as store:
         source = [_clip(f"source-{i}", rng, store, sign=1) for i in range(32)]
@@ -61,7 +66,6 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_clips(root / annotations.TARGET_PAIRS, [_with_pairs(clip) for clip in target])
     write_clips(root / annotations.VALIDATION, validation)
     write_clips(root / annotations.TEST, test)
-    return root
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from lr2ppo.distributed.processes import Processes
 from lr2ppo.evaluation.scoring import preference_rewards
 from lr2ppo.losses import PREFERENCE_LOSSES, RANKING_LOSSES
 from lr2ppo.models import LabelEncoder, PartialOrderModel, RelevanceRanker
-from lr2ppo.models.weights import model_shapes
+from lr2ppo.models.weights import model_shapes, new_model
 from lr2ppo.ops.linear import FastLinear, use_fast_linear
 from lr2ppo.ops.memory import keep_freed_memory
 from lr2ppo.stages.frozen_reward import FrozenReward
@@ -96,18 +96,18 @@ def make_step(config: TrainingConfig, trunk: ModelConfig, shape: Shape, processe
     trunk = trunk.model_copy(update={"frames": shape.frames})
     batch = random_batch(shape, whole_lists=isinstance(config, PointwiseConfig)).to(processes.device)
     if isinstance(config, PointwiseConfig):
-        ranker = Learner(RelevanceRanker(trunk), config.train, SCHEDULE, config.compute, processes)
+        ranker = Learner(new_model(RelevanceRanker, trunk), config.train, SCHEDULE, config.compute, processes)
         return Step(lambda: step_pointwise(ranker, batch, config, plain), [ranker.model])
     if isinstance(config, RewardConfig):
-        reward_model = Learner(PartialOrderModel(trunk), config.train, SCHEDULE, config.compute, processes)
+        reward_model = Learner(new_model(PartialOrderModel, trunk), config.train, SCHEDULE, config.compute, processes)
         return Step(lambda: step_reward(reward_model, batch, config, plain), [reward_model.model])
     trunk = trunk.model_copy(update={"dropout": config.train.dropout})
-    frozen = use_fast_linear(PartialOrderModel(trunk)).to(processes.device).eval().requires_grad_(False)
+    frozen = use_fast_linear(new_model(PartialOrderModel, trunk)).to(processes.device).eval().requires_grad_(False)
     # The clips have only the labels of the batch.
     vectors = None if plain else torch.randn(shape.clips * batch.labels.shape[1], trunk.width).numpy()
     frozen_reward = FrozenReward(frozen, [batch.labels.shape[1]] * shape.clips, vectors)
-    actor = Learner(RelevanceRanker(trunk), config.train.actor, SCHEDULE, config.compute, processes)
-    critic = Learner(PartialOrderModel(trunk), config.train.critic, SCHEDULE, config.compute, processes)
+    actor = Learner(new_model(RelevanceRanker, trunk), config.train.actor, SCHEDULE, config.compute, processes)
+    critic = Learner(new_model(PartialOrderModel, trunk), config.train.critic, SCHEDULE, config.compute, processes)
     policy = PartialOrderPolicy(actor, critic, frozen_reward, config.train, config.loss)
     # As in an update of several steps, each of which needs a forward pass.
     policy.reuses_rollout = False

@@ -1,6 +1,7 @@
 """Arguments shared by several commands, and their checks before heavy imports."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,23 @@ def whole_number(text: str) -> int:
 def whole_numbers(text: str) -> list[int]:
     """Parse comma-separated whole numbers, as an argparse type."""
     return [whole_number(part.strip()) for part in text.split(",")]
+
+
+def folder(text: str) -> Path:
+    """Parse the path of an existing folder, as an argparse type."""
+    if not os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"found no folder {text}")
+    return Path(text)
+
+
+def seed(text: str) -> int:
+    """Parse a seed of random numbers, as an argparse type."""
+    from lr2ppo.config.schema import LARGEST_SEED
+
+    value = whole_number(text)
+    if value > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"found {text}, wanted a whole number from 0 to {LARGEST_SEED}")
+    return value
 
 
 def share(text: str) -> float:

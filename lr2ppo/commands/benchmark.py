@@ -13,6 +13,7 @@ from lr2ppo.commands.arguments import add_overrides_argument, whole_number
 from lr2ppo.config.schema import ModelConfig, TrainingConfig
 from lr2ppo.distributed.signals import ended_by_interrupt
 from lr2ppo.errors import UserError
+from lr2ppo.files import check_output
 from lr2ppo.runs.stages import STAGES
 
 EXAMPLE = "lr2ppo benchmark reward && lr2ppo benchmark reward --plain"
@@ -41,6 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"found --steps {arguments.steps} --labels {arguments.labels} --processes {arguments.processes}, "
             "wanted at least 1, 2 and 1"
         )
+    if arguments.profile is not None:
+        check_output(arguments.profile)
     preset = Path("configs") / arguments.preset
     config = load_config(preset / f"{arguments.stage}.yaml", arguments.stage, arguments.overrides)
     trunk = load_config(preset / "pointwise.yaml", "pointwise", arguments.model).model

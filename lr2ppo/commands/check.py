@@ -6,6 +6,8 @@ Exits with code 0 only if training can start.
 import argparse
 from pathlib import Path
 
+from lr2ppo.commands.arguments import folder
+
 EXAMPLE = "lr2ppo check data/LRMovieNet --frames-root data/MovieNet"
 
 
@@ -14,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--features", nargs="+", default=["clean_feat.h5"], help="feature files or patterns (default clean_feat.h5)"
     )
-    parser.add_argument("--frames-root", type=Path, help="folder that image paths are relative to (default DATA)")
+    parser.add_argument("--frames-root", type=folder, help="folder that image paths are relative to (default DATA)")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from lr2ppo.commands.arguments import share
+from lr2ppo.commands.arguments import seed, share
 from lr2ppo.errors import UserError
 
 EXAMPLE = "lr2ppo convert mine.csv --out data/mine"
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of pairs of different grades drawn for stage 2, from training clips without preferences "
         "(default 0.1; 0 with --preferences)",
     )
-    parser.add_argument("--seed", type=int, default=7, help="random seed (default 7)")
+    parser.add_argument("--seed", type=seed, default=7, help="random seed (default 7)")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from lr2ppo.commands.arguments import seed
+
 EXAMPLE = "lr2ppo mini data/mini --seed 7"
 
 
@@ -10,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from lr2ppo.data.mini import SIZES
 
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
-    parser.add_argument("--seed", type=int, default=7, help="random seed (default 7)")
+    parser.add_argument("--seed", type=seed, default=7, help="random seed (default 7)")
     for part, size in SIZES.items():
         parser.add_argument(f"--{part}", type=int, default=size, metavar="N", help=f"number of clips (default {size})")
     parser.add_argument(
@@ -19,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from lr2ppo.data.mini import SIZES, atomic_folder, write_mini, write_table
+    from lr2ppo.data.mini import SIZES, write_mini, write_table
+    from lr2ppo.files import atomic_folder
 
     out = arguments.out
     sizes = {part: getattr(arguments, part) for part in SIZES}

@@ -7,6 +7,7 @@ picture's best patch), masked words, and whether a label occurs in the text besi
 import argparse
 from pathlib import Path
 
+from lr2ppo.commands.arguments import seed
 from lr2ppo.distributed.signals import ended_by_interrupt
 
 EXAMPLE = "lr2ppo pretrain --data data/mini --out pretrained_models/mini"
@@ -15,7 +16,7 @@ EXAMPLE = "lr2ppo pretrain --data data/mini --out pretrained_models/mini"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder in LRMovieNet's layout")
     parser.add_argument("--out", type=Path, required=True, help="folder for the encoders: OUT/roberta and OUT/vit")
-    parser.add_argument("--seed", type=int, default=7, help="(default 7)")
+    parser.add_argument("--seed", type=seed, default=7, help="(default 7)")
     parser.add_argument("--steps", type=int, default=800, help="(default 800)")
     parser.add_argument("--batch", type=int, default=64, help="pictures per step (default 64)")
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="(default 0.004)")

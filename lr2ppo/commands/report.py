@@ -6,7 +6,7 @@ A single run includes the runs that it started from.
 import argparse
 from pathlib import Path
 
-from lr2ppo.commands.arguments import add_logs_argument, require_runs
+from lr2ppo.commands.arguments import add_logs_argument, folder, require_runs
 from lr2ppo.distributed.signals import ended_by_interrupt
 from lr2ppo.files import check_output
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--out", type=Path, default=Path("report.html"), help="page to write (default report.html)"
     )
     parser.add_argument("--split", choices=("val", "test"), default="test", help="the evaluated split (default test)")
-    parser.add_argument("--frames-root", type=Path, help="folder of the clips' images (default the data folder)")
+    parser.add_argument("--frames-root", type=folder, help="folder of the clips' images (default the data folder)")
     add_logs_argument(parser)
 
 

@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from reprlib import Repr
 from typing import Any, Literal, get_args, overload
 
 import yaml
@@ -18,11 +17,8 @@ from lr2ppo.config.schema import (
     Section,
     StageConfig,
 )
-from lr2ppo.errors import UserError
-
-# YAML aliases can expand a value to any size.
-SHORTENED = Repr()
-SHORTENED.maxstring = SHORTENED.maxother = 100
+from lr2ppo.errors import UserError, show
+from lr2ppo.files import parse_yaml, read_yaml
 
 
 @overload
@@ -43,7 +39,7 @@ def load_config(path: Path, stage: str, overrides: Sequence[str] = ()) -> StageC
     tree = _read_yaml(path)
     found_stage = tree.get("stage")
     if found_stage != stage:
-        raise UserError(f"{path}: stage: found {found_stage!r}, wanted {stage!r}; give this stage's YAML file")
+        raise UserError(f"{path}: stage: found {show(found_stage)}, wanted {stage!r}; give this stage's YAML file")
     tree.setdefault("preset", path.resolve().parent.name)
     schema = CONFIGS[stage]
     # Names first: they decide which other keys their section has.
@@ -72,16 +68,15 @@ def config_leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path)
     except FileNotFoundError:
         presets = sorted(str(found) for found in path.parent.parent.glob(f"*/{path.name}"))
         known = f"; there are: {', '.join(presets)}" if presets else ""
         raise UserError(f"{path}: no such config file{known}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except Exception as error:
-        # The parser does not wrap the errors of single values, such as a date of month 13 or a number without digits.
-        raise UserError(f"{path}: is not YAML: {error}") from None
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: found {type(tree).__name__}, wanted a YAML mapping of keys to values")
     return tree
@@ -96,15 +91,15 @@ def _apply_override(tree: dict[str, Any], override: str, schema: type[Section]) 
         raise UserError(f"{override}: unknown key {key!r}{_nearest(key, known)}")
     try:
         # A text setting stays a text: a run may be called 7 or on.
-        value = text if _is_text(key, schema) else yaml.safe_load(text)
-    except Exception as error:
-        raise UserError(f"{override}: the value is not YAML: {error}") from None
+        value = text if _is_text(key, schema) else parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{override}: the value {error}") from None
     *sections, last = key.split(".")
     place = tree
     for section in sections:
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
-            raise UserError(f"{override}: {section} is {place!r} in the config file, wanted a section of keys")
+            raise UserError(f"{override}: {section} is {show(place)} in the config file, wanted a section of keys")
     if last == "name" and sections and place.get("name") != value:
         # The section's other keys belong to the loss named in the file.
         place.clear()
@@ -114,9 +109,9 @@ def _apply_override(tree: dict[str, Any], override: str, schema: type[Section]) 
 def _explain(fault: Mapping[str, Any], schema: type[Section]) -> str:
     key = _key_of(fault["loc"], schema)
     if fault["type"] == "union_tag_invalid":
-        return f"{key}.name: found {fault['ctx']['tag']!r}, wanted one of {fault['ctx']['expected_tags']}"
+        return f"{key}.name: found {show(fault['ctx']['tag'])}, wanted one of {fault['ctx']['expected_tags']}"
     if fault["type"] == "union_tag_not_found":
-        return f"{key}: found {SHORTENED.repr(fault['input'])}, wanted a section of keys"
+        return f"{key}: found {show(fault['input'])}, wanted a section of keys"
     if fault["type"] == "extra_forbidden":
         known = list(known_keys(schema))
         if key in known:
@@ -124,7 +119,7 @@ def _explain(fault: Mapping[str, Any], schema: type[Section]) -> str:
         return f"{key}: unknown key{_nearest(key, known)}"
     if fault["type"] == "missing":
         return f"{key}: is missing"
-    return f"{key}: found {SHORTENED.repr(fault['input'])}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
+    return f"{key}: found {show(fault['input'])}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:

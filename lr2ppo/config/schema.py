@@ -5,13 +5,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+from lr2ppo.errors import show
 from lr2ppo.files import UNWRITABLE
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
+# What every generator of random numbers that is seeded with it takes.
+LARGEST_SEED = 2**32 - 1
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 FileNames = Annotated[
     tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v), Field(min_length=1)
 ]
@@ -32,9 +35,14 @@ class Section(BaseModel):
 
 def _name_or(default: str) -> Discriminator:
     """Select the member of a union by its `name`; configs of earlier versions have none and get the default."""
-    return Discriminator(
-        lambda value: str(value.get("name", default)) if isinstance(value, dict) else getattr(value, "name", None)
-    )
+
+    def name_of(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return getattr(value, "name", None)
+        name = value.get("name", default)
+        return name if isinstance(name, str) else show(name)
+
+    return Discriminator(name_of)
 
 
 class DataConfig(Section):

@@ -5,9 +5,7 @@ fills; target clips by whether the description says the clip is about it and in 
 """
 
 import csv
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from tqdm import tqdm
 
 from lr2ppo.data import annotations
 from lr2ppo.data.annotations import Clip, graded, write_clips
-from lr2ppo.errors import UserError
 
 NOUNS = (
     "anchor apple arrow basket bell boat book bottle bridge candle car chair clock cloud crown door drum feather fence "
@@ -221,17 +218,3 @@ def _write_picture(root: Path, name: str, picture: Picture) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path, quality=90)
     return name
-
-
-@contextmanager
-def atomic_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder to write into, renamed to `out` once complete, so that `out` is never partial.
-
-    Raises `UserError` if `out` has files.
-    """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: is not empty; give a new folder, or remove this one first")
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    yield partial
-    partial.replace(out)

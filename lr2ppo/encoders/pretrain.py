@@ -30,6 +30,7 @@ from lr2ppo.distributed.processes import choose_device
 from lr2ppo.encoders.image import ImageEncoder
 from lr2ppo.encoders.text import SPECIAL_TOKENS, TextEncoder, roberta_tokenizer
 from lr2ppo.errors import UserError, raise_faults
+from lr2ppo.files import atomic_folder
 from lr2ppo.training.learner import build_optimizer
 
 TRAINING_FILES = (annotations.SOURCE_TRAIN, annotations.TARGET_TRAIN)
@@ -252,6 +253,8 @@ def pretrain(
     Raises `UserError` if the folder cannot be used or the encoders did not learn.
     """
     torch.manual_seed(seed)
+    # Training takes minutes: a place that cannot be written is found before it.
+    out.mkdir(parents=True, exist_ok=True)
     captions = read_captions(data, pictures, np.random.default_rng(seed))
     tokenizer = build_tokenizer([*captions.captions, *captions.texts, *captions.words], vocabulary)
     text = build_text_model(len(tokenizer), width, layers, heads, max_tokens)
@@ -276,8 +279,13 @@ def save(
     vit: VisionTransformer,
     shape: dict[str, int],
 ) -> None:
-    """Write a Hugging Face RoBERTa folder with its tokenizer, and a timm ViT folder with its config."""
+    """Write a Hugging Face RoBERTa folder with its tokenizer, and a timm ViT folder with its config, each when whole.
+
+    Raises `UserError` if one of them is no folder.
+    """
     transformers_logging.disable_progress_bar()
-    text.cpu().eval().save_pretrained(out / "roberta")
-    tokenizer.save_pretrained(out / "roberta")
-    timm.models.save_for_hf(vit.cpu().eval(), str(out / "vit"), model_args=shape, safe_serialization=True)
+    with atomic_folder(out / "roberta", replaces=True) as folder:
+        text.cpu().eval().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    with atomic_folder(out / "vit", replaces=True) as folder:
+        timm.models.save_for_hf(vit.cpu().eval(), str(folder), model_args=shape, safe_serialization=True)

@@ -3,16 +3,18 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from lr2ppo.data.annotations import Clip, graded
-from lr2ppo.errors import UserError
+from lr2ppo.errors import UserError, show
 from lr2ppo.evaluation.comparison import METRIC_NAMES, ClipMetrics, Row
 from lr2ppo.evaluation.metrics import CUTOFFS, chance_ndcg
 from lr2ppo.evaluation.scoring import Scores, pad_lists
 from lr2ppo.files import read_json, write_json
+from lr2ppo.runs.records import Case, Interval, SplitResult, check_record
 
 CASES = "cases.json"
 
@@ -94,4 +96,23 @@ def read_by_split(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read: {error}; remove it and evaluate the run again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: found {type(content).__name__}, wanted a mapping of splits; evaluate the run again")
+    try:
+        for value in content.values():
+            (_check_cases if path.name == CASES else _check_results)(value)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; remove it and evaluate the run again") from None
     return content
+
+
+def _check_results(found: Any) -> None:
+    check_record(SplitResult, found)
+    check_record(dict[str, Interval], {name: found.get(name) for name in METRIC_NAMES})
+    check_record(dict[str, float], {name: found["chance"].get(name) for name in METRIC_NAMES})
+
+
+def _check_cases(found: Any) -> None:
+    check_record(Annotated[list[Case], Field(min_length=1)], found)
+    for case in found:
+        lengths = {len(case[key]) for key in ("labels", "grades", "scores", "order")}
+        if len(lengths) > 1 or sorted(case["order"]) != list(range(len(case["labels"]))):
+            raise ValueError(f"clip {show(case['id'])}: its labels, grades, scores and order do not belong together")

@@ -1,13 +1,8 @@
 """Export a run's model as a self-contained folder, which `LabelRanker.load` takes."""
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from lr2ppo.errors import UserError
-from lr2ppo.files import read_json, write_json
+from lr2ppo.files import atomic_folder, read_json, write_json
 from lr2ppo.inference.model_card import write_card
 from lr2ppo.inference.onnx import OnnxReport, export_onnx, require_packages
 from lr2ppo.inference.trained import BEFORE, REWARD, Trained
@@ -24,7 +19,7 @@ def export(trained: Trained, out: Path, with_onnx: bool = False) -> OnnxReport |
     """
     if with_onnx:
         require_packages()
-    with _atomic_folder(out) as folder:
+    with atomic_folder(out) as folder:
         is_ranker = _write_model(trained, folder)
         if trained.reward is not None and is_ranker:
             save_model(folder / REWARD, load_model(trained.reward))
@@ -43,19 +38,3 @@ def _write_model(trained: Trained, folder: Path) -> bool:
     description = read_json(path)
     write_json(path, description | {"use": trained.use.model_dump(mode="json"), "lr2ppo": __version__})
     return not isinstance(model, PartialOrderModel)
-
-
-@contextmanager
-def _atomic_folder(out: Path) -> Iterator[Path]:
-    """A folder that gets its name once it is complete, and is removed on an error."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: already exists and is not empty; give another OUT, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
-        yield partial
-        partial.chmod(0o755)
-        partial.replace(out)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise

@@ -1,6 +1,6 @@
 """Weights on disk: a folder with `model.safetensors` and `config.json`, enough to build the model again."""
 
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lr2ppo.config.schema import ModelConfig
 from lr2ppo.errors import UserError
-from lr2ppo.files import write_json
+from lr2ppo.files import read_json, write_json
 from lr2ppo.models.rankers import PartialOrderModel, RelevanceRanker
 from lr2ppo.tensors import check_tensors, read_tensors, write_tensors
 
@@ -22,6 +22,24 @@ KINDS: dict[str, type[RelevanceRanker] | type[PartialOrderModel]] = {
     "PartialOrderModel": PartialOrderModel,
 }
 M = TypeVar("M", bound=RelevanceRanker | PartialOrderModel)
+
+
+def new_model(kind: type[M], config: ModelConfig) -> M:
+    """Build a model with random weights; raise `UserError` if this machine's memory cannot hold them."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        # Of 32-bit numbers.
+        found = 4 * sum(shape.numel() for shape in model_shapes(kind, config).values())
+    except (RuntimeError, TypeError, ValueError, OverflowError):
+        # More numbers than torch can count.
+        found = 2**63
+    if found > memory:
+        sizes = "model.width" if config.head == "pooled" else "model.width or model.text_tokens"
+        raise UserError(
+            f"model.width: found {config.width}, whose weights take {found / 2**30:,.1f} GiB, wanted at most "
+            f"{memory / 2**30:,.1f} GiB, this machine's memory; lower {sizes}"
+        )
+    return kind(config)
 
 
 def save_model(folder: Path, model: Model, tensors: Mapping[str, Tensor] | None = None) -> None:
@@ -52,7 +70,7 @@ def describe_model(folder: Path) -> tuple[type[RelevanceRanker] | type[PartialOr
         if not (folder / name).is_file():
             raise UserError(f"{folder}: found no {name}; is it a run's best/?")
     try:
-        description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        description = read_json(folder / "config.json")
         return KINDS[description["model"]], ModelConfig.model_validate(description["shape"])
     except (ValidationError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
         raise UserError(f"{folder / 'config.json'}: does not describe a model: {error}") from None

@@ -199,14 +199,15 @@ def run_facts(run: ReportedRun) -> dict[str, Any]:
     """Return a run's time, memory, machine, versions, data, and its config beside the preset's."""
     finished = run.finished or {}
     differences = preset_differences(run)
-    machine = finished.get("machine", {})
+    machine = finished.get("machine")
     evaluation = run.evaluation
     is_trained = bool(finished) and CONVERTED_FROM not in finished
     facts = {
         "State": "finished" if is_trained else "converted" if finished else "in progress",
         "Converted from": finished.get(CONVERTED_FROM),
         "Steps": finished["steps"] if is_trained else None,
-        "Best validation": f"{finished['best_metric']:.4f} at {finished['best_step']}" if is_trained else None,
+        "Best validation": None if finished.get("best_metric") is None
+        else f"{finished['best_metric']:.4f} at {finished['best_step']}",
         "Time": _duration(finished["seconds"]) if is_trained else None,
         "Peak memory": f"{finished['peak_memory_gib']} GiB" if is_trained else None,
         "Machine": _machine(machine) if machine else None,

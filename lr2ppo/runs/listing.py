@@ -24,6 +24,7 @@ from lr2ppo.runs.lookup import (
     read_rows,
     read_run,
 )
+from lr2ppo.runs.records import Progress, check_record
 from lr2ppo.runs.stages import STAGES
 
 # The modification times of these files show when a run was last active.
@@ -73,12 +74,20 @@ def list_runs(logs: Path) -> list[RunStatus]:
         folders = {path for path in (logs / stage).glob("[!.]*") if path.is_dir()}
         # A run that is still checking its inputs has no folder yet.
         locks = (logs / stage).glob(".*.lock")
-        folders |= {folder for folder in (path.with_name(path.name[1:-5]) for path in locks) if is_locked(folder)}
+        folders |= {folder for folder in (path.with_name(path.name[1:-5]) for path in locks) if _is_starting(folder)}
         runs = [run for run in map(read_status, folders) if run is not None]
         found += sorted(
             sorted(runs, key=lambda run: run.name), key=lambda run: run.started or time.time(), reverse=True
         )
     return found
+
+
+def _is_starting(folder: Path) -> bool:
+    try:
+        return is_locked(folder)
+    except OSError:
+        # Something else has the name of a lock.
+        return False
 
 
 def read_status(folder: Path) -> RunStatus | None:
@@ -101,6 +110,7 @@ def read_status(folder: Path) -> RunStatus | None:
 def _read(folder: Path, status: RunStatus) -> RunStatus:
     """Add progress and best metric to a status; raise if a file is missing or cannot be read."""
     config, progress, finished = read_run(folder), read_mapping(folder / PROGRESS), read_finished(folder)
+    check_record(Progress, progress, PROGRESS)
     rows = read_rows(folder)
     metric = STAGES[status.stage].selects
     best = max(rows, key=lambda row: row[f"validation/{metric}"], default=None)
@@ -113,7 +123,7 @@ def _read(folder: Path, status: RunStatus) -> RunStatus:
     if finished is not None:
         state = "evaluated" if evaluated else "finished"
         return replace(status, state=state, step=finished["steps"], steps=finished["steps"], evaluated=evaluated)
-    step = progress["step"] if progress else rows[-1]["step"] if rows else 0
+    step = progress["step"] if "step" in progress else rows[-1]["step"] if rows else 0
     status = replace(status, step=step, steps=progress.get("steps"))
     if is_locked(folder):
         return replace(status, seconds_left=progress.get("seconds_left"))

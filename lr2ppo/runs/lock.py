@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from lr2ppo.errors import UserError
+from lr2ppo.files import check_regular, open_regular
 
 # Open as long as this process lives: the system releases a lock when its owner ends, in any way.
 _held: dict[Path, TextIOWrapper] = {}
@@ -25,7 +26,7 @@ def lock_run(folder: Path) -> None:
     if path in _held:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+", encoding="utf-8")
+    file = os.fdopen(_open_lock(path), "a+", encoding="utf-8")
     try:
         # Unlike flock's, such a lock is not inherited by data-loading workers, which may outlive their parent.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -33,7 +34,10 @@ def lock_run(folder: Path) -> None:
         owner = _owner(file)
         file.close()
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise
+            raise UserError(
+                f"{path}: cannot be locked: {error.strerror}; without locks two runs of one name would mix, so give "
+                "logs=FOLDER on a disk with POSIX locks"
+            ) from None
         raise UserError(
             f"{folder}: another run of this name is running{owner}; wait for it, stop it, or use another name"
         ) from None
@@ -61,11 +65,22 @@ def is_locked(folder: Path) -> bool:
     asked = [0] * 5
     asked[TYPE] = fcntl.F_WRLCK
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(FLOCK, *asked))
     except FileNotFoundError:
         return False
     return bool(struct.unpack(FLOCK, answer)[TYPE] != fcntl.F_UNLCK)
+
+
+def _open_lock(path: Path) -> int:
+    """Open a lock file; raise OSError if it is no regular file, without waiting for a pipe."""
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    try:
+        check_regular(path)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 def _owner(file: TextIOWrapper) -> str:

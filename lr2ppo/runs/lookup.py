@@ -5,16 +5,18 @@ such a folder has only weights. `read_run` and `read_finished` handle both, so t
 """
 
 import json
+import math
 import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from lr2ppo.config.schema import DataConfig, ModelConfig
 from lr2ppo.errors import UserError
+from lr2ppo.files import read_json, read_text, read_yaml
+from lr2ppo.runs.records import Finished, check_record, check_row
 from lr2ppo.runs.stages import STAGES, stage_for_model
 
 CONFIG, FINISHED, PROGRESS = "config.yaml", "finished.json", "progress.json"
@@ -24,6 +26,8 @@ INPUTS = "inputs.json"
 WEIGHTS = Path("best", "config.json")
 # Key in finished.json of a run that was not trained here: the checkpoint that its weights were converted from.
 CONVERTED_FROM = "converted_from"
+# Keys that name the runs that a run starts from.
+SOURCES = sorted({key for stage in STAGES.values() for key in stage.sources})
 # Values of a config key that do not name a source run.
 NO_RUN = (None, "none", "newest")
 # The preset of published checkpoints, and its data section as in configs/lrmovienet.
@@ -121,11 +125,16 @@ def read_run(folder: Path) -> dict[str, Any]:
     if _has_only_weights(folder):
         return _published_config(folder)
     try:
-        tree = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        tree = read_yaml(folder / CONFIG)
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder / CONFIG}: cannot be read: {error}") from None
     if not isinstance(tree, dict) or tree.get("stage") not in list(STAGES):
         raise UserError(f"{folder / CONFIG}: has no stage; is it a run's folder?")
+    try:
+        check_record(dict[str, Any], tree, CONFIG)
+        check_record(dict[str, str | None], {key: tree.get(key) for key in ("preset", "logs", *SOURCES)}, CONFIG)
+    except ValueError as error:
+        raise UserError(f"{folder}: {error}; is it a run's folder?") from None
     return tree
 
 
@@ -134,7 +143,12 @@ def read_finished(folder: Path) -> dict[str, Any] | None:
     if _has_only_weights(folder):
         return {"steps": 0, "best_step": 0, "best_metric": None, CONVERTED_FROM: "a published checkpoint"}
     try:
-        return read_mapping(folder / FINISHED) or None
+        found = read_mapping(folder / FINISHED)
+        if not found:
+            return None
+        check_record(Finished, found, FINISHED)
+        # Those of earlier versions, or of converted runs, lack some.
+        return {"seconds": 0.0, "peak_memory_gib": 0.0, "best_metric": None, **found}
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: {error}; train the run again with --fresh") from None
 
@@ -145,7 +159,9 @@ def read_inputs(folder: Path) -> dict[str, Any]:
     Raises `UserError` if the file is damaged.
     """
     try:
-        return read_mapping(folder / INPUTS)
+        found = read_mapping(folder / INPUTS)
+        check_record(dict[str, str], found, INPUTS)
+        return found
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: {error}; train the run again with --fresh") from None
 
@@ -153,7 +169,7 @@ def read_inputs(folder: Path) -> dict[str, Any]:
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read a JSON mapping, empty if the file is missing; raise ValueError if it holds anything else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError):
@@ -177,13 +193,14 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     Raises ValueError if a row is damaged.
     """
     path = folder / METRICS
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = read_text(path) if path.exists() else ""
     rows = []
     for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f"{METRICS}, line {number}, is not JSON") from None
+        check_row(rows[-1], f"{METRICS}, line {number}")
     return rows
 
 
@@ -207,7 +224,10 @@ def best_validation(folder: Path) -> dict[str, float]:
 def read_temperature(folder: Path) -> float:
     """Read the temperature that a reward run fitted on validation; 1 if it fitted none."""
     found = best_validation(folder) if read_finished(folder) is not None else {}
-    return found.get("temperature", 1.0)
+    temperature = found.get("temperature", 1.0)
+    if not 0 < temperature < math.inf:
+        raise UserError(f"{folder}: found temperature {temperature}, wanted a number above 0; train it again")
+    return temperature
 
 
 def _has_only_weights(folder: Path) -> bool:
@@ -217,7 +237,7 @@ def _has_only_weights(folder: Path) -> bool:
 def _published_config(folder: Path) -> dict[str, Any]:
     """The config of a folder with only weights: LRMovieNet's data, with as many frames as the model takes."""
     try:
-        description = json.loads((folder / WEIGHTS).read_text(encoding="utf-8"))
+        description = read_json(folder / WEIGHTS)
         shape = ModelConfig.model_validate(description["shape"])
         stage = stage_for_model(description["model"], folder.resolve().parent.name)
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:

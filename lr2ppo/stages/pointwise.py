@@ -12,6 +12,7 @@ from lr2ppo.distributed.processes import Processes
 from lr2ppo.evaluation.scoring import validation_ndcg
 from lr2ppo.losses import RANKING_LOSSES
 from lr2ppo.models import RelevanceRanker
+from lr2ppo.models.weights import new_model
 from lr2ppo.ops.memory import keep_freed_memory
 from lr2ppo.training.learner import Learner, count_steps
 from lr2ppo.training.run import TrainingRun
@@ -21,7 +22,7 @@ def train(config: PointwiseConfig, processes: Processes, fresh: bool) -> None:
     """Train a ranker on graded lists (paper section 3.2)."""
     run = TrainingRun.open(config, processes, fresh)
     config = run.config
-    ranker = RelevanceRanker(config.model)
+    ranker = new_model(RelevanceRanker, config.model)
     batches = run.read(graded_lists(run.clips.clips, config.train.max_labels, config.train.fill_lists), ranker)
     steps = count_steps(batches, config.compute)
     ranking_loss = partial(RANKING_LOSSES[config.loss.name], **config.loss.parameters, total=processes.all_reduce)

@@ -12,7 +12,7 @@ from lr2ppo.errors import UserError
 from lr2ppo.evaluation.scoring import evaluate_pairs, preference_rewards
 from lr2ppo.losses import PREFERENCE_LOSSES
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
-from lr2ppo.models.weights import load_kind
+from lr2ppo.models.weights import load_kind, new_model
 from lr2ppo.ops.memory import keep_freed_memory
 from lr2ppo.training.learner import Learner, count_steps
 from lr2ppo.training.run import TrainingRun
@@ -28,7 +28,7 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
             f"{config.data.root / config.data.validation}: found no clip with labels of different grades, "
             "wanted at least one, to select the best reward model"
         )
-    reward_model = PartialOrderModel(config.model)
+    reward_model = new_model(PartialOrderModel, config.model)
     if "ranker" in run.sources:
         start_from_ranker(reward_model, run.sources["ranker"])
     batches = run.read(annotated_pairs(run.clips.clips, config.train.pairs_per_clip), reward_model)

@@ -1,5 +1,6 @@
 """Reading a run's configuration: YAML files, overrides and error messages."""
 
+import re
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -358,7 +359,33 @@ def test_a_misspelt_section_is_reported_by_its_name(tmp_path: Path) -> None:
         load_config(tmp_path / "pointwise.yaml", "pointwise")
 
 
-def test_values_that_repeat_themselves_are_shortened(tmp_path: Path) -> None:
-    doubled = "".join(f"- &v{level + 1} [{', '.join([f'*v{level}'] * 9)}]\n" for level in range(9))
-    (tmp_path / "ppo.yaml").write_text(f"stage: ppo\nseed:\n- &v0 [x]\n{doubled}", encoding="utf-8")
-    assert len(message_of(tmp_path / "ppo.yaml", "ppo")) < 100_000
+REPEATED = "- &v0 [x]\n" + "".join(f"- &v{level + 1} [{', '.join([f'*v{level}'] * 9)}]\n" for level in range(9))
+MERGED = "m0: &m0 {a: 1}\n" + "".join(
+    f"m{level + 1}: &m{level + 1} {{<<: [{', '.join([f'*m{level}'] * 9)}]}}\n" for level in range(9)
+)
+
+
+@pytest.mark.parametrize("text", [f"seed:\n{REPEATED}", f"stage:\n{REPEATED}", f"stage: ppo\n{MERGED}", "a: &a [*a]\n"])
+def test_aliases_that_stand_for_very_many_values_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "ppo.yaml").write_text(text, encoding="utf-8")
+    message = message_of(tmp_path / "ppo.yaml", "ppo")
+    assert message.endswith("is not YAML: its aliases stand for too many values")
+
+
+def test_aliases_that_stand_for_few_values_are_read(tmp_path: Path) -> None:
+    text = (MINI / "pointwise.yaml").read_text(encoding="utf-8").replace("seed: 7", "seed: &few 7")
+    (tmp_path / "pointwise.yaml").write_text(text.replace("epochs: 10", "epochs: *few"), encoding="utf-8")
+    assert load_config(tmp_path / "pointwise.yaml", "pointwise").train.epochs == 7
+
+
+@pytest.mark.parametrize("content", ["seed: " + "1:" * 3000 + "1", "#" * 300_000])
+def test_what_takes_long_to_read_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "ppo.yaml").write_text(content, encoding="utf-8")
+    assert re.search("a number of|is larger than", message_of(tmp_path / "ppo.yaml", "ppo"))
+
+
+@pytest.mark.parametrize("stage", list(CONFIGS))
+def test_a_seed_is_one_that_every_generator_takes(stage: str) -> None:
+    assert load_config(MINI / f"{stage}.yaml", stage, [f"seed={2**32 - 1}"]).seed == 2**32 - 1
+    for seed in (2**32, 2**64, -1):
+        assert f"seed: found {seed}: input should be" in message_of(MINI / f"{stage}.yaml", stage, f"seed={seed}")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lr2ppo.data.annotations import Clip, Need, read_clips, read_valid_clips, write_clips
 from lr2ppo.errors import UserError
-from tests.helpers.fuzz import damaged, fuzzed, may_refuse, mutated
+from tests.helpers.fuzz import Case, damaged, fuzzed, may_refuse, mutated
 
 ENTRIES: list[dict[str, Any]] = [
     {
@@ -59,16 +59,29 @@ def read_or_refuse(path: Path, need: Need) -> None:
             assert len(read_clips(path, need)) == len(clips)
 
 
+def any_tree(folder: Path, _: Path, data: st.DataObject) -> None:
+    tree: Any = data.draw(mutated(ENTRIES))
+    (folder / "clips.json").write_text(json.dumps(tree), encoding="utf-8")
+    read_or_refuse(folder / "clips.json", data.draw(needs))
+
+
+def any_bytes(folder: Path, _: Path, data: st.DataObject) -> None:
+    content = data.draw(damaged(json.dumps(ENTRIES, ensure_ascii=False).encode()) | st.binary(max_size=40))
+    (folder / "clips.json").write_bytes(content)
+    read_or_refuse(folder / "clips.json", data.draw(needs))
+
+
+CASES: dict[str, Case] = {"annotation trees": any_tree, "annotation bytes": any_bytes}
+
+
 @pytest.mark.slow
 @fuzzed(500)
-@given(tree=mutated(ENTRIES), need=needs)
-def test_entries_of_any_content(tmp_path: Path, tree: Any, need: Need) -> None:
-    (tmp_path / "clips.json").write_text(json.dumps(tree), encoding="utf-8")
-    read_or_refuse(tmp_path / "clips.json", need)
+@given(data=st.data())
+def test_entries_of_any_content(tmp_path: Path, data: st.DataObject) -> None:
+    any_tree(tmp_path, tmp_path, data)
 
 
 @fuzzed(300)
-@given(content=damaged(json.dumps(ENTRIES, ensure_ascii=False).encode()) | st.binary(max_size=40), need=needs)
-def test_files_of_any_bytes(tmp_path: Path, content: bytes, need: Need) -> None:
-    (tmp_path / "clips.json").write_bytes(content)
-    read_or_refuse(tmp_path / "clips.json", need)
+@given(data=st.data())
+def test_files_of_any_bytes(tmp_path: Path, data: st.DataObject) -> None:
+    any_bytes(tmp_path, tmp_path, data)

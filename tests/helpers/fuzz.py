@@ -1,8 +1,13 @@
-"""Hundreds of broken files, the same in every run: how the fuzz tests damage files."""
+"""Broken files: how they are drawn and checked, in the short fuzz tests and in the long run of scripts/fuzz.sh.
+
+A `Case` draws one broken input, writes it into a folder and checks what reads it. The short tests draw the same few
+hundred in every run; `tests.reliability.fuzz` draws others each time.
+"""
 
 import copy
 import os
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +17,11 @@ from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 
 from lr2ppo.errors import UserError
+
+# Takes the folder to write into, the folder of the valid files that it damages, and the source of draws.
+Case = Callable[[Path, Path, st.DataObject], None]
+# How many inputs were read or refused, in this process.
+OUTCOMES: Counter[str] = Counter()
 
 
 def fuzzed(cases: int) -> settings:
@@ -27,15 +37,20 @@ def fuzzed(cases: int) -> settings:
 
 
 @contextmanager
-def may_refuse(path: Path) -> Iterator[None]:
-    """Within the context, a `UserError` that names the file is accepted; any other error is raised."""
+def may_refuse(*places: object) -> Iterator[None]:
+    """Within the context, a `UserError` that names one of the places is accepted; any other error is raised."""
     try:
         yield
-        event("read")
+        count("read")
     except UserError as error:
-        if str(path) not in str(error):
+        if not any(str(place) in str(error) for place in places):
             raise
-        event("refused")
+        count("refused")
+
+
+def count(outcome: str) -> None:
+    event(outcome)
+    OUTCOMES[outcome] += 1
 
 
 def run_apart(check: Callable[[], object]) -> None:

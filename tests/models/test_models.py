@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lr2ppo.config.schema import ModelConfig
+from lr2ppo.errors import UserError
 from lr2ppo.models import LabelEncoder, PartialOrderModel, RelevanceRanker
 from lr2ppo.models.layers import CrossAttention, FusionBlock
 from lr2ppo.models.rankers import SLOTS
+from lr2ppo.models.weights import new_model
 
 TEXT_WIDTH, IMAGE_WIDTH = 12, 20
 TOKENS, FRAMES = 7, 5
@@ -427,3 +429,18 @@ def test_masked_labels_and_frames_send_no_gradient_back() -> None:
     assert torch.all(frames.grad[~padded["frame_mask"]] == 0)
     assert text.grad[padded["text_mask"]].abs().max() > 0
     assert frames.grad[padded["frame_mask"]].abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", [RelevanceRanker, PartialOrderModel])
+@pytest.mark.parametrize("width", [2**20, 2**30, 2**40, 2**62])
+@heads
+def test_a_model_that_no_memory_can_hold_is_refused_before_it_is_built(
+    kind: type[RelevanceRanker] | type[PartialOrderModel], width: int, head: Head
+) -> None:
+    with pytest.raises(UserError, match=rf"model\.width: found {width}, whose weights take .* GiB, wanted at most"):
+        new_model(kind, shape(head, width=width))
+
+
+@heads
+def test_a_model_that_fits_is_built(head: Head) -> None:
+    assert new_model(RelevanceRanker, shape(head)).encoder.config == shape(head)

@@ -63,7 +63,7 @@ def status(folder: Path) -> RunStatus:
 
 
 def test_a_run_is_finished_then_evaluated_and_shows_its_best(tmp_path: Path) -> None:
-    folder = make_run(tmp_path, "pointwise", "a", finished={"steps": 20})
+    folder = make_run(tmp_path, "pointwise", "a", finished={"steps": 20, "best_step": 10})
     found = status(folder)
     assert (found.state, found.step, found.steps) == ("finished", 20, 20)
     assert (found.metric, found.best, found.best_step) == ("ndcg", 0.75, 10)
@@ -118,14 +118,14 @@ def test_a_run_that_is_checking_its_inputs_is_listed(tmp_path: Path) -> None:
         ("progress.json", "[1]", "progress.json holds no mapping"),
         ("results.json", "\0", "results.json is not JSON"),
         ("metrics.jsonl", '{"step": 1\n{"step": 2}\n', "metrics.jsonl, line 1, is not JSON"),
-        ("metrics.jsonl", '{"validation/ndcg": 1}\n', "a file lacks 'step'"),
-        ("metrics.jsonl", "3\n", "not subscriptable"),
+        ("metrics.jsonl", '{"validation/ndcg": 1}\n', "metrics.jsonl, line 1, has no step"),
+        ("metrics.jsonl", "3\n", "metrics.jsonl, line 1, has no step"),
     ],
 )
 def test_a_run_with_a_damaged_file_is_listed_with_what_is_wrong(
     tmp_path: Path, file: str, content: str, fault: str
 ) -> None:
-    folder = make_run(tmp_path, "ppo", "hurt", finished={"steps": 20})
+    folder = make_run(tmp_path, "ppo", "hurt", finished={"steps": 20, "best_step": 10})
     make_run(tmp_path, "ppo", "sound")
     (folder / file).write_text(content, encoding="utf-8")
     states = {run.name: run.state for run in list_runs(tmp_path)}

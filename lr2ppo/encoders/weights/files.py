@@ -1,11 +1,11 @@
 """Encoder weights on disk: find the weights file of a folder, and read the config.json next to it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from lr2ppo import files
 from lr2ppo.encoders.weights.layouts import WANTED, Encoder, Weights, match_layout
-from lr2ppo.errors import UserError
+from lr2ppo.errors import UserError, show
 from lr2ppo.tensors import read_tensors
 
 # A folder may hold the same weights in several formats: the first of these is taken.
@@ -43,15 +43,15 @@ def read_config(weights: Weights) -> dict[str, Any]:
     config, wanted = read_json(path), MODEL_TYPES[weights.layout.encoder]
     found = config.get("model_type", wanted)
     if found != wanted and weights.layout.is_hugging_face:
-        raise UserError(f"{path}: found model_type {found!r}, wanted {wanted!r}")
+        raise UserError(f"{path}: found model_type {show(found)}, wanted {wanted!r}")
     return config if found == wanted else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file; raises `UserError` if it is not one."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = files.read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not readable JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: found a {type(content).__name__}, wanted a JSON object")
@@ -68,7 +68,7 @@ def count_heads(width: int, config: dict[str, Any], source: Path) -> int:
     heads = config.get("num_attention_heads", config.get("heads_num", by_rule))
     if not isinstance(heads, int) or heads < 1 or width % heads:
         raise UserError(
-            f"{source}: found {heads!r} attention heads for width {width}, wanted a divisor of it; "
+            f"{source}: found {show(heads)} attention heads for width {width}, wanted a divisor of it; "
             'set the right number in a config.json beside it: {"num_attention_heads": ...}'
         )
     return heads
@@ -82,6 +82,6 @@ def norm_eps(weights: Weights, config: dict[str, Any]) -> float:
     eps = config.get("layer_norm_eps", weights.layout.norm_eps)
     if not isinstance(eps, int | float) or eps <= 0:
         raise UserError(
-            f"{weights.source.parent / 'config.json'}: found layer_norm_eps {eps!r}, wanted a number above 0"
+            f"{weights.source.parent / 'config.json'}: found layer_norm_eps {show(eps)}, wanted a number above 0"
         )
     return float(eps)

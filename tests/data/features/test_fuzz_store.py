@@ -16,7 +16,7 @@ from lr2ppo.data.features.writer import StoredType, read_clip_names
 from lr2ppo.data.samplers import whole_clips
 from lr2ppo.data.validate import check_values, structure_faults
 from lr2ppo.errors import UserError
-from tests.helpers.fuzz import damaged, fuzzed, may_refuse, run_apart
+from tests.helpers.fuzz import Case, damaged, fuzzed, may_refuse, run_apart
 
 LABELS, TOKENS, FRAMES, TEXT_WIDTH, IMAGE_WIDTH = 3, 4, 2, 5, 6
 CLIPS = [Clip(name, ("a", "b", "c")) for name in ("tt01", "tt01/shot-1", "tt02/shot-1", "flat")]
@@ -43,9 +43,13 @@ def write_features(path: Path, dtype: StoredType = "float32") -> Path:
 def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one file per dtype."""
     root = tmp_path_factory.mktemp("valid")
+    write_valid(root)
+    return root
+
+
+def write_valid(root: Path) -> None:
     for dtype in get_args(StoredType):
         write_features(root / dtype, dtype)
-    return root
 
 
 def read(path: Path) -> int:
@@ -81,16 +85,21 @@ def read_or_refuse(path: Path) -> None:
         read(path)
 
 
+def any_bytes(folder: Path, valid: Path, data: st.DataObject) -> None:
+    dtype = data.draw(st.sampled_from(get_args(StoredType)))
+    path = folder / "clean_feat.h5"
+    path.write_bytes(data.draw(damaged((valid / dtype).read_bytes())))
+    read_or_refuse(path)
+
+
 @pytest.mark.slow
 def test_files_of_any_bytes(tmp_path: Path, valid: Path) -> None:
-    """Runs in a separate process, which a damaged file can crash; `path` then holds that file."""
-    path = tmp_path / "clean_feat.h5"
+    """Runs in a separate process, which a damaged file can crash; the folder then holds that file."""
 
     @fuzzed(500)
-    @given(data=st.data(), dtype=st.sampled_from(get_args(StoredType)))
-    def check(data: st.DataObject, dtype: str) -> None:
-        path.write_bytes(data.draw(damaged((valid / dtype).read_bytes())))
-        read_or_refuse(path)
+    @given(data=st.data())
+    def check(data: st.DataObject) -> None:
+        any_bytes(tmp_path, valid, data)
 
     run_apart(check)
 
@@ -123,33 +132,39 @@ VALUES: list[Any] = [
 NAMES = [f"{clip.id}/{part}" for clip in CLIPS for part in ("text_emb", "img_emb", "text_len")]
 
 
-@pytest.mark.slow
-@fuzzed(400)
-@given(
-    changes=st.lists(
-        st.tuples(st.sampled_from([*NAMES, "tt01", "tt02", "flat"]), st.sampled_from([*range(len(VALUES)), None])),
-        min_size=1,
-        max_size=3,
-    ),
-    attributes=st.dictionaries(
-        st.sampled_from(["dtype", "tokens_per_frame", "image_encoder", "max_text_tokens"]),
-        st.sampled_from(["bfloat16", b"bfloat16", "float32", 0, -1, 1, 2, 3, 1.5, "two", np.ones(2)]),
-        max_size=1,
-    ),
+changes_of_arrays = st.lists(
+    st.tuples(st.sampled_from([*NAMES, "tt01", "tt02", "flat"]), st.sampled_from([*range(len(VALUES)), None])),
+    min_size=1,
+    max_size=3,
 )
-def test_arrays_of_any_kind(
-    tmp_path: Path, valid: Path, changes: list[tuple[str, int | None]], attributes: dict[str, Any]
-) -> None:
-    path = tmp_path / "clean_feat.h5"
+changes_of_attributes = st.dictionaries(
+    st.sampled_from(["dtype", "tokens_per_frame", "image_encoder", "max_text_tokens"]),
+    st.sampled_from(["bfloat16", b"bfloat16", "float32", 0, -1, 1, 2, 3, 1.5, "two", np.ones(2)]),
+    max_size=1,
+)
+
+
+def any_arrays(folder: Path, valid: Path, data: st.DataObject) -> None:
+    path = folder / "clean_feat.h5"
     shutil.copy(valid / "float32", path)
     with h5py.File(path, "a") as file:
-        for name, value in changes:
+        for name, value in data.draw(changes_of_arrays):
             # An earlier change may have deleted it, or have made it a link to itself.
             with contextlib.suppress(KeyError, OSError, ValueError, RuntimeError):
                 del file[name]
                 if value is not None:
                     file[name] = VALUES[value]
-        file.attrs.update(attributes)
+        file.attrs.update(data.draw(changes_of_attributes))
     read_or_refuse(path)
     with may_refuse(path):
         resume(path)
+
+
+CASES: dict[str, Case] = {"feature bytes": any_bytes, "feature arrays": any_arrays}
+
+
+@pytest.mark.slow
+@fuzzed(400)
+@given(data=st.data())
+def test_arrays_of_any_kind(tmp_path: Path, valid: Path, data: st.DataObject) -> None:
+    any_arrays(tmp_path, valid, data)

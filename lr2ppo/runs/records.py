@@ -1,0 +1,126 @@
+"""What the files of a run must hold, so that a damaged or hostile one is refused where it is read."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from lr2ppo.errors import FAULTS_SHOWN, shorten_middle, show
+
+# Far more than any run makes, and exact as a float.
+Whole = Annotated[int, Field(ge=0, le=2**53)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+# A loss may be infinite; a finite one is a 32-bit number.
+Logged = Annotated[float, Field(ge=-4e38, le=4e38)] | Annotated[float, Field(allow_inf_nan=True)]
+
+
+class Record(BaseModel):
+    """A part of a file: values have their types exactly, and further keys are kept."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class Machine(Record):
+    """The machine that a run was trained on."""
+
+    device: str
+    processor: str
+    cores: Whole
+    memory_gib: Finite
+    processes: Whole
+
+
+class Finished(Record):
+    """`finished.json`; runs that were not trained here lack most of it."""
+
+    steps: Whole
+    best_step: Whole
+    best_metric: Finite | None = None
+    seconds: Annotated[Finite, Field(ge=0, le=1e12)] = 0.0
+    finished: Finite = 0.0
+    peak_memory_gib: Finite = 0.0
+    machine: Machine | None = None
+
+
+class Progress(Record):
+    """`progress.json`."""
+
+    step: Whole = 0
+    steps: Whole | None = None
+    seconds_left: Annotated[Finite, Field(ge=0, le=1e12)] | None = None
+
+
+class Interval(Record):
+    """A mean with its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Gap(Interval):
+    """Accuracy on the pairs of one grade gap."""
+
+    gap: Whole
+    pairs: Whole
+
+
+class Bin(Record):
+    """Accuracy on the pairs of one confidence."""
+
+    predicted: Finite
+    observed: Finite
+    pairs: Annotated[Whole, Field(ge=1)]
+
+
+class Judgement(Record):
+    """How reliable a reward model is."""
+
+    temperature: Annotated[Finite, Field(gt=0)]
+    by_gap: Annotated[list[Gap], Field(min_length=1)]
+    calibration: Annotated[list[Bin], Field(min_length=1)]
+
+
+class SplitResult(Record):
+    """A split's part of `results.json`, beside an interval for each metric."""
+
+    clips: Whole
+    annotations: str
+    chance: dict[str, float]
+    fingerprints: dict[str, str] = {}
+    judgement: Judgement | None = None
+
+
+class Case(Record):
+    """A clip in `cases.json`."""
+
+    id: str
+    labels: Annotated[list[str], Field(min_length=1)]
+    grades: list[Annotated[int, Field(ge=0, le=10)]]
+    scores: list[Finite]
+    order: list[Whole]
+    description: str = ""
+    images: list[str] = []
+
+
+def check_record(kind: Any, found: Any, file: str = "it") -> None:
+    """Raise ValueError naming each value of a file that is missing or not as the type `kind` wants."""
+    try:
+        TypeAdapter(kind).validate_python(found)
+    except ValidationError as error:
+        shown = "; ".join(map(_explain, error.errors()[:FAULTS_SHOWN]))
+        raise ValueError(f"{file} is damaged ({shorten_middle(shown, 500)})") from None
+
+
+def _explain(fault: Mapping[str, Any]) -> str:
+    place = ".".join(map(str, fault["loc"]))
+    return f"{place} is missing" if fault["type"] == "missing" else f"{place}: found {show(fault['input'])}"
+
+
+def check_row(row: Any, place: str) -> None:
+    """Raise ValueError unless a row of `metrics.jsonl` has a step, and numbers for all metrics."""
+    if not isinstance(row, Mapping) or "step" not in row:
+        raise ValueError(f"{place}, has no step")
+    metrics = {name: value for name, value in row.items() if "/" in name}
+    check_record(dict[str, Logged], metrics, place)
+    check_record(Whole, row["step"], place)
