@@ -31,6 +31,8 @@ from lr2ppo.stages.evaluate import evaluate
 from tests.helpers.browser import console_errors, open_browser
 from tests.stages.test_stages import PRESET, run_pointwise, run_ppo, run_reward
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<script>document.title = 'hacked'</script>"
 
 

@@ -28,6 +28,8 @@ from tests.distributed.test_processes import SHIFTS
 from tests.helpers.parallel_training import TRAIN
 from tests.helpers.workspace import Workspace, wait_for
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "pointwise": ["train.epochs=3", "train.max_labels=6", "train.evaluate_every=4", "compute.accumulate=2"],
     "reward": ["train.epochs=2", "train.pairs_per_clip=4", "train.evaluate_every=3", "ranker=whole"],
@@ -91,7 +93,6 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 # In stage 3, checkpoint 1 is between rollouts, 5 between the steps of an update, 8 right after an update.
-@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "moments"), [("pointwise", [1, 5]), ("reward", [3]), ("ppo", [1, 5, 8])])
 def test_a_run_stopped_and_continued_ends_with_the_same_bytes_and_rows(
     world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch, stage: str, moments: list[int]
@@ -262,7 +263,6 @@ def test_rollouts_are_divided_again_over_another_number_of_processes(world: Worl
                 assert torch.equal(getattr(again[1].batch, name), getattr(wanted.batch, name))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_one_process_resumes_a_run_of_two(world: World, tiny_world: Path, tmp_path: Path, strategy: str) -> None:
     workspace = Workspace.make(tmp_path)
