@@ -121,7 +121,7 @@ class PointwiseTraining(OptimizerConfig, TrainingSettings):
 class LossConfig(Section):
     """The name of a loss in `lr2ppo.losses`, and its parameters: those of the function, with the same defaults.
 
-    They are written twice because a config is read and checked without importing torch.
+    They are written again here because a config is checked before torch is imported.
     """
 
     name: str
