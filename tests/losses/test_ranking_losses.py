@@ -15,7 +15,7 @@ from lr2ppo.losses import RANKING_LOSSES
 from lr2ppo.losses.listwise import listmle_loss, listnet_loss, softmax_loss
 from lr2ppo.losses.pairwise import lambdarank_loss, ndcg_loss2pp_loss, ranknet_loss
 from lr2ppo.losses.pointwise import ordinal_loss, smooth_l1_loss
-from lr2ppo.losses.smooth_ndcg import approx_ndcg_loss, neural_ndcg_loss
+from lr2ppo.losses.smooth_ndcg import _neural_sort, _scale, approx_ndcg_loss, neural_ndcg_loss
 
 MODERATE = settings(deadline=None, max_examples=40)
 
@@ -131,6 +131,9 @@ def test_ndcg_loss2pp_by_hand() -> None:
     ]
     expected = (3 * weights[0] * bits(-0.5) + 2 * weights[1] * bits(0.5) + weights[2] * bits(-1)) / IDEAL
     assert ndcg_loss2pp_loss(SCORES, GRADES, sigma=0.5, mu=4.0).item() == pytest.approx(expected)
+    # Of the first rank alone: the pair of ranks 2 and 3 does not count, and the ideal gain is 3.
+    expected = (3 * (1 + 4 * step[0]) * bits(-1) + (1 + 4 * step[1]) * bits(-2)) / 3
+    assert ndcg_loss2pp_loss(SCORES, GRADES, mu=4.0, k=1).item() == pytest.approx(expected)
 
 
 def test_listnet_by_hand() -> None:
@@ -170,6 +173,14 @@ def test_neural_ndcg_by_hand() -> None:
     assert loss.item() == pytest.approx(1 - (chance + (1 - chance) * AT_3))
     first = neural_ndcg_loss(double([1.0, 2.5]), torch.tensor([[1, 0]]), temperature=0.5, k=1)
     assert first.item() == pytest.approx(1 - chance)
+
+
+@MODERATE
+@given(batch=batches(), temperature=st.sampled_from([0.1, 1.0, 3.0]))
+def test_neural_ndcg_counts_each_gain_once(batch: Batch, temperature: float) -> None:
+    scores, _, mask = batch
+    permutation = _scale(_neural_sort(scores.where(mask, 0.0), mask, temperature))
+    torch.testing.assert_close(permutation.sum(-2), mask.double(), atol=1e-12, rtol=0)
 
 
 # Padding has grade 9, so that using it shows.
@@ -395,7 +406,9 @@ def test_lists_without_an_order_teach_no_order(loss: Loss, grade: int) -> None:
 
 @every_loss
 def test_a_batch_of_padding_has_a_loss_of_0(loss: Loss) -> None:
-    value, gradient = slope(loss, torch.full((2, 3), math.nan), GRADES.expand(2, -1), torch.zeros(2, 3).bool())
+    # Anomaly detection refuses a NaN in the backward pass, even one that is replaced by 0 later.
+    with torch.autograd.set_detect_anomaly(True):
+        value, gradient = slope(loss, torch.full((2, 3), math.nan), GRADES.expand(2, -1), torch.zeros(2, 3).bool())
     assert value == 0
     assert torch.all(gradient == 0)
 
