@@ -392,7 +392,7 @@ def test_the_name_of_a_loss_is_enough_to_choose_it(name: str) -> None:
     if name == "smooth_l1":
         assert load("pointwise", f"loss.name={name}").loss.parameters == {"beta": 0.3}
     else:
-        assert load("pointwise", f"loss.name={name}").loss == LOSS_SECTIONS[name]()
+        assert load("pointwise", f"loss.name={name}").loss == LOSS_SECTIONS[name](name=name)
 
 
 def test_the_parameters_of_a_loss_are_overridden_and_checked() -> None:
