@@ -127,12 +127,15 @@ class PointwiseTraining(OptimizerConfig, TrainingSettings):
 
 
 class LossConfig(Section):
-    """The name of a loss in `lr2ppo.losses`, and its parameters."""
+    """The name of a loss in `lr2ppo.losses`, and its parameters: those of the function, with the same defaults.
+
+    They are written again here because a config is checked before torch is imported.
+    """
 
     name: str
 
     @property
-    def parameters(self) -> dict[str, float]:
+    def parameters(self) -> dict[str, float | None]:
         return self.model_dump(exclude={"name"})
 
 
@@ -141,12 +144,63 @@ class SmoothL1(LossConfig):
     beta: Positive
 
 
+class Ordinal(LossConfig):
+    name: Literal["ordinal"] = "ordinal"
+    sigma: Positive = 1.0
+
+
 class RankNet(LossConfig):
     name: Literal["ranknet"] = "ranknet"
 
 
+class LambdaRank(LossConfig):
+    name: Literal["lambdarank"] = "lambdarank"
+    sigma: Positive = 1.0
+    k: Count | None = None
+
+
+class NDCGLoss2pp(LossConfig):
+    name: Literal["ndcg_loss2pp"] = "ndcg_loss2pp"
+    sigma: Positive = 1.0
+    mu: NotNegative = 10.0
+    k: Count | None = None
+
+
+class ListNet(LossConfig):
+    name: Literal["listnet"] = "listnet"
+
+
+class ListMLE(LossConfig):
+    name: Literal["listmle"] = "listmle"
+
+
+class Softmax(LossConfig):
+    name: Literal["softmax"] = "softmax"
+
+
+class ApproxNDCG(LossConfig):
+    name: Literal["approx_ndcg"] = "approx_ndcg"
+    alpha: Positive = 10.0
+
+
+class NeuralNDCG(LossConfig):
+    name: Literal["neural_ndcg"] = "neural_ndcg"
+    temperature: Positive = 1.0
+    k: Count | None = None
+
+
 RankingLoss = Annotated[
-    Annotated[SmoothL1, Tag("smooth_l1")] | Annotated[RankNet, Tag("ranknet")], _name_or("smooth_l1")
+    Annotated[SmoothL1, Tag("smooth_l1")]
+    | Annotated[Ordinal, Tag("ordinal")]
+    | Annotated[RankNet, Tag("ranknet")]
+    | Annotated[LambdaRank, Tag("lambdarank")]
+    | Annotated[NDCGLoss2pp, Tag("ndcg_loss2pp")]
+    | Annotated[ListNet, Tag("listnet")]
+    | Annotated[ListMLE, Tag("listmle")]
+    | Annotated[Softmax, Tag("softmax")]
+    | Annotated[ApproxNDCG, Tag("approx_ndcg")]
+    | Annotated[NeuralNDCG, Tag("neural_ndcg")],
+    _name_or("smooth_l1"),
 ]
 
 

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lr2ppo.ops.dcg import all_discounts, dcg, gains, ideal_dcg, order
+
 CUTOFFS: dict[str, int | None] = {
     "ndcg@1": 1,
     "ndcg@3": 3,
@@ -26,21 +28,21 @@ def ndcg(scores: Tensor, grades: Tensor, mask: Tensor | None = None, k: int | No
     Shapes: scores, grades, mask: [batch, labels]; mask is False on padding. Returns [batch] float64.
     Gain 2^grade - 1, discount 1 / log2(rank + 1); 1 if no label has a gain; ties keep the given order.
     """
-    gains, mask = _gains(grades, mask)
-    ranked = gains.gather(-1, _ranking(scores, mask))
-    ideal = gains.sort(dim=-1, descending=True).values
-    return _normalise(_dcg(ranked, k), _dcg(ideal, k))
+    mask = _whole(grades) if mask is None else mask
+    gain = gains(grades.double(), mask)
+    return _normalise(dcg(gain.gather(-1, order(scores, mask)), k), ideal_dcg(gain, k))
 
 
 def chance_ndcg(grades: Tensor, mask: Tensor | None = None, k: int | None = None) -> Tensor:
     """The exact expectation of `ndcg` under a uniformly random order; same shapes."""
-    gains, mask = _gains(grades, mask)
+    mask = _whole(grades) if mask is None else mask
+    gain = gains(grades.double(), mask)
     labels = mask.sum(-1)
-    mean_gain = gains.sum(-1) / labels.clamp(min=1)
-    ranks = torch.arange(gains.shape[-1], device=gains.device)
+    mean_gain = gain.sum(-1) / labels.clamp(min=1)
+    ranks = torch.arange(gain.shape[-1], device=gain.device)
     reached = ranks < (labels if k is None else labels.clamp(max=k)).unsqueeze(-1)
-    expected = mean_gain * (_discounts(gains) * reached).sum(-1)
-    return _normalise(expected, _dcg(gains.sort(dim=-1, descending=True).values, k))
+    expected = mean_gain * (all_discounts(gain) * reached).sum(-1)
+    return _normalise(expected, ideal_dcg(gain, k))
 
 
 def pair_accuracy(scores: Tensor, grades: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -48,7 +50,7 @@ def pair_accuracy(scores: Tensor, grades: Tensor, mask: Tensor | None = None) ->
 
     Shapes: scores, grades, mask: [batch, labels]. Returns [batch] float64, NaN for a list without such a pair.
     """
-    mask = torch.ones_like(grades, dtype=torch.bool) if mask is None else mask
+    mask = _whole(grades) if mask is None else mask
     better = (grades.unsqueeze(-1) > grades.unsqueeze(-2)) & mask.unsqueeze(-1) & mask.unsqueeze(-2)
     difference = scores.double().unsqueeze(-1) - scores.double().unsqueeze(-2)
     right = (difference > 0).double() + 0.5 * (difference == 0).double()
@@ -87,25 +89,9 @@ def bootstrap_mean(values: NDArray[np.float64], samples: int = 2000, seed: int =
     return Estimate(float(values.mean()), float(low), float(high))
 
 
-def _gains(grades: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    mask = torch.ones_like(grades, dtype=torch.bool) if mask is None else mask
-    return (2.0 ** grades.double() - 1.0) * mask, mask
-
-
-def _ranking(scores: Tensor, mask: Tensor) -> Tensor:
-    """Positions by descending score, padding last even after scores of minus infinity: [batch, labels] long."""
-    by_score = scores.double().argsort(dim=-1, descending=True, stable=True)
-    valid_first = mask.gather(-1, by_score).long().argsort(dim=-1, descending=True, stable=True)
-    return by_score.gather(-1, valid_first)
-
-
-def _discounts(gains: Tensor) -> Tensor:
-    ranks = torch.arange(1, gains.shape[-1] + 1, dtype=torch.float64, device=gains.device)
-    return 1.0 / torch.log2(ranks + 1.0)
-
-
-def _dcg(gains: Tensor, k: int | None) -> Tensor:
-    return (gains * _discounts(gains))[..., :k].sum(-1)
+def _whole(grades: Tensor) -> Tensor:
+    """The mask of lists without padding."""
+    return torch.ones_like(grades, dtype=torch.bool)
 
 
 def _normalise(dcg: Tensor, ideal_dcg: Tensor) -> Tensor:

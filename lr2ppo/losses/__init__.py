@@ -1,4 +1,4 @@
-"""All losses, as pure functions of tensors; imports only torch.
+"""All losses, as pure functions of tensors; imports only torch and `ops.dcg`.
 
 A config names a loss by its key in one of the tables; its parameters are those of the function.
 """
@@ -7,23 +7,28 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from lr2ppo.losses.listwise import listmle_loss, listnet_loss, softmax_loss
+from lr2ppo.losses.pairwise import lambdarank_loss, ndcg_loss2pp_loss, ranknet_loss
+from lr2ppo.losses.pointwise import ordinal_loss, smooth_l1_loss
 from lr2ppo.losses.policy import PPOLosses, ppo_losses
 from lr2ppo.losses.preference import logistic_preference_loss, preference_hinge_loss
-from lr2ppo.losses.ranking import ranknet_loss, smooth_l1_loss
+from lr2ppo.losses.smooth_ndcg import approx_ndcg_loss, neural_ndcg_loss
 
-__all__ = [
-    "PREFERENCE_LOSSES",
-    "RANKING_LOSSES",
-    "PPOLosses",
-    "logistic_preference_loss",
-    "ppo_losses",
-    "preference_hinge_loss",
-    "ranknet_loss",
-    "smooth_l1_loss",
-]
+__all__ = ["PREFERENCE_LOSSES", "RANKING_LOSSES", "PPOLosses", "ppo_losses"]
 
 # (scores [B, N], grades [B, N], mask [B, N], *parameters, total) -> a scalar.
-RANKING_LOSSES: Mapping[str, Callable[..., Tensor]] = {"smooth_l1": smooth_l1_loss, "ranknet": ranknet_loss}
+RANKING_LOSSES: Mapping[str, Callable[..., Tensor]] = {
+    "smooth_l1": smooth_l1_loss,
+    "ordinal": ordinal_loss,
+    "ranknet": ranknet_loss,
+    "lambdarank": lambdarank_loss,
+    "ndcg_loss2pp": ndcg_loss2pp_loss,
+    "listnet": listnet_loss,
+    "listmle": listmle_loss,
+    "softmax": softmax_loss,
+    "approx_ndcg": approx_ndcg_loss,
+    "neural_ndcg": neural_ndcg_loss,
+}
 # (chosen [pairs], rejected [pairs], *parameters, total) -> a scalar.
 PREFERENCE_LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "hinge": preference_hinge_loss,

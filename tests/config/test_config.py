@@ -1,9 +1,12 @@
 """Reading a run's configuration: YAML files, overrides and error messages."""
 
 import re
+
+
+from inspect import signature
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -11,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lr2ppo.config.load import dump_config, load_config
-from lr2ppo.config.schema import CONFIGS, Section
+from lr2ppo.config.schema import CONFIGS, LossConfig, PreferenceLoss, RankingLoss, Section
 from lr2ppo.errors import UserError
+from lr2ppo.losses import PREFERENCE_LOSSES, RANKING_LOSSES
 from tests.conftest import REPOSITORY
 
 MINI = REPOSITORY / "configs" / "mini"
@@ -389,3 +393,45 @@ def test_a_seed_is_one_that_every_generator_takes(stage: str) -> None:
     assert load_config(MINI / f"{stage}.yaml", stage, [f"seed={2**32 - 1}"]).seed == 2**32 - 1
     for seed in (2**32, 2**64, -1):
         assert f"seed: found {seed}: input should be" in message_of(MINI / f"{stage}.yaml", stage, f"seed={seed}")
+
+
+def test_values_that_repeat_themselves_are_shortened(tmp_path: Path) -> None:
+    doubled = "".join(f"- &v{level + 1} [{', '.join([f'*v{level}'] * 9)}]\n" for level in range(9))
+    (tmp_path / "ppo.yaml").write_text(f"stage: ppo\nseed:\n- &v0 [x]\n{doubled}", encoding="utf-8")
+    assert len(message_of(tmp_path / "ppo.yaml", "ppo")) < 100_000
+
+
+LOSS_SECTIONS: dict[str, type[LossConfig]] = {
+    get_args(member)[0].model_fields["name"].default: get_args(member)[0]
+    for union in (RankingLoss, PreferenceLoss)
+    for member in get_args(get_args(union)[0])
+}
+
+
+def test_the_losses_of_the_tables_have_sections() -> None:
+    assert list(LOSS_SECTIONS) == [*RANKING_LOSSES, *PREFERENCE_LOSSES]
+
+
+@pytest.mark.parametrize("name", LOSS_SECTIONS)
+def test_a_loss_has_the_parameters_and_defaults_of_its_function(name: str) -> None:
+    parameters = signature({**RANKING_LOSSES, **PREFERENCE_LOSSES}[name]).parameters
+    inputs = ["scores", "grades", "mask"] if name in RANKING_LOSSES else ["chosen", "rejected"]
+    fields = {key: field for key, field in LOSS_SECTIONS[name].model_fields.items() if key != "name"}
+    assert [*inputs, *fields, "total"] == list(parameters)
+    # Presets write out the parameters of the published losses.
+    assert all(field.is_required() or field.default == parameters[key].default for key, field in fields.items())
+
+
+@pytest.mark.parametrize("name", RANKING_LOSSES)
+def test_the_name_of_a_loss_is_enough_to_choose_it(name: str) -> None:
+    if name == "smooth_l1":
+        assert load("pointwise", f"loss.name={name}").loss.parameters == {"beta": 0.3}
+    else:
+        assert load("pointwise", f"loss.name={name}").loss == LOSS_SECTIONS[name](name=name)
+
+
+def test_the_parameters_of_a_loss_are_overridden_and_checked() -> None:
+    loss = load("pointwise", "loss.k=5", "loss.mu=1", "loss.name=ndcg_loss2pp").loss
+    assert loss.parameters == {"sigma": 1.0, "mu": 1.0, "k": 5}
+    for override, found in (("loss.k=0", "loss.k: found 0"), ("loss.sigma=0", "loss.sigma: found 0")):
+        assert found in message_of(MINI / "pointwise.yaml", "pointwise", "loss.name=lambdarank", override)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lr2ppo.losses.pointwise import smooth_l1_loss
 from lr2ppo.losses.policy import ppo_losses
 from lr2ppo.losses.preference import preference_hinge_loss
-from lr2ppo.losses.ranking import smooth_l1_loss
 
 MODERATE = settings(deadline=None, max_examples=60)
 

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lr2ppo.evaluation.metrics import CUTOFFS, ndcg
+from lr2ppo.losses.pointwise import smooth_l1_loss
 from lr2ppo.losses.policy import PPOLosses, ppo_losses
 from lr2ppo.losses.preference import preference_hinge_loss
-from lr2ppo.losses.ranking import smooth_l1_loss
 from lr2ppo.models.published import PUBLISHED_MODULES, load_partial_order, load_ranker
 from lr2ppo.ops.linear import use_fast_linear
 from tests.helpers.golden import GOLDEN

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from lr2ppo.config.load import load_config
 from lr2ppo.config.schema import PPOConfig, PPOTraining
-from lr2ppo.data.annotations import Clip
+from lr2ppo.data.annotations import SOURCE_TRAIN, Clip
 from lr2ppo.data.dataset import ClipBatch
 from lr2ppo.data.samplers import Draw, whole_clips
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
+from lr2ppo.evaluation.metrics import chance_ndcg
 from lr2ppo.losses import PREFERENCE_LOSSES, RANKING_LOSSES
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import KINDS
@@ -39,12 +40,27 @@ def run_stage(stage: str, processes: Processes, overrides: list[str], **more: An
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(RANKING_LOSSES))
+def test_stage_1_learns_by_every_loss(name: str, alone: Processes, tiny_overrides: Overrides) -> None:
+    settings = ["train.epochs=5", "train.clips_per_batch=4", "train.max_labels=8", "train.learning_rate=2e-3"]
+    folder = run_stage(
+        "pointwise", alone, tiny_overrides(f"loss.name={name}", f"data.validation={SOURCE_TRAIN}", *settings)
+    )
+    assert load_config(folder / "config.yaml", "pointwise").loss.name == name
+    finished = json.loads((folder / "finished.json").read_text(encoding="utf-8"))
+    chance = chance_ndcg(torch.tensor([[0, 0, 1, 1, 2, 2]])).item()
+    assert finished["best_metric"] > 0.95 > chance + 0.15
+
+
+@pytest.mark.parametrize("name", ["smooth_l1", "lambdarank"])
 @pytest.mark.parametrize("fill", [True, False])
-def test_stage_1_learns_by_every_loss(name: str, fill: bool, alone: Processes, tiny_overrides: Overrides) -> None:
+def test_stage_1_takes_filled_and_unfilled_lists(
+    name: str, fill: bool, alone: Processes, tiny_overrides: Overrides
+) -> None:
     settings = [f"loss.name={name}", f"train.fill_lists={fill}", "train.max_labels=8"]
     folder = run_stage("pointwise", alone, tiny_overrides(*settings))
-    assert load_config(folder / "config.yaml", "pointwise").loss.name == name
+    assert (folder / "finished.json").is_file()
 
 
 @pytest.mark.parametrize("name", list(PREFERENCE_LOSSES))
@@ -54,7 +70,9 @@ def test_stage_2_learns_by_every_loss(name: str, alone: Processes, tiny_override
 
 
 def test_an_unknown_loss_and_a_key_of_another_loss_are_refused() -> None:
-    with pytest.raises(UserError, match=r"loss\.name: found 'squared', wanted one of 'smooth_l1', 'ranknet'"):
+    with pytest.raises(
+        UserError, match=r"loss\.name: found 'squared', wanted one of 'smooth_l1', 'ordinal', 'ranknet'"
+    ):
         load_config(PRESET / "pointwise.yaml", "pointwise", ["loss.name=squared"])
     with pytest.raises(UserError, match=r"loss\.beta: is not a key of the chosen loss\.name"):
         load_config(PRESET / "pointwise.yaml", "pointwise", ["loss.beta=1", "loss.name=ranknet"])
