@@ -1,4 +1,4 @@
-"""Evaluate a run on a split, or show evaluated runs side by side (--table).
+"""Evaluate a run on a split, or compare evaluated runs (--table).
 
 An evaluation writes results.json, cases.json and report.html into the run's folder.
 """

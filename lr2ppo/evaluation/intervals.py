@@ -1,8 +1,8 @@
 """95 % intervals of a mean over runs and clips, and of the difference of two such means.
 
 One run says nothing about other seeds: its interval is a bootstrap over clips. Several runs have a t interval, from the
-variance between the runs and between the clips. A percentile bootstrap over a few runs is too narrow:
-`python -m tests.evaluation.coverage` prints how often each kind of interval holds the true mean.
+variance between the runs and between the clips: a percentile bootstrap over a few runs is too narrow. How often each
+kind of interval holds the true mean: `python -m tests.evaluation.coverage`.
 """
 
 from collections.abc import Sequence
