@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 
 from lr2ppo.evaluation.comparison import (
     METRIC_NAMES,
@@ -68,11 +69,19 @@ def write_csv(comparison: Comparison, path: Path) -> None:
     write_atomically(path, lambda partial: partial.write_text(stream.getvalue(), encoding="utf-8"))
 
 
+def wrap(text: str) -> str:
+    """Break a text into lines as long as a table's, only between words."""
+    return fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
 def show_probability(probability: float) -> str:
-    """Show a probability or a p-value, without claiming that it is 0 or 1."""
-    if probability < 0.001:
-        return "< 0.001"
-    return "> 0.999" if 0.999 < probability < 1 else f"{probability:.3f}"
+    """Show a probability, without claiming that it is 0 or 1."""
+    return "> 0.999" if probability > 0.999 else show_p(probability)
+
+
+def show_p(p: float) -> str:
+    """Show a p-value, without claiming that it is 0."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _list_contrasts(contrasts: Sequence[Contrast]) -> list[str]:
@@ -80,7 +89,7 @@ def _list_contrasts(contrasts: Sequence[Contrast]) -> list[str]:
     width = min(max(map(len, ["differences in NDCG(all)", *names])) + 2, WIDTH - 4 * CELL)
     lines = [f"{'differences in NDCG(all)':<{width}}" + _cells(["mean", "interval", "P(above 0)", "adjusted p"])]
     for name, contrast in zip(names, contrasts, strict=True):
-        probabilities = [show_probability(contrast.finding.above_zero), show_probability(contrast.adjusted_p)]
+        probabilities = [show_probability(contrast.finding.above_zero), show_p(contrast.adjusted_p)]
         lines += _line(
             name, [f"{contrast.difference.mean:+.3f}", _interval(contrast.difference, "+"), *probabilities], width
         )

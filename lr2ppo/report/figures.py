@@ -25,6 +25,9 @@ VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", PAPER: "paper"} | {
 }
 SHOWN_METRICS = ("ndcg@1", "ndcg@3", "ndcg@5", "ndcg@10", "ndcg")
 STYLES = ("-", "--", ":")
+MARKERS = ("o", "s", "^")
+# A longer legend would cover points.
+MOST_NAMED_INSIDE = 4
 SMALL, WIDE = (3.3, 2.3), (5.6, 3.2)
 SETTINGS: Any = {
     "svg.fonttype": "none",
@@ -75,16 +78,19 @@ def draw_results(comparison: Comparison, stages: Sequence[str], chance: Mapping[
     def plot(axes: Axes) -> None:
         places = np.arange(len(SHOWN_METRICS))
         step = min(0.16, 0.7 / len(rows))
-        for number, (row, colour) in enumerate(zip(rows, series_colours(stages), strict=True)):
+        colours = series_colours(stages)
+        for number, (row, colour) in enumerate(zip(rows, colours, strict=True)):
+            # Rows of the same colour differ in their marker.
+            marker = MARKERS[colours[:number].count(colour) % len(MARKERS)]
             estimates = [comparison.estimates[number][metric] for metric in SHOWN_METRICS]
             means = np.array([estimate.mean for estimate in estimates])
             below = means - [estimate.low for estimate in estimates]
             above = np.array([estimate.high for estimate in estimates]) - means
             at = places + (number - (len(rows) - 1) / 2) * step
-            axes.errorbar(at, means, [below, above], fmt="o", markersize=4.5, color=colour, label=row.name)
+            axes.errorbar(at, means, [below, above], fmt=marker, markersize=4.5, color=colour, label=row.name)
             if len(row.runs) > 1:
                 own = np.array([row.run_means(metric) for metric in SHOWN_METRICS])
-                axes.plot(at + 0.3 * step, own, "o", markersize=2.5, color=colour, alpha=0.7, markeredgewidth=0)
+                axes.plot(at + 0.3 * step, own, marker, markersize=2.5, color=colour, alpha=0.7, markeredgewidth=0)
         expected = [chance[name] for name in SHOWN_METRICS]
         axes.hlines(expected, places - 0.38, places + 0.38, colors=MUTED, linestyles="dotted")
         axes.hlines(np.ones(len(places)), places - 0.38, places + 0.38, colors=MUTED, linewidth=0.9)
@@ -92,7 +98,10 @@ def draw_results(comparison: Comparison, stages: Sequence[str], chance: Mapping[
         axes.annotate("chance", (places[0] - 0.38, expected[0] + 0.01), color=MUTED, fontsize=8, va="bottom")
         axes.set_xticks(places, [METRIC_TITLES[name] for name in SHOWN_METRICS])
         axes.set_ylim(0, 1.04)
-        axes.legend(loc="lower right")
+        if len(rows) > MOST_NAMED_INSIDE:
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        else:
+            axes.legend(loc="lower right")
 
     return draw(plot, "Ranking quality", WIDE)
 

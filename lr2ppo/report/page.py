@@ -27,7 +27,7 @@ from lr2ppo.evaluation.comparison import (
 from lr2ppo.evaluation.metrics import Estimate
 from lr2ppo.evaluation.published import PUBLISHED, published_best
 from lr2ppo.evaluation.results import chance_means
-from lr2ppo.evaluation.table import MOST_LISTED_ROWS, show_probability
+from lr2ppo.evaluation.table import MOST_LISTED_ROWS, show_p, show_probability
 from lr2ppo.files import write_atomically
 from lr2ppo.report import figures
 from lr2ppo.report.cases import describe_grades, frames_root, page_clips
@@ -74,7 +74,7 @@ def render_report(rows: Sequence[ReportedRow], split: str, frames: Path | None =
     environment = Environment(
         loader=PackageLoader("lr2ppo.report", "template"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"value": _value, "interval": _interval, "probability": show_probability}
+    environment.filters |= {"value": _value, "interval": _interval, "probability": show_probability, "p": show_p}
     compared = compare_rows(rows)
     runs = sorted((run for row in rows for run in row.runs), key=lambda run: list(STAGES).index(run.stage))
     stages = [(STAGES[stage], list(own)) for stage, own in groupby(runs, key=lambda run: run.stage)]

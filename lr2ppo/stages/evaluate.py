@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 from lr2ppo.config.schema import DataConfig, EvaluateConfig
@@ -23,7 +22,7 @@ from lr2ppo.evaluation.results import (
     write_split,
 )
 from lr2ppo.evaluation.scoring import Scores, clip_margins, score_clips, win_rates
-from lr2ppo.evaluation.table import WIDTH, format_differences, format_table, write_csv
+from lr2ppo.evaluation.table import format_differences, format_table, wrap, write_csv
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_model
 from lr2ppo.ops.linear import use_fast_linear
@@ -99,11 +98,11 @@ def show_table(references: Sequence[str], config: EvaluateConfig, csv: Path | No
     """
     rows = read_table_rows(find_groups(references, config.logs), config.split)
     comparison = compare(rows, config.bootstrap_samples, config.seed)
-    print(f"{config.split} split, {describe_size(rows)}; {describe_intervals(rows)}\n")
+    print(wrap(f"{config.split} split, {describe_size(rows)}; {describe_intervals(rows)}") + "\n")
     print(format_table(comparison, chance_means(rows[0])))
     if len(rows) > 1:
         print(f"\n{format_differences(comparison)}")
-    print(f"\n{fill(describe_best(comparison), WIDTH, break_long_words=False, break_on_hyphens=False)}")
+    print("\n" + wrap(describe_best(comparison)))
     if csv is not None:
         write_csv(comparison, csv)
         print(f"\nwritten: {csv}")
