@@ -1,6 +1,6 @@
 #!/bin/sh
 # Evaluation of any stage's run: sh ppo_eval.sh RUN [split=val|test] [key=value ...]
-# Evaluated runs side by side: sh ppo_eval.sh --table RUN RUN ... [split=val|test]
+# Evaluated runs compared: sh ppo_eval.sh --table RUN RUN ... [--csv FILE] [split=val|test]; RUN,RUN,... is one row
 set -eu
 cd "$(dirname "$0")"
 . scripts/launch.sh

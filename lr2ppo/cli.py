@@ -14,7 +14,7 @@ from lr2ppo.errors import UserError, reports_user_errors
 COMMANDS = {
     "train": "train a stage: pointwise, reward or ppo",
     "pipeline": "train and evaluate all stages, also over seeds",
-    "evaluate": "evaluate a run, or show evaluated runs side by side",
+    "evaluate": "evaluate a run, or compare evaluated runs",
     "rank": "rank the labels of a clip, or of every clip of a file",
     "report": "write an HTML page of runs: results, curves, clips",
     "runs": "list the runs: progress, best metric, state",

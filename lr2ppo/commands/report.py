@@ -14,7 +14,12 @@ EXAMPLE = "lr2ppo report ppo/demo -o report.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs, as STAGE/NAME, NAME or a path")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="runs, as STAGE/NAME, NAME or a path; A,B is one row, such as a run per seed",
+    )
     parser.add_argument(
         "-o", "--out", type=Path, default=Path("report.html"), help="page to write (default report.html)"
     )
@@ -25,11 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     check_output(arguments.out)
-    require_runs(arguments.runs, arguments.logs)
+    require_runs([name for row in arguments.runs for name in row.split(",")], arguments.logs)
     with ended_by_interrupt():
-        from lr2ppo.report.load import find_runs
+        from lr2ppo.report.load import find_rows
         from lr2ppo.report.page import write_report
 
-    folders = find_runs(arguments.runs, arguments.logs)
-    out = write_report(folders, arguments.split, arguments.out, arguments.frames_root)
+    rows = find_rows(arguments.runs, arguments.logs)
+    out = write_report(rows, arguments.split, arguments.out, arguments.frames_root)
     print(f"written: {out} ({out.stat().st_size / 2**20:.1f} MiB); open it in a browser")

@@ -81,11 +81,25 @@ def bootstrap_mean(values: NDArray[np.float64], samples: int = 2000, seed: int =
 
     Shapes: values: [clips]. For a paired comparison, pass the clips' differences.
     """
+    return percentile_interval(values, resampled_means(values, samples, seed), level)
+
+
+def resampled_means(values: NDArray[np.float64], samples: int, seed: int) -> NDArray[np.float64]:
+    """The mean of each bootstrap sample of the clips: [clips] -> [samples]; NaN values are ignored."""
+    values = values[~np.isnan(values)]
+    if len(values) == 0:
+        return np.full(samples, np.nan)
+    drawn = np.random.default_rng(seed).integers(len(values), size=(samples, len(values)))
+    means: NDArray[np.float64] = values[drawn].mean(1)
+    return means
+
+
+def percentile_interval(values: NDArray[np.float64], means: NDArray[np.float64], level: float) -> Estimate:
+    """The mean of the values, and the interval that holds the share `level` of their `resampled_means`."""
     values = values[~np.isnan(values)]
     if len(values) == 0:
         return Estimate(float("nan"), float("nan"), float("nan"))
-    drawn = np.random.default_rng(seed).integers(len(values), size=(samples, len(values)))
-    low, high = np.quantile(values[drawn].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(values.mean()), float(low), float(high))
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lr2ppo.errors import UserError
-from lr2ppo.evaluation.comparison import CELL, METRIC_TITLES
+from lr2ppo.evaluation.comparison import METRIC_TITLES
 from lr2ppo.evaluation.results import read_by_split
+from lr2ppo.evaluation.table import CELL
 from lr2ppo.runs.lookup import RESULTS, best_validation, read_finished
 from lr2ppo.runs.stages import STAGES, Stage
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.errors import UserError, show
-from lr2ppo.evaluation.comparison import METRIC_NAMES, ClipMetrics, Row
+from lr2ppo.evaluation.comparison import METRIC_NAMES, ClipKey, Row, Run, name_rows
 from lr2ppo.evaluation.metrics import CUTOFFS, chance_ndcg
-from lr2ppo.evaluation.scoring import Scores, pad_lists
+from lr2ppo.evaluation.scoring import Scores, pad_lists, ranking_metrics
 from lr2ppo.files import read_json, write_json
 from lr2ppo.runs.records import Case, Interval, SplitResult, check_record
 
@@ -50,11 +51,11 @@ def describe_cases(clips: Sequence[Clip], scores: Sequence[Scores]) -> list[dict
     ]
 
 
-def cases_clips(cases: Sequence[Mapping[str, Any]], prefix: str = "") -> tuple[list[Clip], list[Scores]]:
-    """Return the clips and scores of cases; `prefix` distinguishes the clips of several runs."""
+def cases_clips(cases: Sequence[Mapping[str, Any]]) -> tuple[list[Clip], list[Scores]]:
+    """Return the clips and scores of cases."""
     clips = [
         Clip(
-            f"{prefix}{case['id']}",
+            case["id"],
             tuple(case["labels"]),
             np.array(case["grades"]),
             description=case.get("description", ""),
@@ -65,20 +66,31 @@ def cases_clips(cases: Sequence[Mapping[str, Any]], prefix: str = "") -> tuple[l
     return clips, [np.array(case["scores"]) for case in cases]
 
 
-def same_clips(first: Sequence[Clip], second: Sequence[Clip]) -> bool:
-    """Whether two runs were evaluated on the same clips, with the same labels and grades."""
-    facts = [[(clip.id, clip.labels, graded(clip).tolist()) for clip in clips] for clips in (first, second)]
-    return facts[0] == facts[1]
+def measure_run(name: str, clips: Sequence[Clip], scores: Sequence[Scores]) -> Run:
+    """Return a run to compare: its clips and the metrics of the order that its scores make."""
+    keys = tuple(ClipKey(clip.id, clip.labels, tuple(graded(clip).tolist())) for clip in clips)
+    return Run(name, keys, ranking_metrics(clips, scores))
 
 
-def reference_rows(clips: Sequence[Clip]) -> tuple[Row, Row]:
-    """Return the expected metrics of a random order, and those of a perfect one."""
-    grades = [graded(clip) for clip in clips]
+def read_table_rows(groups: Sequence[Sequence[Path]], split: str) -> list[Row]:
+    """Read a row of each group of runs' folders; raises `UserError` if a run was not evaluated on the split."""
+    names = name_rows([[run_name(folder) for folder in group] for group in groups])
+    return [
+        Row(name, [measure_run(run_name(folder), *cases_clips(read_cases(folder, split))) for folder in group])
+        for name, group in zip(names, groups, strict=True)
+    ]
+
+
+def chance_means(row: Row) -> dict[str, float]:
+    """Return the expected metrics of a random order of the labels of a row's clips."""
+    own = [_chance([np.array(key.grades, dtype=np.int64) for key in run.clips]) for run in row.runs]
+    return {name: float(np.mean([means[name] for means in own])) for name in own[0]}
+
+
+def _chance(grades: Sequence[NDArray[np.int64]]) -> dict[str, float]:
     _, targets, mask = pad_lists([np.zeros(len(row)) for row in grades], grades)
-    chance: ClipMetrics = {name: chance_ndcg(targets, mask, k).numpy() for name, k in CUTOFFS.items()}
-    chance["pair_accuracy"] = np.full(len(clips), 0.5)
-    perfect = {name: np.ones(len(clips)) for name in METRIC_NAMES}
-    return Row("chance", chance), Row("perfect order", perfect)
+    means = {name: float(np.nanmean(chance_ndcg(targets, mask, k).numpy())) for name, k in CUTOFFS.items()}
+    return means | {"pair_accuracy": 0.5}
 
 
 def run_name(folder: Path) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lr2ppo.evaluation.comparison import METRIC_TITLES
-from lr2ppo.evaluation.results import read_by_split
+from lr2ppo.evaluation.comparison import METRIC_TITLES, are_comparable, compare, describe_best, describe_intervals
+from lr2ppo.evaluation.results import CASES, read_by_split, read_table_rows
 from lr2ppo.files import write_atomically
 from lr2ppo.inference.onnx import OnnxReport
 from lr2ppo.inference.trained import Trained
@@ -49,11 +49,15 @@ def _what(trained: Trained) -> str:
 
 def _metrics(trained: Trained) -> str:
     results = {} if trained.run is None else read_by_split(trained.run / RESULTS)
-    if not results:
+    if trained.run is None or not results:
         return f"## Metrics\n\nNot evaluated before export: `sh ppo_eval.sh {shlex.quote(trained.use.name)}`."
-    return "## Metrics\n\n" + "\n\n".join(
-        "\n".join(_table(split, results[split])) for split in SPLITS if split in results
-    )
+    parts = [
+        part
+        for split in SPLITS
+        if split in results
+        for part in ("\n".join(_table(split, results[split])), _beside_sources(trained.run, split))
+    ]
+    return "## Metrics\n\n" + "\n\n".join(filter(None, parts))
 
 
 def _table(split: str, results: dict[str, Any]) -> Iterator[str]:
@@ -66,6 +70,17 @@ def _table(split: str, results: dict[str, Any]) -> Iterator[str]:
             f"| {title} | {found['mean']:.3f} | {found['low']:.3f} to {found['high']:.3f} "
             f"| {results['chance'][name]:.3f} |"
         )
+
+
+def _beside_sources(run: Path, split: str) -> str:
+    """Say how a run compares with those it started from that were evaluated on the same clips; nothing if it cannot."""
+    folders = [*(source for source in source_runs(run).values() if source is not None), run]
+    evaluated = [folder for folder in folders if split in read_by_split(folder / CASES)]
+    if run not in evaluated:
+        return ""
+    rows = read_table_rows([[folder] for folder in evaluated], split)
+    rows = [row for row in rows if are_comparable(row, rows[-1])]
+    return f"{describe_best(compare(rows))} With {describe_intervals(rows)}."
 
 
 def _data(trained: Trained) -> str:

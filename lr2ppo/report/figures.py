@@ -12,13 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from lr2ppo.evaluation.comparison import METRIC_TITLES, Row
-from lr2ppo.evaluation.metrics import Estimate
+from lr2ppo.evaluation.comparison import METRIC_TITLES, Comparison
 from lr2ppo.evaluation.published import PUBLISHED, published_curve
 from lr2ppo.report.load import ReportedRun
 from lr2ppo.runs.stages import STAGES, Stage
 
-Estimates = Mapping[str, Estimate]
 # Unique placeholder colours, each replaced by a CSS variable of the page.
 INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
 SERIES = ("#050501", "#050502", "#050503", "#050504", "#050505", "#050506")
@@ -27,6 +25,9 @@ VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", PAPER: "paper"} | {
 }
 SHOWN_METRICS = ("ndcg@1", "ndcg@3", "ndcg@5", "ndcg@10", "ndcg")
 STYLES = ("-", "--", ":")
+MARKERS = ("o", "s", "^")
+# A longer legend would cover points.
+MOST_NAMED_INSIDE = 4
 SMALL, WIDE = (3.3, 2.3), (5.6, 3.2)
 SETTINGS: Any = {
     "svg.fonttype": "none",
@@ -67,26 +68,40 @@ def draw(plot: Callable[[Axes], None], title: str, size: tuple[float, float] = S
     return svg
 
 
-def draw_results(rows: Sequence[tuple[str, Estimates]], stages: Sequence[str], chance: Row) -> str:
-    """Draw NDCG at each cut-off of each row with its 95 % interval, between chance and the perfect order."""
+def draw_results(comparison: Comparison, stages: Sequence[str], chance: Mapping[str, float]) -> str:
+    """Draw NDCG at each cut-off of each row with its 95 % interval, between chance and the perfect order.
+
+    Each run of a row of several is a small dot beside the row's.
+    """
+    rows = comparison.rows
 
     def plot(axes: Axes) -> None:
         places = np.arange(len(SHOWN_METRICS))
-        for number, ((name, summary), colour) in enumerate(zip(rows, series_colours(stages), strict=True)):
-            estimates = [summary[metric] for metric in SHOWN_METRICS]
+        step = min(0.16, 0.7 / len(rows))
+        colours = series_colours(stages)
+        for number, (row, colour) in enumerate(zip(rows, colours, strict=True)):
+            # Rows of the same colour differ in their marker.
+            marker = MARKERS[colours[:number].count(colour) % len(MARKERS)]
+            estimates = [comparison.estimates[number][metric] for metric in SHOWN_METRICS]
             means = np.array([estimate.mean for estimate in estimates])
             below = means - [estimate.low for estimate in estimates]
             above = np.array([estimate.high for estimate in estimates]) - means
-            at = places + (number - (len(rows) - 1) / 2) * min(0.16, 0.6 / len(rows))
-            axes.errorbar(at, means, [below, above], fmt="o", markersize=4.5, color=colour, label=name)
-        expected = [float(np.nanmean(chance.metrics[name])) for name in SHOWN_METRICS]
+            at = places + (number - (len(rows) - 1) / 2) * step
+            axes.errorbar(at, means, [below, above], fmt=marker, markersize=4.5, color=colour, label=row.name)
+            if len(row.runs) > 1:
+                own = np.array([row.run_means(metric) for metric in SHOWN_METRICS])
+                axes.plot(at + 0.3 * step, own, marker, markersize=2.5, color=colour, alpha=0.7, markeredgewidth=0)
+        expected = [chance[name] for name in SHOWN_METRICS]
         axes.hlines(expected, places - 0.38, places + 0.38, colors=MUTED, linestyles="dotted")
         axes.hlines(np.ones(len(places)), places - 0.38, places + 0.38, colors=MUTED, linewidth=0.9)
         axes.annotate("perfect order", (places[0] - 0.38, 0.985), color=MUTED, fontsize=8, va="top")
         axes.annotate("chance", (places[0] - 0.38, expected[0] + 0.01), color=MUTED, fontsize=8, va="bottom")
         axes.set_xticks(places, [METRIC_TITLES[name] for name in SHOWN_METRICS])
         axes.set_ylim(0, 1.04)
-        axes.legend(loc="lower right")
+        if len(rows) > MOST_NAMED_INSIDE:
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        else:
+            axes.legend(loc="lower right")
 
     return draw(plot, "Ranking quality", WIDE)
 

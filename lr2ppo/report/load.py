@@ -8,10 +8,18 @@ from typing import Any
 from lr2ppo.config.load import config_leaves, load_config
 from lr2ppo.data.annotations import Clip
 from lr2ppo.errors import UserError
-from lr2ppo.evaluation.comparison import ClipMetrics
-from lr2ppo.evaluation.results import CASES, cases_clips, read_by_split, run_name
-from lr2ppo.evaluation.scoring import Scores, ranking_metrics
-from lr2ppo.runs.lookup import METRICS, RESULTS, find_run, read_finished, read_inputs, read_rows, read_run, source_runs
+from lr2ppo.evaluation.comparison import ClipMetrics, Row, Run, name_rows
+from lr2ppo.evaluation.results import CASES, cases_clips, measure_run, read_by_split, run_name
+from lr2ppo.runs.lookup import (
+    METRICS,
+    RESULTS,
+    find_groups,
+    read_finished,
+    read_inputs,
+    read_rows,
+    read_run,
+    source_runs,
+)
 from lr2ppo.runs.stages import STAGES
 
 # Set by the run itself, or always different.
@@ -26,16 +34,19 @@ Curve = tuple[list[float], list[float]]
 
 @dataclass(frozen=True)
 class SplitResults:
-    """A run on one split: its results, and each clip's case, scores and metrics, in the same order."""
+    """A run on one split: its results, each clip's case, and the clips and metrics to compare, in the same order."""
 
     results: Mapping[str, Any]
     cases: Sequence[Mapping[str, Any]]
     clips: Sequence[Clip]
-    scores: Sequence[Scores]
-    metrics: ClipMetrics
+    measured: Run
+
+    @property
+    def metrics(self) -> ClipMetrics:
+        return self.measured.metrics
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReportedRun:
     """A run: `config` by dotted keys, `curves` by name, `inputs` the fingerprints of what it read.
 
@@ -63,14 +74,45 @@ class ReportedRun:
         return None if self.finished is None else int(self.finished["best_step"])
 
 
-def find_runs(references: Sequence[str], logs: Path) -> list[Path]:
-    """Return the folders of runs in stage order; for a single run, add those it started from."""
-    folders = [find_run(reference, STAGES, logs) for reference in references]
-    if len(folders) == 1:
-        # Without those that no longer exist.
-        folders += [source for source in source_runs(folders[0]).values() if source is not None]
-    unique = {folder.resolve(): folder for folder in folders}
-    return sorted(unique.values(), key=lambda folder: list(STAGES).index(read_run(folder)["stage"]))
+@dataclass(frozen=True, eq=False)
+class ReportedRow:
+    """Runs that the results show as one row, such as a run per seed; of `stage` is the first."""
+
+    name: str
+    runs: Sequence[ReportedRun]
+
+    @property
+    def stage(self) -> str:
+        return self.runs[0].stage
+
+    def measure(self) -> Row | None:
+        """Return the row to compare; None if one of its runs is not evaluated."""
+        evaluations = [run.evaluation for run in self.runs]
+        measured = [evaluation.measured for evaluation in evaluations if evaluation is not None]
+        return Row(self.name, measured) if len(measured) == len(self.runs) else None
+
+
+def find_rows(references: Sequence[str], logs: Path) -> list[list[Path]]:
+    """Return the folders of the runs of each row, `RUN` or `RUN,RUN,...`, rows in stage order.
+
+    For a single row, add those of the runs that its runs started from. Raises `UserError` if a run does not exist or
+    is named twice.
+    """
+    rows = find_groups(references, logs)
+    if len(rows) == 1:
+        sources = [source_runs(folder) for folder in rows[0]]
+        for key in sources[0]:
+            # Without those that no longer exist. Runs may share the run that they started from.
+            found = [folder for own in sources if (folder := own.get(key)) is not None]
+            rows.append(list({folder.resolve(): folder for folder in found}.values()))
+    return sorted(filter(None, rows), key=lambda row: list(STAGES).index(read_run(row[0])["stage"]))
+
+
+def gather_rows(groups: Sequence[Sequence[Path]], split: str) -> list[ReportedRow]:
+    """Read all of the runs of each row; raises `UserError` if one of their files is damaged."""
+    rows = [[gather_run(folder, split) for folder in group] for group in groups]
+    names = name_rows([[run.name for run in runs] for runs in rows])
+    return [ReportedRow(name, runs) for name, runs in zip(names, rows, strict=True)]
 
 
 def gather_run(folder: Path, split: str) -> ReportedRun:
@@ -122,4 +164,4 @@ def _read_evaluation(folder: Path, split: str) -> SplitResults | None:
     if results is None or cases is None:
         return None
     clips, scores = cases_clips(cases)
-    return SplitResults(results, cases, clips, scores, ranking_metrics(clips, scores))
+    return SplitResults(results, cases, clips, measure_run(run_name(folder), clips, scores))

@@ -7,80 +7,85 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lr2ppo.evaluation.comparison import (
     METRIC_TITLES,
+    SEED,
+    Comparison,
+    Contrast,
     Row,
-    describe_gain,
-    estimate_means,
-    paired_differences,
+    are_comparable,
+    clip_differences,
+    compare,
+    describe_best,
+    describe_intervals,
+    describe_size,
+    estimate_difference,
     shown_metrics,
 )
 from lr2ppo.evaluation.metrics import Estimate
 from lr2ppo.evaluation.published import PUBLISHED, published_best
-from lr2ppo.evaluation.results import reference_rows, same_clips
+from lr2ppo.evaluation.results import chance_means
+from lr2ppo.evaluation.table import MOST_LISTED_ROWS, show_p, show_probability
 from lr2ppo.files import write_atomically
 from lr2ppo.report import figures
 from lr2ppo.report.cases import describe_grades, frames_root, page_clips
-from lr2ppo.report.load import ReportedRun, SplitResults, gather_run, preset_differences
+from lr2ppo.report.load import ReportedRow, ReportedRun, SplitResults, gather_rows, preset_differences
 from lr2ppo.runs.lookup import CONVERTED_FROM, best_validation
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.version import __version__
 
-SAMPLES, SEED = 2000, 7
-
 
 @dataclass(frozen=True)
 class Compared:
-    """Runs that were evaluated on the same clips, in stage order, with their evaluations and rows."""
+    """Rows that were evaluated on the same clips, in stage order, each one's first evaluation, and their comparison."""
 
-    runs: Sequence[ReportedRun]
+    reported: Sequence[ReportedRow]
     evaluations: Sequence[SplitResults]
-    rows: Sequence[Row]
-    chance: Row
+    comparison: Comparison
 
     @property
     def pair(self) -> tuple[int, int] | None:
-        """The positions of the first stage 1 run and of the run compared with it; None if there are not both."""
-        before = next((place for place, run in enumerate(self.runs) if not STAGES[run.stage].sources), None)
+        """The positions of the first stage 1 row and of the row compared with it; None if there are not both."""
+        before = next((place for place, row in enumerate(self.reported) if not STAGES[row.stage].sources), None)
         return None if before is None or before == self.after else (before, self.after)
 
     @property
     def after(self) -> int:
-        """The position of the run whose orders are shown: the last ranker in stage order, else the last run."""
-        rankers = [place for place, run in enumerate(self.runs) if STAGES[run.stage].model == "RelevanceRanker"]
-        return rankers[-1] if rankers else len(self.runs) - 1
+        """The position of the row whose orders are shown: the last ranker in stage order, else the last row."""
+        rankers = [place for place, row in enumerate(self.reported) if STAGES[row.stage].model == "RelevanceRanker"]
+        return rankers[-1] if rankers else len(self.reported) - 1
 
 
-def write_report(folders: Sequence[Path], split: str, out: Path, frames: Path | None = None) -> Path:
-    """Write the report of runs; `frames` is the folder of the clips' images, by default the data folder.
+def write_report(groups: Sequence[Sequence[Path]], split: str, out: Path, frames: Path | None = None) -> Path:
+    """Write the report of runs, given as the folders of each row's runs.
 
-    Raises `UserError` if a run's folder is damaged or the page cannot be written.
+    `frames` is the folder of the clips' images, by default the data folder. Raises `UserError` if a run's folder is
+    damaged, the runs of a row cannot be compared, or the page cannot be written.
     """
-    runs = [gather_run(folder, split) for folder in folders]
-    text = render_report(runs, split, frames)
+    text = render_report(gather_rows(groups, split), split, frames)
     write_atomically(out, lambda partial: partial.write_text(text, encoding="utf-8"))
     return out
 
 
-def render_report(runs: Sequence[ReportedRun], split: str, frames: Path | None = None) -> str:
+def render_report(rows: Sequence[ReportedRow], split: str, frames: Path | None = None) -> str:
     """Return the page's HTML."""
     environment = Environment(
         loader=PackageLoader("lr2ppo.report", "template"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"value": _value, "interval": _interval}
-    compared = compare_runs(runs)
+    environment.filters |= {"value": _value, "interval": _interval, "probability": show_probability, "p": show_p}
+    compared = compare_rows(rows)
+    runs = sorted((run for row in rows for run in row.runs), key=lambda run: list(STAGES).index(run.stage))
     stages = [(STAGES[stage], list(own)) for stage, own in groupby(runs, key=lambda run: run.stage)]
     return environment.get_template("page.html").render(
-        title=f"lr2ppo: {runs[-1].name}",
+        title=f"lr2ppo: {rows[-1].name}",
         written=time.strftime("%Y-%m-%d %H:%M"),
         version=__version__,
         split=split,
-        runs=runs,
+        rows=rows,
         results=None if compared is None else results_section(compared),
-        not_compared=[run.name for run in runs if compared is None or run not in compared.runs],
+        not_compared=[row.name for row in rows if compared is None or row not in compared.reported],
         published=published_section(runs),
         training=[(stage.title, figures.draw_training(stage, own), _best_steps(own)) for stage, own in stages],
         reward=reward_section(runs),
@@ -89,39 +94,56 @@ def render_report(runs: Sequence[ReportedRun], split: str, frames: Path | None =
     )
 
 
-def compare_runs(runs: Sequence[ReportedRun]) -> Compared | None:
-    """Select the evaluated runs with the same clips as the last of them; None if none was evaluated."""
-    evaluated = [(run, run.evaluation) for run in runs if run.evaluation is not None]
+def compare_rows(rows: Sequence[ReportedRow]) -> Compared | None:
+    """Compare the evaluated rows that can be compared with the last of them; None if none was evaluated."""
+    evaluated = [
+        (reported, evaluation, row)
+        for reported in rows
+        if (row := reported.measure()) is not None and (evaluation := reported.runs[0].evaluation) is not None
+    ]
     if not evaluated:
         return None
-    clips = evaluated[-1][1].clips
-    same = [(run, own) for run, own in evaluated if same_clips(own.clips, clips)]
-    rows = [Row(run.name, own.metrics) for run, own in same]
-    return Compared([run for run, _ in same], [own for _, own in same], rows, reference_rows(clips)[0])
+    last = evaluated[-1][2]
+    same, evaluations, measured = zip(*(each for each in evaluated if are_comparable(each[2], last)), strict=True)
+    return Compared(same, evaluations, compare(measured))
 
 
 def results_section(compared: Compared) -> dict[str, Any]:
-    """Return the results section: a headline, the table with intervals, paired differences and two figures."""
-    rows, stages = compared.rows, [run.stage for run in compared.runs]
-    metrics, pair = shown_metrics(rows), compared.pair
-    summaries = [(row.name, estimate_means(row.metrics, SAMPLES, SEED)) for row in rows]
-    differences = [(row.name, paired_differences(rows[0].metrics, row.metrics, SAMPLES, SEED)) for row in rows[1:]]
+    """Return the results section: a headline, the table with intervals, differences of every pair and two figures."""
+    comparison, stages, pair = compared.comparison, [row.stage for row in compared.reported], compared.pair
+    rows, metrics = comparison.rows, shown_metrics(comparison.rows)
+    chance = chance_means(rows[0])
     return {
-        "clips": len(rows[0].metrics["ndcg"]),
+        "size": describe_size(rows),
+        "intervals": describe_intervals(rows),
         "titles": [METRIC_TITLES[name] for name in metrics],
-        "chance": [float(np.nanmean(compared.chance.metrics[name])) for name in metrics],
-        "rows": [(name, _pick(summary, metrics)) for name, summary in summaries],
-        "differences": [(f"{name} minus {rows[0].name}", _pick(gain, metrics)) for name, gain in differences],
-        "headline": None if pair is None else describe_gain(rows[pair[0]], rows[pair[1]], SAMPLES, SEED),
-        "single": (summaries[compared.after][0], summaries[compared.after][1]["ndcg"]),
-        "picture": figures.draw_results(summaries, stages, compared.chance),
+        "chance": [chance[name] for name in metrics],
+        "rows": [
+            (row.name, [estimates[name] for name in metrics])
+            for row, estimates in zip(rows, comparison.estimates, strict=True)
+        ],
+        "differences": [
+            (f"{each.first.name} minus {each.second.name}", differences(comparison, each, metrics))
+            for each in comparison.of_best()
+        ],
+        "contrasts": comparison.contrasts,
+        "folded": len(rows) > MOST_LISTED_ROWS,
+        "headline": describe_best(comparison),
+        "picture": figures.draw_results(comparison, stages, chance),
+        "has_dots": any(len(row.runs) > 1 for row in rows),
         "gains": None if pair is None else gain_summary(rows[pair[0]], rows[pair[1]]),
     }
 
 
+def differences(comparison: Comparison, contrast: Contrast, metrics: Sequence[str]) -> list[Estimate]:
+    """Return the difference of a pair of rows in each metric."""
+    settings = comparison.samples, comparison.seed
+    return [estimate_difference(contrast.first, contrast.second, name, *settings).estimate for name in metrics]
+
+
 def gain_summary(before: Row, after: Row) -> dict[str, Any]:
     """Return how many clips gained and how many lost, with a histogram."""
-    gains = after.metrics["ndcg"] - before.metrics["ndcg"]
+    gains = clip_differences(after, before)
     return {
         "picture": figures.draw_gains(gains, (before.name, after.name)),
         "better": int((gains > 1e-9).sum()),
@@ -181,17 +203,18 @@ def reward_section(runs: Sequence[ReportedRun]) -> dict[str, Any]:
 
 
 def cases_section(compared: Compared, frames: Path | None) -> dict[str, Any]:
-    """Return the clips whose order changed most, and all others for the search."""
-    pair, last = compared.pair, compared.runs[compared.after]
-    first = None if pair is None else compared.evaluations[pair[0]]
-    data = page_clips(first, compared.evaluations[compared.after], frames or frames_root(last), SEED)
-    names = {"before": "by grade" if pair is None else compared.runs[pair[0]].name, "after": last.name}
+    """Return the clips whose order changed most, and all others for the search; of rows of several runs, the first."""
+    pair, last = compared.pair, compared.reported[compared.after].runs[0]
+    before = None if pair is None else compared.evaluations[pair[0]]
+    after = compared.evaluations[compared.after]
+    data = page_clips(before, after, frames or frames_root(last), SEED)
+    names = {"before": "by grade" if pair is None else compared.reported[pair[0]].runs[0].name, "after": last.name}
     return {
         "data": data | {"names": names},
         **names,
         "compared": pair is not None,
         "left_out": data["left_out"],
-        "grades": describe_grades(compared.evaluations[compared.after].clips),
+        "grades": describe_grades(after.clips),
     }
 
 
@@ -238,10 +261,6 @@ def _best_steps(runs: Sequence[ReportedRun]) -> str:
         for run in runs
         if run.best_step is not None and run.curves
     )
-
-
-def _pick(estimates: Mapping[str, Estimate], metrics: Sequence[str]) -> list[Estimate]:
-    return [estimates[name] for name in metrics]
 
 
 def _value(number: float, sign: bool = False) -> str:

@@ -7,7 +7,7 @@ such a folder has only weights. `read_run` and `read_finished` handle both, so t
 import json
 import math
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,20 @@ def find_run(reference: str, stages: Collection[str], logs: Path) -> Path:
     make = f"make it with: sh {STAGES[stage].script} {shlex.quote(Path(reference).name or 'NAME')}"
     there = f"there are: {', '.join(known)}" if known else make
     raise UserError(f"{reference}: found no such run under {logs}; {there}")
+
+
+def find_groups(references: Sequence[str], logs: Path) -> list[list[Path]]:
+    """Find the folders of groups of runs, each given as RUN or as RUN,RUN,...: see `find_run`.
+
+    Raises `UserError` if a run does not exist or is named twice.
+    """
+    groups = [[find_run(name, STAGES, logs) for name in reference.split(",")] for reference in references]
+    found: set[Path] = set()
+    for folder in (folder for group in groups for folder in group):
+        if folder.resolve() in found:
+            raise UserError(f"{folder}: this run is named twice; name each run once")
+        found.add(folder.resolve())
+    return groups
 
 
 def find_source_run(reference: str, stage: str, preset: str, logs: Path) -> Path:

@@ -22,6 +22,8 @@ CONFIG = str(REPOSITORY / "configs" / "mini" / "evaluate.yaml")
         (["--table", "ppo/one", "ppo/one,ppo/gone"], "ppo/gone: found no such run under"),
         ([], "name: is missing"),
         (["--table", "split=val"], "--table: found no run, wanted evaluated runs"),
+        (["name=ppo/one", "--csv", "table.csv"], "--csv: is written of a table; add --table RUN RUN"),
+        (["--table", "ppo/one", "--csv", "."], ".: is a folder, wanted a regular file"),
         (["name=ppo/one", "splt=val"], "unknown key 'splt'; did you mean split?"),
     ],
 )
@@ -41,11 +43,12 @@ def make_run(logs: Path, stage: str, name: str) -> None:
 def test_overrides_after_the_runs_of_a_table_are_not_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for stage in ("pointwise", "ppo"):
         make_run(tmp_path, stage, "one")
-    shown: list[tuple[Sequence[str], Any]] = []
+    shown: list[tuple[Sequence[str], Any, Path]] = []
     monkeypatch.setattr(evaluate, "show_table", lambda *arguments: shown.append(arguments))
-    main(["evaluate", "--config", CONFIG, "--table", "pointwise/one", "ppo/one", "split=val", f"logs={tmp_path}"])
-    ((runs, config),) = shown
-    assert (runs, config.split) == (["pointwise/one", "ppo/one"], "val")
+    options = ["--csv", "table.csv", "split=val", f"logs={tmp_path}"]
+    main(["evaluate", "--config", CONFIG, "--table", "pointwise/one", "ppo/one", *options])
+    ((runs, config, csv),) = shown
+    assert (runs, config.split, csv) == (["pointwise/one", "ppo/one"], "val", Path("table.csv"))
 
 
 def test_several_processes_are_given_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

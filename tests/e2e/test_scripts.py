@@ -1,6 +1,8 @@
 """The scripts, end to end on a very small mini benchmark, as in the README."""
 
+import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -43,21 +45,38 @@ def test_a_case_holds_labels_grades_scores_and_the_order_that_the_scores_make(wo
         assert (np.diff(np.array(case["scores"])[case["order"]]) <= 0).all()
 
 
-def test_the_table_shows_stages_between_chance_and_perfect_order_with_paired_differences(workspace: Workspace) -> None:
-    lines = workspace.ok("sh", "ppo_eval.sh", "--table", "pointwise/tiny", "ppo/tiny").splitlines()
-    names = [line.split("  ")[0] for line in lines if line[:1].isalpha()]
-    assert names[1:6] == ["chance", "pointwise/tiny", "ppo/tiny", "perfect order", "paired differences"]
-    assert lines[-1].startswith("ppo/tiny is ")
-    assert "95 % interval" in lines[-1]
+def test_the_table_shows_stages_between_chance_and_perfect_order_with_every_difference(workspace: Workspace) -> None:
+    runs = ("pointwise/tiny", "ppo/tiny", "reward/tiny")
+    printed = workspace.ok("sh", "ppo_eval.sh", "--table", *runs, "--csv", "table.csv", "split=test")
+    table, differences, headline, written = printed.split("\n\n")[1:]
+    names = [line.split("  ")[0] for line in table.splitlines() if line[:1].isalpha()]
+    assert names == ["chance", *runs, "perfect order"]
+    for first, second in itertools.combinations(runs, 2):
+        assert f"{first} - {second} " in differences or f"{second} - {first} " in differences
+    assert headline.startswith(("No difference between ", *(f"{run} orders best: " for run in runs)))
+    assert written == "written: table.csv\n"
+    lines = (workspace.root / "table.csv").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 1 + 7 * (3 + 3)
 
 
 def test_runs_of_several_seeds_are_one_row(workspace: Workspace) -> None:
-    printed = workspace.ok("sh", "ppo_eval.sh", "--table", "pointwise/tiny,pointwise/tiny", "ppo/tiny,ppo/tiny")
-    assert "16 clips of 2 runs" in printed
-    assert "ppo x 2" in printed
-    assert "other clips than" in workspace.refused(
-        "sh", "ppo_eval.sh", "--table", "pointwise/tiny", "ppo/tiny,ppo/tiny"
-    )
+    for stage in ("pointwise", "ppo"):
+        shutil.copytree(workspace.root / "logs" / stage / "tiny", workspace.root / "logs" / stage / "tiny-2")
+    rows = ("pointwise/tiny,pointwise/tiny-2", "ppo/tiny,ppo/tiny-2")
+    printed = workspace.ok("sh", "ppo_eval.sh", "--table", *rows)
+    assert "2 runs on 8 clips; 95 % t intervals over runs and clips" in printed
+    assert "ppo/tiny* x 2" in printed
+    assert "1 and 2 runs on 8 clips" in workspace.ok("sh", "ppo_eval.sh", "--table", "pointwise/tiny", rows[1])
+    assert "named twice" in workspace.refused("sh", "ppo_eval.sh", "--table", "pointwise/tiny", "pointwise/tiny")
+    # The other seed has clips of its own.
+    for stage in ("pointwise", "ppo"):
+        path = workspace.root / "logs" / stage / "tiny-2" / "cases.json"
+        cases = json.loads(path.read_text(encoding="utf-8"))
+        for case in cases["test"]:
+            case["id"] = f"other {case['id']}"
+        path.write_text(json.dumps(cases), encoding="utf-8")
+    assert "16 clips of 2 runs; 95 % t intervals over runs" in workspace.ok("sh", "ppo_eval.sh", "--table", *rows)
+    assert "other clips than" in workspace.refused("sh", "ppo_eval.sh", "--table", "pointwise/tiny", rows[1])
 
 
 def test_a_report_is_written_of_runs_by_name(workspace: Workspace) -> None:

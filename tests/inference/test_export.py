@@ -72,6 +72,9 @@ def test_the_model_card_shows_metrics_data_encoders_and_how_to_load(
         f"| NDCG@5 | {at_5['mean']:.3f} | {at_5['low']:.3f} to {at_5['high']:.3f} | {results['chance']['ndcg@5']:.3f} |"
     )
     assert shown in card
+    assert re.search(
+        r"^(No difference between|\w+/one orders best:) .* say nothing about other seeds\.$", card, re.MULTILINE
+    )
     assert f"Folder: `{trained_world.data}`" in card
     encoders = json.loads((exported / "config.json").read_text(encoding="utf-8"))["use"]["encoders"]
     assert f"`{encoders['image_encoder']}` at `{trained_world.encoders / 'vit'}`" in card

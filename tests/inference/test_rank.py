@@ -30,7 +30,7 @@ from lr2ppo.inference.file import rank_file
 from lr2ppo.inference.trained import open_trained
 from lr2ppo.models import PartialOrderModel
 from lr2ppo.models.weights import describe_model, load_kind
-from lr2ppo.report.load import find_runs
+from lr2ppo.report.load import find_rows
 from lr2ppo.runs.lookup import best_validation
 from tests.helpers.trained_world import TrainedWorld
 
@@ -360,10 +360,11 @@ def test_a_run_whose_logs_were_moved_finds_the_runs_that_moved_with_it(
     trained_world: TrainedWorld, tmp_path: Path
 ) -> None:
     logs = shutil.copytree(trained_world.logs, tmp_path / "moved")
-    trained, reported = open_trained("ppo/one", logs), find_runs(["ppo/one"], logs)
+    trained, reported = open_trained("ppo/one", logs), find_rows(["ppo/one"], logs)
     assert trained.before is not None
     found = [trained.before.run, trained.reward and trained.reward.parent, trained.run]
-    assert found == reported == [logs / stage / "one" for stage in ("pointwise", "reward", "ppo")]
+    assert found == [logs / stage / "one" for stage in ("pointwise", "reward", "ppo")]
+    assert reported == [[folder] for folder in found]
 
 
 def test_a_run_whose_earlier_runs_are_gone_still_ranks(

@@ -24,10 +24,10 @@ from lr2ppo.errors import UserError
 from lr2ppo.evaluation.calibration import calibration_bins, describe_reward_model
 from lr2ppo.evaluation.pictures import grade_colour
 from lr2ppo.report.cases import choose_groups, thumbnails
-from lr2ppo.report.load import find_runs, gather_run, preset_differences
+from lr2ppo.report.load import find_rows, gather_run, preset_differences
 from lr2ppo.report.page import write_report
 from lr2ppo.runs.stages import STAGES
-from lr2ppo.stages.evaluate import evaluate
+from lr2ppo.stages.evaluate import evaluate, show_table
 from tests.helpers.browser import console_errors, open_browser
 from tests.stages.test_stages import PRESET, run_pointwise, run_ppo, run_reward
 
@@ -64,17 +64,74 @@ def logs(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(logs: Path) -> Path:
-    return write_report(find_runs(["ppo/a"], logs), "test", logs / "report.html")
+    return write_report(find_rows(["ppo/a"], logs), "test", logs / "report.html")
 
 
-def test_a_single_run_includes_those_that_it_started_from(logs: Path) -> None:
-    assert [folder.parent.name for folder in find_runs(["ppo/a"], logs)] == ["pointwise", "reward", "ppo"]
-    assert [folder.parent.name for folder in find_runs(["ppo/a", "pointwise/a"], logs)] == ["pointwise", "ppo"]
+@pytest.fixture(scope="module")
+def seeds(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs `pointwise/seed-1`, `ppo/seed-1`, ... of three seeds, whose scores differ a little."""
+    root = tmp_path_factory.mktemp("seeds")
+    rng = np.random.default_rng(0)
+    for stage in ("pointwise", "ppo"):
+        for seed in (1, 2, 3):
+            run = shutil.copytree(logs / stage / "a", root / stage / f"seed-{seed}")
+            cases = json.loads((run / "cases.json").read_text(encoding="utf-8"))
+            for case in cases["test"]:
+                case["scores"] = (np.array(case["scores"]) + rng.normal(0, 0.1, len(case["scores"]))).tolist()
+            (run / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
+    return root
+
+
+def names_of(rows: list[list[Path]]) -> list[list[str]]:
+    return [[f"{folder.parent.name}/{folder.name}" for folder in row] for row in rows]
+
+
+def test_a_single_row_includes_the_runs_that_its_runs_started_from(logs: Path, seeds: Path) -> None:
+    assert names_of(find_rows(["ppo/a"], logs)) == [["pointwise/a"], ["reward/a"], ["ppo/a"]]
+    assert names_of(find_rows(["ppo/a", "pointwise/a"], logs)) == [["pointwise/a"], ["ppo/a"]]
+    three = [f"ppo/seed-{seed}" for seed in (1, 2, 3)]
+    # They all started from the same run.
+    assert names_of(find_rows([",".join(three)], seeds)) == [["pointwise/a"], ["reward/a"], three]
+
+
+def test_a_run_named_twice_is_refused(seeds: Path) -> None:
+    with pytest.raises(UserError, match="ppo/seed-1: this run is named twice"):
+        find_rows(["ppo/seed-1,ppo/seed-2", "ppo/seed-1"], seeds)
 
 
 def test_an_evaluation_leaves_its_report(logs: Path) -> None:
     text = (logs / "ppo" / "a" / "report.html").read_text(encoding="utf-8")
-    assert "NDCG(all) above pointwise/a" in text
+    (headline,) = re.findall(r'<p class="headline">([^<]*)</p>', text)
+    assert re.match(r"(No difference between|\w+/a orders best:) ", headline)
+    assert "0." in headline
+
+
+def test_rows_of_seeds_show_each_seed_and_are_compared_as_in_the_terminal(
+    seeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [",".join(f"{stage}/seed-{seed}" for seed in (1, 2, 3)) for stage in ("pointwise", "ppo")]
+    text = write_report(find_rows(names, seeds), "test", tmp_path / "page.html").read_text(encoding="utf-8")
+    (headline,) = re.findall(r'<p class="headline">([^<]*)</p>', text)
+    assert "3 runs on 17 clips" in text
+    assert "small dots are the row&#39;s runs" in text
+    assert all(f"<h3>{name}</h3>" in text for row in names for name in row.split(","))
+    show_table(names, load_config(PRESET / "evaluate.yaml", "evaluate", [f"logs={seeds}"]))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert headline in printed
+    assert "ppo/seed-* x 3" in printed
+    shown = re.search(r"ppo/seed-\* x 3 - pointwise/seed-\* x 3 ([+-]0\.\d+)", printed)
+    assert shown
+    assert f"<td>{shown[1]}<small>" in text
+
+
+def test_rows_evaluated_on_other_clips_are_named_and_left_out(logs: Path, seeds: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(logs / "reward" / "a", tmp_path / "reward" / "other")
+    cases = json.loads((other / "cases.json").read_text(encoding="utf-8"))
+    cases["test"] = cases["test"][1:]
+    (other / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
+    rows = find_rows(["ppo/seed-1,ppo/seed-2", "ppo/seed-3", str(other)], seeds)
+    text = write_report(rows, "test", tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "not at all: reward/other." in text
 
 
 def test_the_page_needs_nothing_but_itself(page: Path) -> None:
@@ -103,7 +160,7 @@ def test_runs_that_were_not_evaluated_still_show_their_training(logs: Path, tmp_
     shutil.copytree(logs / "pointwise" / "a", tmp_path / "pointwise" / "bare")
     for name in ("results.json", "cases.json", "finished.json"):
         (tmp_path / "pointwise" / "bare" / name).unlink()
-    text = write_report([tmp_path / "pointwise" / "bare"], "test", tmp_path / "page.html").read_text(encoding="utf-8")
+    text = write_report([[tmp_path / "pointwise" / "bare"]], "test", tmp_path / "page.html").read_text(encoding="utf-8")
     assert "sh ppo_eval.sh RUN split=test" in text
     assert "Validation NDCG" in text
 
@@ -112,7 +169,7 @@ def test_published_figures_and_curves_are_shown_for_a_run_of_their_preset(logs: 
     shutil.copytree(logs / "ppo" / "a", tmp_path / "ppo" / "a")
     config = tmp_path / "ppo" / "a" / "config.yaml"
     config.write_text(config.read_text(encoding="utf-8").replace("preset: mini", "preset: lrmovienet"))
-    text = write_report([tmp_path / "ppo" / "a"], "test", tmp_path / "page.html").read_text(encoding="utf-8")
+    text = write_report([[tmp_path / "ppo" / "a"]], "test", tmp_path / "page.html").read_text(encoding="utf-8")
     assert "published in 636 min" in text
     assert ">published<" in text
     assert ">published<" not in (logs / "ppo" / "a" / "report.html").read_text(encoding="utf-8")
@@ -124,7 +181,7 @@ def test_grades_of_another_scale_have_colours_and_a_legend(logs: Path, page: Pat
     for case in cases["test"]:
         case["grades"] = [5 * grade for grade in case["grades"]]
     (run / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
-    other = write_report([run], "test", tmp_path / "page.html").read_text(encoding="utf-8")
+    other = write_report([[run]], "test", tmp_path / "page.html").read_text(encoding="utf-8")
     wanted = {page.read_text(encoding="utf-8"): ("0, not relevant", "1, somewhat", "2, relevant")}
     wanted[other] = ("0, not relevant", "5", "10, most relevant")
     for text, legend in wanted.items():
@@ -145,7 +202,7 @@ def test_a_damaged_run_is_reported_in_a_message(logs: Path, tmp_path: Path) -> N
     shutil.copytree(logs / "pointwise" / "a", tmp_path / "pointwise" / "a")
     (tmp_path / "pointwise" / "a" / "cases.json").write_text("[1", encoding="utf-8")
     with pytest.raises(UserError, match=r"cases\.json: cannot be read"):
-        write_report([tmp_path / "pointwise" / "a"], "test", tmp_path / "page.html")
+        write_report([[tmp_path / "pointwise" / "a"]], "test", tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
 

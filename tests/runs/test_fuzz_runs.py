@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lr2ppo.files import read_json, read_yaml
 from lr2ppo.inference.trained import open_trained
-from lr2ppo.report.load import find_runs, gather_run
+from lr2ppo.report.load import find_rows, gather_rows
 from lr2ppo.report.page import render_report
 from lr2ppo.runs.listing import format_runs, list_runs
 from lr2ppo.runs.lookup import best_validation, find_run, find_source_run, read_temperature
@@ -83,7 +83,7 @@ def any_run_is_reported(folder: Path, valid: Path, data: st.DataObject) -> None:
     logs = copy_logs(folder, valid)
     run = draw_damage(logs, data)
     with may_refuse(logs):
-        page = render_report([gather_run(each, "test") for each in find_runs([str(run)], logs)], "test")
+        page = render_report(gather_rows(find_rows([str(run)], logs), "test"), "test")
         assert page.rstrip().endswith("</html>")
 
 

@@ -14,7 +14,7 @@ from lr2ppo.inference.trained import open_trained
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import Model, load_model
 from lr2ppo.report import write_report
-from lr2ppo.report.load import find_runs
+from lr2ppo.report.load import find_rows
 from lr2ppo.runs.listing import list_runs
 from lr2ppo.runs.lookup import find_source_run, read_finished, source_runs
 from lr2ppo.runs.stages import STAGES
@@ -64,10 +64,10 @@ def test_all_that_reads_runs_takes_it(tmp_path: Path) -> None:
     assert [(run.stage, run.name, run.state) for run in list_runs(Path("logs"))] == [
         (stage, "theirs", "converted") for stage in STAGES
     ]
-    folders = find_runs([f"{stage}/theirs" for stage in STAGES], Path("logs"))
-    page = write_report(folders, "test", tmp_path / "page.html")
+    rows = find_rows([f"{stage}/theirs" for stage in STAGES], Path("logs"))
+    page = write_report(rows, "test", tmp_path / "page.html")
     assert page.read_text(encoding="utf-8").count("<dt>Converted from</dt><dd>theirs.bin</dd>") == len(STAGES)
-    for folder, record in zip(folders, STAGES.values(), strict=True):
+    for (folder,), record in zip(rows, STAGES.values(), strict=True):
         with pytest.raises(UserError, match="found converted weights"):
             compare_stage(record, folder)
     trained = open_trained("ppo/theirs", Path("logs"))
