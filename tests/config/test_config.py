@@ -1,8 +1,6 @@
 """Reading a run's configuration: YAML files, overrides and error messages."""
 
 import re
-
-
 from inspect import signature
 from operator import attrgetter
 from pathlib import Path
