@@ -78,9 +78,8 @@ def read_records(
         else _read_csv(path, text, called, faults)
     )
     found = list(dict.fromkeys(column for _, cells in rows for column in cells))
-    records = [
-        Record(row, {column: cells[name] for column, name in called.items() if name in cells}) for row, cells in rows
-    ]
+    # A line of JSON may lack a key that another has.
+    records = [Record(row, {column: cells.get(name, "") for column, name in called.items()}) for row, cells in rows]
     if not records and not faults:
         raise UserError(f"{path}: found no rows below the header, wanted one a label of a clip")
     absent = [called[column] for column in wanted if column in names and called[column] not in found]

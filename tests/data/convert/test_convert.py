@@ -340,6 +340,21 @@ def test_a_file_that_is_no_table_is_refused(folder: Path, capsys: pytest.Capture
     assert "row 2: wanted one JSON object per line" in message
 
 
+def test_a_line_that_lacks_a_key_is_reported_by_its_row(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [*as_json_lines(ROWS).splitlines(), '{"label": "car"}', '{"clip": "c0"}']
+    (folder / "t.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    said = '{"clip": "c0", "better": "boat", "worse": "sea"}\n{"clip": "c1", "better": "boat"}\n{"better": "boat"}\n'
+    (folder / "said.jsonl").write_text(said, encoding="utf-8")
+    message = refused(capsys, folder / "t.jsonl", "--out", folder / "out", "--preferences", folder / "said.jsonl")
+    for fault in (
+        f"row {len(lines) - 1}: clip: is empty",
+        f"row {len(lines)}: label: is empty",
+        "said.jsonl row 2: clip c1 has no label ''",
+        "said.jsonl row 3: clip '' is not in the table",
+    ):
+        assert fault in message
+
+
 def test_a_folder_that_is_not_empty_is_not_changed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = content(folder / "pictures")
     table = write_table(folder / "table.csv", ROWS)
