@@ -5,7 +5,9 @@ hundred in every run; `tests.reliability.fuzz` draws others each time.
 """
 
 import copy
+import gc
 import os
+import signal
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 
@@ -53,12 +56,25 @@ def count(outcome: str) -> None:
     OUTCOMES[outcome] += 1
 
 
-def run_apart(check: Callable[[], object]) -> None:
-    """Run a check in a separate process, which a library may crash; raise AssertionError if it fails."""
+def run_apart(check: Callable[[], object], seconds: int = 60) -> None:
+    """Run a check in a separate process, which a library may crash; raise AssertionError if it fails or hangs."""
+    status, output = _run_forked(check, seconds)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+        # A process forked beside threads may hang by itself, if one of them held a lock; a check that hangs does again.
+        status, output = _run_forked(check, seconds)
+    assert status == 0, f"killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else output
+
+
+def _run_forked(check: Callable[[], object], seconds: int) -> tuple[int, str]:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         status = 0
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(seconds)
+        # What the parent left may wait for threads that are not here.
+        gc.disable()
+        torch.set_num_threads(1)
         try:
             check()
         except BaseException:
@@ -68,8 +84,7 @@ def run_apart(check: Callable[[], object]) -> None:
     os.close(writer)
     with open(reader, "rb") as pipe:
         output = pipe.read().decode()
-    _, status = os.waitpid(child, 0)
-    assert status == 0, f"killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else output
+    return os.waitpid(child, 0)[1], output
 
 
 ODD_VALUES = st.sampled_from(

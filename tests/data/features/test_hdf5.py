@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -42,12 +41,7 @@ def read_all(path: Path) -> None:
 
 def ends(check: Callable[[], object]) -> None:
     """Run a check in another process, which is killed if it hangs."""
-
-    def limited() -> None:
-        signal.alarm(SECONDS)
-        check()
-
-    run_apart(limited)
+    run_apart(check, SECONDS)
 
 
 DOORS: dict[str, Callable[[Path], object]] = {
