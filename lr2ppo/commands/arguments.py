@@ -112,6 +112,13 @@ def open_ranker(arguments: argparse.Namespace) -> "LabelRanker":
     return ranker
 
 
+def require_rows(references: Sequence[str], logs: Path) -> None:
+    """Raise `UserError` if a run of the rows RUN or RUN,RUN,... does not exist."""
+    from lr2ppo.runs.lookup import split_row
+
+    require_runs([name for reference in references for name in split_row(reference)], logs)
+
+
 def require_runs(references: Sequence[str], logs: Path, exported: bool = False) -> None:
     """Raise `UserError` if a run does not exist; with `exported`, an exported folder is allowed in its place."""
     from lr2ppo.runs.lookup import find_run

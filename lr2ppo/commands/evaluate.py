@@ -6,7 +6,7 @@ An evaluation writes results.json, cases.json and report.html into the run's fol
 import argparse
 from pathlib import Path
 
-from lr2ppo.commands.arguments import add_config_arguments, read_config, require_runs
+from lr2ppo.commands.arguments import add_config_arguments, read_config, require_rows, require_runs
 from lr2ppo.config.schema import EvaluateConfig
 from lr2ppo.distributed.signals import ended_by_interrupt
 from lr2ppo.errors import UserError
@@ -39,11 +39,11 @@ def run(arguments: argparse.Namespace) -> None:
         if not runs:
             raise UserError("--csv: is written of a table; add --table RUN RUN ...")
         check_output(arguments.csv)
-    names = [name for group in runs for name in group.split(",")]
-    require_runs(names or [config.name], config.logs)
     if runs:
+        require_rows(runs, config.logs)
         show(runs, config, arguments.csv)
         return
+    require_runs([config.name], config.logs)
     with ended_by_interrupt():
         from lr2ppo.distributed.launch import run_in_processes
     run_in_processes(lambda: evaluate(config), arguments.command)

@@ -6,7 +6,7 @@ A single run includes the runs that it started from.
 import argparse
 from pathlib import Path
 
-from lr2ppo.commands.arguments import add_logs_argument, folder, require_runs
+from lr2ppo.commands.arguments import add_logs_argument, folder, require_rows
 from lr2ppo.distributed.signals import ended_by_interrupt
 from lr2ppo.files import check_output
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     check_output(arguments.out)
-    require_runs([name for row in arguments.runs for name in row.split(",")], arguments.logs)
+    require_rows(arguments.runs, arguments.logs)
     with ended_by_interrupt():
         from lr2ppo.report.load import find_rows
         from lr2ppo.report.page import write_report

@@ -67,12 +67,17 @@ def find_run(reference: str, stages: Collection[str], logs: Path) -> Path:
     raise UserError(f"{reference}: found no such run under {logs}; {there}")
 
 
+def split_row(reference: str) -> list[str]:
+    """Split RUN,RUN,... into references of runs; a path of a run may hold commas."""
+    return [reference] if is_run(Path(reference)) else reference.split(",")
+
+
 def find_groups(references: Sequence[str], logs: Path) -> list[list[Path]]:
     """Find the folders of groups of runs, each given as RUN or as RUN,RUN,...: see `find_run`.
 
     Raises `UserError` if a run does not exist or is named twice.
     """
-    groups = [[find_run(name, STAGES, logs) for name in reference.split(",")] for reference in references]
+    groups = [[find_run(name, STAGES, logs) for name in split_row(reference)] for reference in references]
     found: set[Path] = set()
     for folder in (folder for group in groups for folder in group):
         if folder.resolve() in found:

@@ -94,6 +94,11 @@ def test_a_single_row_includes_the_runs_that_its_runs_started_from(logs: Path, s
     assert names_of(find_rows([",".join(three)], seeds)) == [["pointwise/a"], ["reward/a"], three]
 
 
+def test_a_path_of_a_run_may_hold_commas(logs: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(logs / "ppo" / "a", tmp_path / "mine, all" / "ppo" / "a")
+    assert find_rows([str(run)], logs)[-1] == [run]
+
+
 def test_a_run_named_twice_is_refused(seeds: Path) -> None:
     with pytest.raises(UserError, match="ppo/seed-1: this run is named twice"):
         find_rows(["ppo/seed-1,ppo/seed-2", "ppo/seed-1"], seeds)
