@@ -16,6 +16,8 @@ from tests.reliability.faults_kills import Series, Tried
 from tests.reliability.faults_world import Ended, Outcome, Workshop, fault_of_refusal
 
 SECONDS_TO_REFUSE = 10
+# Registered for Zstandard, which h5py does not bring.
+UNKNOWN_FILTER = 32015
 SOURCE, PAIRS = annotations.SOURCE_TRAIN, annotations.TARGET_PAIRS
 
 
@@ -114,6 +116,19 @@ def _set_nan(values: Any) -> Any:
     return values
 
 
+def _with_unknown_filter(data: Path) -> None:
+    """Store a clip's text as a program with a filter that is not installed here would."""
+    with h5py.File(data / "clean_feat.h5", "a") as file:
+        values = np.ascontiguousarray(file["source-5/text_emb"][()], np.float32)
+        del file["source-5/text_emb"]
+        settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        settings.set_chunk(values.shape)
+        settings.set_filter(UNKNOWN_FILTER, h5py.h5z.FLAG_OPTIONAL)
+        shape, number = h5py.h5s.create_simple(values.shape), h5py.h5t.NATIVE_FLOAT
+        dataset = h5py.h5d.create(file["source-5"].id, b"text_emb", number, shape, settings)
+        dataset.write_direct_chunk((0,) * values.ndim, values.tobytes())
+
+
 def _without_features(data: Path) -> None:
     with h5py.File(data / "clean_feat.h5", "a") as file:
         del file["source-5"]
@@ -144,6 +159,7 @@ SPOILT: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "found feature widths (8, 8)",
     ),
     NOT_FINITE: ("pointwise", lambda data: _change_features(data, "source-5", _set_nan), "are not finite"),
+    "features in a filter that is not installed": ("pointwise", _with_unknown_filter, "source-5"),
     "a feature file cut short": ("pointwise", _cut_features, "clean_feat.h5"),
     "text where features should be": (
         "pointwise",
