@@ -143,7 +143,7 @@ NOT_FINITE = "a feature that is not a number"
 SPOILT: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "annotations that are not JSON": ("pointwise", lambda data: (data / SOURCE).write_text("[{"), "is not JSON"),
     "annotations that are no list": ("pointwise", lambda data: (data / SOURCE).write_text("{}"), "wanted a JSON list"),
-    "two clips of one id": ("pointwise", _change(SOURCE, lambda clips: clips.append(clips[3])), "of the same id"),
+    "two clips of one id": ("pointwise", _change(SOURCE, lambda clips: clips.append(clips[3])), "the same id"),
     "a grade of 50": ("pointwise", _change(SOURCE, lambda clips: clips[3]["tags"][0].update(target=50)), "found 50"),
     "a clip without labels": ("pointwise", _change(SOURCE, lambda clips: clips[3].update(tags=[])), "found no labels"),
     "a pair out of range": ("reward", _change(PAIRS, lambda clips: clips[3].update(index=[[0, 99]])), "found [0, 99]"),
