@@ -115,7 +115,14 @@ COMMAND_LINES = {
         "pretrain --data clips --out {wrong}",
     ],
 }
-CASES = [(line, wrong) for wanted, lines in COMMAND_LINES.items() for line in lines for wrong in WRONG[wanted]]
+# These load encoders.
+SLOW = ("rank", "extract")
+CASES = [
+    pytest.param(line, wrong, marks=[pytest.mark.slow] * line.startswith(SLOW))
+    for wanted, lines in COMMAND_LINES.items()
+    for line in lines
+    for wrong in WRONG[wanted]
+]
 
 
 @pytest.fixture(scope="module")

@@ -203,7 +203,7 @@ def write_table(root: Path, seed: int, clips: int) -> None:
     """Write target clips as a user's table for `lr2ppo convert`: table.csv and frames."""
     rng = np.random.default_rng(seed)
     world = World.draw(rng)
-    root.mkdir(parents=True)
+    root.mkdir(parents=True, exist_ok=True)
     with (root / "table.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["clip", "frames", "description", "label", "grade"])

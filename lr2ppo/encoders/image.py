@@ -13,11 +13,23 @@ from torch import Tensor, nn
 
 from lr2ppo.data.frames import to_rgb
 from lr2ppo.encoders.weights.vit import load_vit
+from lr2ppo.errors import UserError, show
 from lr2ppo.ops.linear import use_fast_linear
 
 FrameTokens = Literal["class", "patches"]
 # Patch tokens are averaged to a grid of this many rows and columns per frame.
 PATCH_GRID = 4
+# The part of a resized picture that is kept.
+LEAST_CROP = 0.1
+
+
+def _check_preparation(model: VisionTransformer) -> None:
+    """Raise ValueError if a model's config would make pictures of another size, or enlarge them beyond all memory."""
+    settings = resolve_model_data_config(model)
+    if tuple(settings["input_size"][1:]) != tuple(model.patch_embed.img_size):
+        raise ValueError(f"input_size {show(settings['input_size'])}, its model takes {model.patch_embed.img_size}")
+    if not LEAST_CROP <= settings["crop_pct"] <= 1:
+        raise ValueError(f"crop_pct {show(settings['crop_pct'])}, wanted {LEAST_CROP} to 1")
 
 
 class ImageEncoder(nn.Module):
@@ -37,7 +49,15 @@ class ImageEncoder(nn.Module):
         The layout is detected from the tensors; for the number of attention heads see `weights.files.count_heads`.
         Raises `UserError` if something is missing or does not fit.
         """
-        return cls(load_vit(Path(path)), frame_tokens)
+        model = load_vit(Path(path))
+        try:
+            _check_preparation(model)
+            encoder = cls(model, frame_tokens)
+            model.patch_embed(encoder.transform(Image.new("RGB", (32, 16)))[None])
+        except Exception as error:
+            # timm raises many types for bad settings.
+            raise UserError(f"{path}: its config.json prepares pictures that it cannot read: {error}") from None
+        return encoder
 
     @property
     def width(self) -> int:

@@ -10,6 +10,8 @@ from lr2ppo.errors import FAULTS_SHOWN, shorten_middle, show
 # Far more than any run makes, and exact as a float.
 Whole = Annotated[int, Field(ge=0, le=2**53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+# Negative where the clock was set back.
+Seconds = Annotated[Finite, Field(ge=-1e12, le=1e12)]
 # A loss may be infinite; a finite one is a 32-bit number.
 Logged = Annotated[float, Field(ge=-4e38, le=4e38)] | Annotated[float, Field(allow_inf_nan=True)]
 
@@ -36,7 +38,7 @@ class Finished(Record):
     steps: Whole
     best_step: Whole
     best_metric: Finite | None = None
-    seconds: Annotated[Finite, Field(ge=0, le=1e12)] = 0.0
+    seconds: Seconds = 0.0
     finished: Finite = 0.0
     peak_memory_gib: Finite = 0.0
     machine: Machine | None = None
@@ -47,7 +49,7 @@ class Progress(Record):
 
     step: Whole = 0
     steps: Whole | None = None
-    seconds_left: Annotated[Finite, Field(ge=0, le=1e12)] | None = None
+    seconds_left: Seconds | None = None
 
 
 class Interval(Record):

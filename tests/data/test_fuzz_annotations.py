@@ -37,7 +37,9 @@ def assert_valid(clips: list[Clip], need: Need, copy: Path) -> None:
         assert clip.images or need != "images"
         assert clip.grades is not None or need != "grades"
         assert len(clip.pairs) or need != "pairs"
-        assert clip.grades is None or (len(clip.grades) == len(clip.labels) and set(clip.grades.tolist()) <= {0, 1, 2})
+        assert clip.grades is None or (
+            len(clip.grades) == len(clip.labels) and set(clip.grades.tolist()) <= set(range(11))
+        )
         assert clip.pairs.shape[1:] == (2,)
         assert (clip.pairs[:, 0] != clip.pairs[:, 1]).all()
         assert ((clip.pairs >= 0) & (clip.pairs < len(clip.labels))).all()

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from tests.reliability.faults_changes import try_changes
+from tests.reliability.faults_commands import try_commands
 from tests.reliability.faults_disk import try_disks
 from tests.reliability.faults_inputs import try_inputs, try_mistakes, try_nonfinite
 from tests.reliability.faults_kills import Tried, try_damage, try_kills, try_one_name, try_restarts, try_second_signal
@@ -62,6 +64,8 @@ def main() -> None:
         "one-name": try_one_name,
         "second-signal": try_second_signal,
         "restarts": try_restarts,
+        "changes": try_changes,
+        "commands": partial(try_commands, seed=arguments.seed),
         "kills": partial(try_kills, kills=arguments.kills, seed=arguments.seed),
     }
     chosen = arguments.only or list(groups)

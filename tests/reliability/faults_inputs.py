@@ -16,6 +16,8 @@ from tests.reliability.faults_kills import Series, Tried
 from tests.reliability.faults_world import Ended, Outcome, Workshop, fault_of_refusal
 
 SECONDS_TO_REFUSE = 10
+# Registered for Zstandard, which h5py does not bring.
+UNKNOWN_FILTER = 32015
 SOURCE, PAIRS = annotations.SOURCE_TRAIN, annotations.TARGET_PAIRS
 
 
@@ -114,6 +116,19 @@ def _set_nan(values: Any) -> Any:
     return values
 
 
+def _with_unknown_filter(data: Path) -> None:
+    """Store a clip's text as a program with a filter that is not installed here would."""
+    with h5py.File(data / "clean_feat.h5", "a") as file:
+        values = np.ascontiguousarray(file["source-5/text_emb"][()], np.float32)
+        del file["source-5/text_emb"]
+        settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        settings.set_chunk(values.shape)
+        settings.set_filter(UNKNOWN_FILTER, h5py.h5z.FLAG_OPTIONAL)
+        shape, number = h5py.h5s.create_simple(values.shape), h5py.h5t.NATIVE_FLOAT
+        dataset = h5py.h5d.create(file["source-5"].id, b"text_emb", number, shape, settings)
+        dataset.write_direct_chunk((0,) * values.ndim, values.tobytes())
+
+
 def _without_features(data: Path) -> None:
     with h5py.File(data / "clean_feat.h5", "a") as file:
         del file["source-5"]
@@ -128,7 +143,7 @@ NOT_FINITE = "a feature that is not a number"
 SPOILT: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "annotations that are not JSON": ("pointwise", lambda data: (data / SOURCE).write_text("[{"), "is not JSON"),
     "annotations that are no list": ("pointwise", lambda data: (data / SOURCE).write_text("{}"), "wanted a JSON list"),
-    "two clips of one id": ("pointwise", _change(SOURCE, lambda clips: clips.append(clips[3])), "of the same id"),
+    "two clips of one id": ("pointwise", _change(SOURCE, lambda clips: clips.append(clips[3])), "the same id"),
     "a grade of 50": ("pointwise", _change(SOURCE, lambda clips: clips[3]["tags"][0].update(target=50)), "found 50"),
     "a clip without labels": ("pointwise", _change(SOURCE, lambda clips: clips[3].update(tags=[])), "found no labels"),
     "a pair out of range": ("reward", _change(PAIRS, lambda clips: clips[3].update(index=[[0, 99]])), "found [0, 99]"),
@@ -144,6 +159,7 @@ SPOILT: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "found feature widths (8, 8)",
     ),
     NOT_FINITE: ("pointwise", lambda data: _change_features(data, "source-5", _set_nan), "are not finite"),
+    "features in a filter that is not installed": ("pointwise", _with_unknown_filter, "source-5"),
     "a feature file cut short": ("pointwise", _cut_features, "clean_feat.h5"),
     "text where features should be": (
         "pointwise",

@@ -6,7 +6,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,11 +31,21 @@ class Series:
     stage: str
     processes: int
 
-    def start(self, name: str, *more: str) -> Job:
+    def start(
+        self, name: str, *more: str, environment: Mapping[str, str] | None = None, before: Sequence[str] = ()
+    ) -> Job:
+        """Start a run, with further environment variables, and with a command `before` the script's that runs it."""
         settings = ["train.clips_per_batch=8", f"train.epochs={EPOCHS[self.stage]}"]
         sources = [f"{key}=whole-1" for key in STAGES[self.stage].sources]
         return self.workshop.start(
-            self.stage, name, *settings, *sources, *more, processes=self.processes, PYTHONUNBUFFERED="1"
+            self.stage,
+            name,
+            *settings,
+            *sources,
+            *more,
+            processes=self.processes,
+            before=before,
+            **({"PYTHONUNBUFFERED": "1"} | dict(environment or {})),
         )
 
     def folder(self, name: str) -> Path:

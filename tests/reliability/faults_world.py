@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -127,10 +127,12 @@ class Workshop:
         (root / "screens").mkdir()
         write_world(self.data)
 
-    def start(self, stage: str, name: str, *more: str, processes: int = 1, **environment: str) -> Job:
-        """Start a stage's script on the tiny world; `more` are further arguments."""
+    def start(
+        self, stage: str, name: str, *more: str, processes: int = 1, before: Sequence[str] = (), **environment: str
+    ) -> Job:
+        """Start a stage's script on the tiny world; `more` are further arguments, `before` a command that runs it."""
         common = [name, f"data.root={self.data}", "device=cpu"]
-        return self.launch(["sh", STAGES[stage].script, *common, *more], processes=processes, **environment)
+        return self.launch([*before, "sh", STAGES[stage].script, *common, *more], processes=processes, **environment)
 
     def launch(self, arguments: list[str], processes: int = 1, **environment: str) -> Job:
         """Start a command in the folder."""

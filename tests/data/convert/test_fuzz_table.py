@@ -1,5 +1,6 @@
 """Broken tables are refused with one message, or become a data folder that can be read."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -58,8 +59,8 @@ def any_csv(folder: Path, _: Path, data: st.DataObject) -> None:
 def any_cells(folder: Path, _: Path, data: st.DataObject) -> None:
     rows: Any = data.draw(mutated(ROWS))
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    lines = [",".join(ROWS[0]), *(",".join(map(str, row.values())) for row in rows)]
-    (folder / "table.csv").write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
+    with (folder / "table.csv").open("w", encoding="utf-8", errors="surrogatepass", newline="") as file:
+        csv.writer(file).writerows([list(ROWS[0]), *(list(row.values()) for row in rows)])
     convert(folder / "table.csv")
 
 
