@@ -182,7 +182,8 @@ def run_cycle(chosen: list[str], minutes: float, root: Path, tallies: dict[str, 
     while time.monotonic() < until and any(not tally.finding for tally in tallies.values()):
         for target, case in kinds:
             tally = tallies[case]
-            seconds = min(TURN_SECONDS, 60 * minutes / len(kinds), until - time.monotonic())
+            # In a short run, everything gets a turn in the first half: some set up their valid files in it.
+            seconds = min(TURN_SECONDS, 30 * minutes / len(kinds), until - time.monotonic())
             if tally.finding or seconds <= 0:
                 continue
             take_turn(TARGETS[target], case, root / target / case.replace(" ", "-"), tally, seconds)
