@@ -263,8 +263,10 @@ def test_rollouts_are_divided_again_over_another_number_of_processes(world: Worl
                 assert torch.equal(getattr(again[1].batch, name), getattr(wanted.batch, name))
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_one_process_resumes_a_run_of_two(world: World, tiny_world: Path, tmp_path: Path, strategy: str) -> None:
+@pytest.mark.parametrize(("strategy", "before", "after"), [("ddp", 2, 1), ("fsdp", 2, 1), ("ddp", 1, 2)])
+def test_another_number_of_processes_resumes_a_run(
+    world: World, tiny_world: Path, tmp_path: Path, strategy: str, before: int, after: int
+) -> None:
     workspace = Workspace.make(tmp_path)
     command = ["sh", "reward_pair_dataloader.sh", "moved", f"data.root={tiny_world}", f"logs={tmp_path / 'logs'}"]
     command += [
@@ -275,21 +277,21 @@ def test_one_process_resumes_a_run_of_two(world: World, tiny_world: Path, tmp_pa
         "ranker=none",
         "device=cpu",
     ]
-    clips = "train.clips_per_batch=4"
-    started = workspace.start(*command, clips, "safety.checkpoint_steps=1", processes=2)
+    clips = f"train.clips_per_batch={8 // before}"
+    started = workspace.start(*command, clips, "safety.checkpoint_steps=1", processes=before)
     checkpoints = tmp_path / "logs" / "reward" / "moved" / "checkpoints"
     wait_for(lambda: any(checkpoints.glob("step-*")))
     started.send_signal(signal.SIGTERM)
     assert started.wait(60) == 143
-    assert "resuming from" in workspace.ok(*command, clips, processes=1)
+    assert "resuming from" in workspace.ok(*command, clips, processes=after)
     world.train("reward", "moved", "ranker=none", "model.dropout=0", fresh=True)
-    two, one = (
+    resumed, whole = (
         load_file(logs / "reward" / "moved" / "checkpoints" / "last" / "model.safetensors")
         for logs in (tmp_path / "logs", world.logs)
     )
-    for name, tensor in one.items():
+    for name, tensor in whole.items():
         if name not in SHIFTS["reward"]:
-            assert (two[name] - tensor).norm() <= 1e-5 * tensor.norm()
+            assert (resumed[name] - tensor).norm() <= 1e-5 * tensor.norm()
 
 
 def test_a_run_killed_before_it_wrote_anything_starts_again(world: World) -> None:
