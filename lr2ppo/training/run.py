@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
@@ -72,7 +73,8 @@ class TrainingRun(Generic[C]):
         self.clips, self.validation = inputs.datasets
         self._store, self._fingerprints = store, inputs.fingerprints
         self.checkpoint, self._notes = resumed
-        self.state = State() if self.checkpoint is None else self.checkpoint.state
+        # A copy: the checkpoint's own says how many processes wrote it.
+        self.state = State() if self.checkpoint is None else replace(self.checkpoint.state)
         self.stored = [ProcessState()] if self.checkpoint is None else self.checkpoint.read_process_states()
         self._seen: list[dict[str, float]] = []
         self._stop = StopRequest(prints=processes.is_main)
