@@ -345,6 +345,8 @@ def _open_video(path: Path) -> Iterator[Any]:
             if not container.streams.video:
                 raise UserError(f"{path}: found no video stream, wanted a video")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ValueError("its codec is unknown")
             check_size(stream.width, stream.height)
             yield container
     except (av.FFmpegError, ValueError, OSError) as error:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lr2ppo.data.frames import FORMATS, IMAGE_SUFFIXES, check_size, evenly_spaced, read_frames
+from lr2ppo.errors import UserError
 from tests.helpers.fuzz import Case, damaged, fuzzed, may_refuse, run_apart
 
 VIDEOS = {"mp4": "mpeg4", "avi": "mpeg4", "mkv": "mpeg4", "webm": "libvpx", "ts": "mpeg2video"}
@@ -82,3 +83,10 @@ def test_pictures_and_videos_of_any_bytes(tmp_path: Path, valid: Path, case: Cas
         case(tmp_path, valid, data)
 
     run_apart(check)
+
+
+def test_a_video_of_an_unknown_codec_is_refused(tmp_path: Path, valid: Path) -> None:
+    content = (valid / "videos" / "v.mkv").read_bytes()
+    (tmp_path / "video.mkv").write_bytes(content.replace(b"V_MPEG4/", b"V_XXXXX/"))
+    with pytest.raises(UserError, match=r"video\.mkv: is not a readable video: its codec is unknown"):
+        read_frames(tmp_path / "video.mkv", lambda found: evenly_spaced(found, 3))

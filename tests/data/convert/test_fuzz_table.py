@@ -23,7 +23,7 @@ ROWS: list[dict[str, Any]] = [
         "grade": grade,
         "description": "a day, out",
         "frames": "a.png;b.png",
-        "group": "film",
+        "group": clip,
     }
     for clip in ("one", "two", "three", "tt01/four")
     for grade, label in enumerate(("car", "sea, sand", "naïve sky"))
