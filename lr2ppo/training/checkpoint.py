@@ -130,7 +130,7 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for place in _checkpoints(folder):
         try:
             return _read(place), faults
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             faults.append(f"{place}: is damaged ({error}); using the one before it")
     return None, faults
 
@@ -166,7 +166,10 @@ def _read(place: Path) -> Checkpoint:
     for name, wanted in checksums.items():
         if file_fingerprint(place / name) != wanted:
             raise ValueError(f"{name} has a different checksum")
-    return Checkpoint(place, State(**read_json(place / STATE)))
+    state = State(**read_json(place / STATE))
+    for rank in range(state.processes):
+        ProcessState(**read_json(place / f"process-{rank}.json"))
+    return Checkpoint(place, state)
 
 
 def _random_states(processes: Processes) -> dict[str, Tensor]:

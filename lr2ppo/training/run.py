@@ -181,7 +181,7 @@ class TrainingRun(Generic[C]):
             self._model.save(self.folder / "best")
         means = self._observed_means()
         if self.processes.is_main:
-            seconds, left = time.time() - self._started, self._progress.seconds_left
+            seconds, left = time.monotonic() - self._started, self._progress.seconds_left
             self._run_log.record(self.step, seconds, means, evaluation, best_step_before, improved, left)
         self._progress.evaluated(metric, state.best)
 
@@ -198,7 +198,7 @@ class TrainingRun(Generic[C]):
             return
         own = stored()
         own.seen = self._seen
-        self.state.seconds = time.time() - self._started
+        self.state.seconds = time.monotonic() - self._started
         if self.processes.is_main:
             self.state.metrics_bytes = self._run_log.sync()
         self.state.counters = {name: learner.counters() for name, learner in self.learners.items()}
@@ -240,7 +240,9 @@ class TrainingRun(Generic[C]):
             checkpoint.restore(self.learners)
             self._seen = self._restore_seen()
         self.state.global_batch, self.state.processes = self._sampler.global_batch, processes.world_size
-        self._started, self._written = time.time() - self.state.seconds, time.monotonic()
+        now = time.monotonic()
+        # The clock of the day may jump.
+        self._started, self._written = now - self.state.seconds, now
         self._log(headline + clip_warnings(self.clips, self.validation))
 
     def _finish(self) -> None:
@@ -250,7 +252,7 @@ class TrainingRun(Generic[C]):
             learner.save(last / name if number else last)
         if not self.processes.is_main:
             return
-        state, seconds = self.state, round(time.time() - self._started, 1)
+        state, seconds = self.state, round(time.monotonic() - self._started, 1)
         facts = {
             "steps": self.step,
             "best_metric": state.best,

@@ -1,5 +1,6 @@
 """A stopped run resumes, and ends as an uninterrupted one."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -110,26 +111,33 @@ def test_a_run_stopped_and_continued_ends_with_the_same_bytes_and_rows(
     assert world.weights(stage, name) == world.weights(stage, "whole")
 
 
+@pytest.mark.parametrize("damage", ["a byte flipped", "emptied, with its checksum"])
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
-    world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
+    name = f"damaged-{len(damage)}"
     stop_at(4)
     with pytest.raises(SystemExit):
-        world.train("reward", "damaged", "safety.checkpoint_steps=1")
+        world.train("reward", name, "safety.checkpoint_steps=1")
     monkeypatch.undo()
-    kept = sorted((world.logs / "reward" / "damaged" / "checkpoints").glob("step-*"))
+    kept = sorted((world.logs / "reward" / name / "checkpoints").glob("step-*"))
     assert [path.name for path in kept] == ["step-0000003-00000", "step-0000004-00000"]
-    weights = kept[-1] / "-weights.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
+    if damage == "a byte flipped":
+        weights = kept[-1] / "-weights.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    else:
+        (kept[-1] / "process-0.json").write_bytes(b"")
+        checksums = read_json(kept[-1] / "checksums.json")
+        write_json(kept[-1] / "checksums.json", checksums | {"process-0.json": hashlib.sha256().hexdigest()})
     capsys.readouterr()
-    world.train("reward", "damaged", "safety.checkpoint_steps=1")
+    world.train("reward", name, "safety.checkpoint_steps=1")
     printed = capsys.readouterr().out
     assert "step-0000004-00000: is damaged" in printed
     assert f"resuming from {kept[0]}" in printed
-    assert world.rows("reward", "damaged") == world.rows("reward", "whole")
-    assert world.weights("reward", "damaged") == world.weights("reward", "whole")
+    assert world.rows("reward", name) == world.rows("reward", "whole")
+    assert world.weights("reward", name) == world.weights("reward", "whole")
 
 
 @pytest.mark.parametrize("changed", ["train", "fewer clips", "validation", "features", "ranker"])
