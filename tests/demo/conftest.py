@@ -21,7 +21,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
+# It changes the working folder, so it ends with the tests of the demo.
+@pytest.fixture(scope="package")
 def served(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A client of the page, served as the command does."""
     from lr2ppo.demo.page import build_page, page_app
