@@ -184,29 +184,33 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 @contextmanager
 def atomic_folder(out: Path, replaces: bool = False) -> Iterator[Path]:
-    """Within the context, a new folder to write into; it becomes `out` at the end, and is removed on an error.
+    """Within the context, a new folder to write into; it becomes `out` at the end, and nothing is left after an error.
 
-    Raises `UserError` before that if `out` has files, unless it `replaces` them, or if it is no folder.
+    A link's target is written. Raises `UserError` before that if `out` has files, unless it `replaces` them, or if it
+    is no folder.
     """
-    if os.path.lexists(out) and not out.is_dir():
+    target = Path(os.path.realpath(out))
+    if os.path.lexists(target) and not target.is_dir():
         raise UserError(f"{out}: exists and is no folder; give another path, or remove this one")
-    if out.is_dir() and any(out.iterdir()) and not replaces:
+    if target.is_dir() and any(target.iterdir()) and not replaces:
         raise UserError(f"{out}: already exists and is not empty; give a new folder, or remove this one first")
-    # A killed process leaves it; the next one starts again.
-    partial = out.with_name(f".{out.name}{PARTIAL_SUFFIX}")
+    # Beside what exists of the path, so that an error leaves no new ones above `out`.
+    beside = next(folder for folder in target.parents if os.path.lexists(folder))
+    # The same name each time, so that what a killed process left is removed; a name may be as long as a disk allows.
+    partial = beside / f".{target.name[:100]}{PARTIAL_SUFFIX}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
+        partial.mkdir()
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}; {advise(error)}") from None
     try:
         yield partial
         if replaces:
-            shutil.rmtree(out, ignore_errors=True)
-        partial.replace(out)
-    except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.replace(target)
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def remove_partial_files(folder: Path) -> None:

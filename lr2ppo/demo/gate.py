@@ -1,4 +1,4 @@
-"""Let through to gradio only what the page itself asks, about files of its own; everything else is unknown there.
+"""Pass to gradio only the requests that the page itself makes, about its own files; refuse everything else.
 
 gradio has many more routes, and opens and even downloads what a field's value names before our functions see it.
 """

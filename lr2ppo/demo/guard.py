@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lr2ppo.demo.address import Hosts, plain_host
 
-# Seconds that a client may send nothing of a head or a body it has begun, or take nothing of a response.
+# Seconds without progress: of a started head or body, or of reading a response.
 PATIENCE = 10.0
 # A body must also arrive at this rate on average, or a byte now and then would keep its place for ever.
 LEAST_BYTES_PER_SECOND = 10_000

@@ -99,7 +99,7 @@ class _Patience:
 
 @contextmanager
 def serving(app: ASGIApp, listener: socket.socket) -> Iterator[None]:
-    """Serve an app within the context, in a thread of its own."""
+    """Serve an app within the context, in a separate thread."""
     settings: dict[str, Any] = {"log_level": "error", "proxy_headers": False, "server_header": False, "ws": "none"}
     server = uvicorn.Server(uvicorn.Config(app, http=Connection, **settings))
     thread = Thread(target=server.run, args=([listener],), name="server", daemon=True)

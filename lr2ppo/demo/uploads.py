@@ -64,7 +64,7 @@ class Uploads:
                 folder.rmdir()
 
     def remove_unfinished(self) -> None:
-        """Remove what uploads that were broken off leave: a finished one is in a folder of its own."""
+        """Remove what interrupted uploads leave: each finished one is in a separate folder."""
         for path in self.folder.iterdir():
             if path.is_file() and path not in self._stays:
                 path.unlink(missing_ok=True)

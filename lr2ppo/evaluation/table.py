@@ -113,7 +113,7 @@ def _triangle(comparison: Comparison) -> list[str]:
 
 
 def _line(name: str, cells: Sequence[str], width: int, cell: int = CELL) -> list[str]:
-    """A line of cells after a name, or after a line of its own if the name is longer than `width`."""
+    """A line of cells after a name, or below it if the name is longer than `width`."""
     text = _cells(cells, cell)
     return [(f"{name:<{width}}{text}").rstrip()] if len(name) < width else [name, " " * width + text]
 

@@ -302,17 +302,17 @@ def test_slow_clients_are_let_go(served: Client, monkeypatch: pytest.MonkeyPatch
 
     for head in (b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\nX-A: b"):
         assert until_closed(head) == b""
-    begun = f"POST {API}/queue/join HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n".encode()
-    assert until_closed(begun + b"{").split()[1] == b"408"
+    started = f"POST {API}/queue/join HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n".encode()
+    assert until_closed(started + b"{").split()[1] == b"408"
 
 
 def test_bytes_that_are_no_request_get_no_traceback(
     served: Client, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert served.send(b"\x16\x03\x01 no HTTP\r\n\r\n").split()[1] == b"400"
-    begun = f"GET {API}/heartbeat/session HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+    started = f"GET {API}/heartbeat/session HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", served.port), timeout=60) as connection:
-        connection.sendall(begun)
+        connection.sendall(started)
         assert connection.recv(1)
         connection.sendall(b"more")
         with suppress(ConnectionResetError):

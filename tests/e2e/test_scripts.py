@@ -68,7 +68,7 @@ def test_runs_of_several_seeds_are_one_row(workspace: Workspace) -> None:
     assert "ppo/tiny* x 2" in printed
     assert "1 and 2 runs on 8 clips" in workspace.ok("sh", "ppo_eval.sh", "--table", "pointwise/tiny", rows[1])
     assert "named twice" in workspace.refused("sh", "ppo_eval.sh", "--table", "pointwise/tiny", "pointwise/tiny")
-    # The other seed has clips of its own.
+    # The other seed has other clips.
     for stage in ("pointwise", "ppo"):
         path = workspace.root / "logs" / stage / "tiny-2" / "cases.json"
         cases = json.loads(path.read_text(encoding="utf-8"))

@@ -348,7 +348,7 @@ def test_a_descent_step_raises_a_label_that_is_better_than_all_others(name: str,
 
 
 def over_processes(loss: Loss, parts: list[Batch]) -> list[tuple[Tensor, Tensor]]:
-    """Each process's loss and gradient, with the sums of all processes in place of its own."""
+    """Each process's loss and gradient, with the sums over all processes."""
     calls: list[list[Tensor]] = [[] for _ in parts]
     for recorded, part in zip(calls, parts, strict=True):
 

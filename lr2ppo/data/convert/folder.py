@@ -2,9 +2,7 @@
 
 import importlib.util
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +23,7 @@ from lr2ppo.data.convert.table import (
     require_columns,
 )
 from lr2ppo.errors import UserError, path_errors_as_user_errors, raise_faults
+from lr2ppo.files import atomic_folder
 
 PAIR_SHARE = 0.1
 
@@ -158,7 +157,7 @@ def write_folder(
 
     if any(source.video for source in sources.values()) and importlib.util.find_spec("av") is None:
         raise UserError("reading videos needs PyAV, which is not installed: pip install '.[video]'")
-    with _complete_folder(out) as folder:
+    with atomic_folder(out) as folder:
         images = {}
         for clip in tqdm(clips, desc="placing frames", unit="clip", disable=None):
             try:
@@ -187,20 +186,3 @@ def _require_new(out: Path) -> None:
             f"{out}: exists and is not empty; give a new folder, or remove this one, "
             "since its features would be used for the new clips"
         )
-
-
-@contextmanager
-def _complete_folder(out: Path) -> Iterator[Path]:
-    """A folder that gets its name once it is complete; after an error nothing is left of it."""
-    target = Path(os.path.realpath(out))
-    beside = next(folder for folder in target.parents if folder.is_dir())
-    # The same name each time, so that what a killed process left is removed; a name may be as long as a disk allows.
-    partial = beside / f".{target.name[:100]}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
-        yield partial
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.replace(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -116,7 +116,9 @@ def read_clip_names(path: Path, metadata: Metadata, dtype: StoredType) -> set[st
     Raises `UserError` if the file cannot be read, holds clips with other metadata or of another dtype, or leads out of
     itself.
     """
-    return set(read_clip_sources(path, metadata, dtype))
+    with open_features(path) as file:
+        _check_metadata(file, path, metadata, dtype)
+        return set(list_clips(file, path, check_arrays=True))
 
 
 def read_clip_sources(path: Path, metadata: Metadata, dtype: StoredType) -> dict[str, Sources | None]:

@@ -523,7 +523,7 @@ def test_what_cannot_be_converted_gives_one_message_and_leaves_nothing(folder: P
     cases = unusable(folder)
     before = sorted(folder.rglob("*"))
     words = json.dumps([list(map(str, arguments)) for arguments, _ in cases.values()])
-    # In a process of its own: reading a pipe would wait for ever.
+    # In a separate process: reading a pipe would wait for ever.
     done = subprocess.run(
         [sys.executable, "-c", CONVERTS_EACH, words],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
