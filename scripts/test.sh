@@ -17,4 +17,5 @@ if [ "${1:-}" = --fast ]; then
 fi
 # shellcheck disable=SC2086 # No argument where there is none.
 sh scripts/setup.sh $setup dev
-exec "$venv/bin/python" -m pytest "$@"
+# A process per core; the tests of a file share what they set up.
+exec "$venv/bin/python" -m pytest --numprocesses auto --dist loadfile "$@"

@@ -24,6 +24,8 @@ TOKENS, FRAMES, WIDTH, LABELS = 4, 3, 16, 6
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Keep tests in this process, even with several GPUs.
 os.environ["NPROC"] = "1"
+# Tests run side by side, and threads that wait for each other would slow all of them; their tensors are small.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,9 +38,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
-@pytest.fixture(autouse=True)
-def _few_threads() -> None:
-    torch.set_num_threads(2)
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -40,7 +40,6 @@ class Workspace:
     def _environment(self, processes: int) -> dict[str, str]:
         environment = os.environ | {"PYTHON": sys.executable, "NPROC": str(processes), "PRESET": self.preset}
         environment |= {"CUDA_VISIBLE_DEVICES": ""}
-        environment.pop("OMP_NUM_THREADS", None)
         return environment
 
     def ok(self, *command: str, processes: int = 1) -> str:

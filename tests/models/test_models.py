@@ -29,12 +29,6 @@ heads = pytest.mark.parametrize("head", ["flatten", "pooled"])
 attentions = pytest.mark.parametrize("attention", ["published", "scaled"])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small are computed fastest by one thread."""
-    torch.set_num_threads(1)
-
-
 def shape(head: Head = "pooled", attention: Attention = "scaled", **keys: Any) -> ModelConfig:
     sizes = {"width": 16, "heads": 4, "dropout": 0.1, "text_tokens": TOKENS, "frames": FRAMES}
     return ModelConfig(

@@ -24,12 +24,6 @@ heads = pytest.mark.parametrize("head", ["flatten", "pooled"])
 kinds = pytest.mark.parametrize(("head", "attention"), [("flatten", "published"), ("pooled", "scaled")])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small are computed fastest by one thread."""
-    torch.set_num_threads(1)
-
-
 class Inputs(NamedTuple):
     """The inputs of a `LabelEncoder`."""
 

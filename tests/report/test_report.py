@@ -39,7 +39,6 @@ HOSTILE = "<script>document.title = 'hacked'</script>"
 @pytest.fixture(scope="module")
 def logs(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Evaluated runs of all stages; the test clips have frames, descriptions, and one has a hostile label."""
-    torch.set_num_threads(2)
     root = tmp_path_factory.mktemp("report")
     shutil.copytree(tiny_world, root / "data")
     path = root / "data" / "test_data.json"

@@ -53,8 +53,6 @@ class World:
         common = [f"logs={self.logs}", f"data.root={self.data}", f"name={name}", "data.frames=3", "device=cpu"]
         overrides = [*common, "train.clips_per_batch=8", *SETTINGS[stage], *more]
         config = load_config(REPOSITORY / "configs" / "mini" / f"{stage}.yaml", stage, overrides)
-        # The same in every run: rounding depends on the number of threads.
-        torch.set_num_threads(1)
         torch.manual_seed(config.seed)
         TRAIN[stage](config, self.alone, fresh)
 
