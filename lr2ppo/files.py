@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from glob import glob
-from io import BufferedReader
+from io import BufferedReader, TextIOWrapper
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
-from lr2ppo.errors import UserError, advise
+from lr2ppo.errors import UserError, advise, raise_faults
 
 # JSON and the command line can hold lone surrogates and null characters; files and file names cannot.
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
@@ -37,6 +37,7 @@ KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
+    stat.S_IFLNK: "a link, which may lead out of its folder",
 }
 
 
@@ -63,14 +64,43 @@ def check_regular(path: Path) -> None:
     _require_regular(path, os.stat(path).st_mode)
 
 
-def check_output(path: Path) -> None:
-    """Raise `UserError` if a file to write exists and is no regular file, which writing would replace or hang on."""
+def check_output(path: Path) -> Path:
+    """Return the file to write for a path that a user typed, which may be a link: then its target.
+
+    Raises `UserError` if it exists and is no regular file, which writing would replace or hang on.
+    """
+    _check_writable(path, os.stat)
+    return Path(os.path.realpath(path))
+
+
+def check_inside(path: Path) -> None:
+    """Raise `UserError` if a file to write inside a folder exists and is a link, or no regular file.
+
+    The folder may come from someone else, and a link in it may lead to any file of the user.
+    """
+    _check_writable(path, os.lstat)
+
+
+def _check_writable(path: Path, status: Callable[[Path], os.stat_result]) -> None:
     try:
-        check_regular(path)
+        check_name(path)
+        _require_regular(path, status(path).st_mode)
     except FileNotFoundError:
         return
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; {advise(error)}") from None
+
+
+def check_no_links(folder: Path) -> None:
+    """Raise `UserError` if there are links inside a folder of which any file may be written; it may be one itself."""
+    found = [
+        path
+        for place, folders, files in os.walk(folder)
+        for path in (Path(place, name) for name in sorted(folders + files))
+        if path.is_symlink()
+    ]
+    faults = [f"{path.relative_to(folder)}: is a link to {os.readlink(path)}" for path in found]
+    raise_faults(folder, faults, "nothing outside the folder is written; put what they lead to in their places")
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -83,6 +113,16 @@ def open_regular(path: Path) -> BufferedReader:
         os.close(handle)
         raise
     return os.fdopen(handle, "rb")
+
+
+def open_to_append(path: Path) -> TextIOWrapper:
+    """Open a text file inside a folder to read and append, without waiting for a pipe.
+
+    Raises `UserError` as `check_inside`, OSError if it cannot be opened.
+    """
+    check_inside(path)
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), "a+", encoding="utf-8")
 
 
 def _require_regular(path: Path, mode: int) -> None:
@@ -157,23 +197,23 @@ def _written_out(node: yaml.Node | None, sizes: dict[int, float]) -> float:
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under a temporary name with `write(path)`, then rename it; a link's target is written.
+    """Write a file under a temporary name with `write(path)`, then rename it.
 
-    Raises `UserError` if it cannot be written: the disk is full, read-only, or gone, or the path names no regular file.
+    Raises `UserError` if it cannot be written: the disk is full, read-only, or gone, or the path names a link or no
+    regular file. For a path that a user typed, write the file that `check_output` returns.
     """
     try:
         check_name(path)
-        target = Path(os.path.realpath(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        check_output(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_inside(path)
         # A name may be as long as the file system allows; the temporary one must not be longer.
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}-", suffix=PARTIAL_SUFFIX)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}-", suffix=PARTIAL_SUFFIX)
         os.close(handle)
         partial = Path(name)
         try:
             write(partial)
             partial.chmod(0o644)
-            partial.replace(target)
+            partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -182,13 +222,21 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         raise UserError(f"{path}: cannot be written: {reason}; earlier files are intact; {advise(error)}") from None
 
 
+def check_no_link(folder: Path) -> None:
+    """Raise `UserError` if a folder that is to be replaced is a link, which may lead to any folder of the user."""
+    if folder.is_symlink():
+        raise UserError(f"{folder}: is a link to {os.readlink(folder)}, wanted a folder to replace; remove the link")
+
+
 @contextmanager
 def atomic_folder(out: Path, replaces: bool = False) -> Iterator[Path]:
     """Within the context, a new folder to write into; it becomes `out` at the end, and nothing is left after an error.
 
     A link's target is written. Raises `UserError` before that if `out` has files, unless it `replaces` them, or if it
-    is no folder.
+    is no folder. Nothing is replaced through a link.
     """
+    if replaces:
+        check_no_link(out)
     target = Path(os.path.realpath(out))
     if os.path.lexists(target) and not target.is_dir():
         raise UserError(f"{out}: exists and is no folder; give another path, or remove this one")
@@ -211,6 +259,17 @@ def atomic_folder(out: Path, replaces: bool = False) -> Iterator[Path]:
         partial.replace(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def user_cache() -> Path | None:
+    """The user's own folder for what can be computed again: `$XDG_CACHE_HOME/lr2ppo`, by default in `~/.cache`.
+
+    None if the user has no home.
+    """
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    # As its specification says, a relative path is ignored.
+    place = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
+    return Path(place, "lr2ppo") if os.path.isabs(place) else None
 
 
 def remove_partial_files(folder: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lr2ppo.errors import UserError
-from lr2ppo.files import check_regular, read_json, remove_partial_files, write_json
+from lr2ppo.files import (
+    atomic_folder,
+    check_inside,
+    check_no_links,
+    check_output,
+    check_regular,
+    open_to_append,
+    read_json,
+    remove_partial_files,
+    write_json,
+)
 from lr2ppo.tensors import check_tensors, read_tensors, write_tensors
 
 TENSORS = {"weight": torch.arange(12.0).reshape(3, 4), "bias": torch.ones(3)}
@@ -174,12 +185,47 @@ def test_what_is_no_regular_file_is_neither_read_nor_replaced(no_file: Path, lin
     assert not list(no_file.parent.glob(".*"))
 
 
-def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
+def test_of_a_link_that_a_user_typed_the_target_is_written(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("target")
     for value in (1, 2):
-        write_json(tmp_path / "link", value)
+        write_json(check_output(tmp_path / "link"), value)
         assert (tmp_path / "link").is_symlink()
         assert read_json(tmp_path / "target") == value
+
+
+@pytest.mark.parametrize("target", ["victim", "gone"])
+def test_a_link_inside_a_folder_is_not_written_through(tmp_path: Path, target: str) -> None:
+    (tmp_path / "victim").write_bytes(b"precious")
+    (tmp_path / "own").mkdir()
+    link = tmp_path / "own" / "file"
+    link.symlink_to(f"../{target}")
+    writers: list[Callable[[Path], object]] = [lambda path: write_json(path, 1), open_to_append, check_inside]
+    for write in writers:
+        with pytest.raises(UserError, match=f"^{link}: .*a link, which may lead out of its folder"):
+            write(link)
+    with pytest.raises(UserError, match=f"1 fault found; .*\n  file: is a link to ../{target}$"):
+        check_no_links(tmp_path / "own")
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own", "victim"]
+
+
+def test_a_folder_that_is_a_link_itself_is_written_into(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to("disk")
+    check_no_links(tmp_path / "run")
+    write_json(tmp_path / "run" / "a.json", 1)
+    with open_to_append(tmp_path / "run" / "log") as log:
+        log.write("line")
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["a.json", "log"]
+
+
+def test_a_folder_is_not_replaced_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "file").write_bytes(b"precious")
+    (tmp_path / "link").symlink_to("victim")
+    with pytest.raises(UserError, match="link: is a link to victim"), atomic_folder(tmp_path / "link", replaces=True):
+        pass
+    assert (tmp_path / "victim" / "file").read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "loop", "file/inside"])

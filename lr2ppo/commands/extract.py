@@ -49,7 +49,7 @@ def extract(arguments: argparse.Namespace) -> None:
     extract_folder(
         arguments.data,
         arguments.frames_root or arguments.data,
-        arguments.out or arguments.data / "clean_feat.h5",
+        arguments.out,
         text=arguments.text,
         tokenizer=arguments.tokenizer,
         image=arguments.image,

@@ -32,6 +32,7 @@ from lr2ppo.encoders.extractor import describe_encoding
 from lr2ppo.encoders.image import FrameTokens, ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
 from lr2ppo.errors import FAULTS_SHOWN, UserError, path_errors_as_user_errors, raise_faults
+from lr2ppo.files import check_inside
 
 SECONDS_TO_REPORT = 60
 
@@ -163,7 +164,7 @@ def report_once(processes: Processes) -> Iterator[None]:
 def extract_folder(
     data: Path,
     frames_root: Path,
-    out: Path,
+    given: Path | None,
     *,
     text: Path,
     tokenizer: Path | None,
@@ -174,13 +175,16 @@ def extract_folder(
 ) -> None:
     """Extract this process's share of a folder's clips with the encoders at these paths, and print a summary.
 
-    Raises `UserError`, before any work, if the encoders, the clips, their frames or an existing feature file cannot be
-    used.
+    The feature file is `given`, which may be a link, by default `clean_feat.h5` in the folder. Raises `UserError`,
+    before any work, if the encoders, the clips, their frames or an existing feature file cannot be used.
     """
+    out = given or data / "clean_feat.h5"
     # Processes communicate only before extraction, on the CPU, since two may share a GPU. No process writes before all
     # have read the existing files, so that their shares are of the same clips.
     with join_processes("cpu") as processes:
         with report_once(processes):
+            for path in {shard_path(out, processes.rank, processes.world_size), *feature_files(out)} - {given}:
+                check_inside(path)
             text_encoder = TextEncoder.load(text, tokenizer)
             text_encoder.require_tokenizer()
             clips = find_clips(data)

@@ -30,7 +30,7 @@ from lr2ppo.distributed.processes import choose_device
 from lr2ppo.encoders.image import ImageEncoder
 from lr2ppo.encoders.text import SPECIAL_TOKENS, TextEncoder, roberta_tokenizer
 from lr2ppo.errors import UserError, raise_faults
-from lr2ppo.files import atomic_folder
+from lr2ppo.files import atomic_folder, check_no_link
 from lr2ppo.training.learner import build_optimizer
 
 TRAINING_FILES = (annotations.SOURCE_TRAIN, annotations.TARGET_TRAIN)
@@ -255,6 +255,8 @@ def pretrain(
     torch.manual_seed(seed)
     # Training takes minutes: a place that cannot be written is found before it.
     out.mkdir(parents=True, exist_ok=True)
+    for encoder in ("roberta", "vit"):
+        check_no_link(out / encoder)
     captions = read_captions(data, pictures, np.random.default_rng(seed))
     tokenizer = build_tokenizer([*captions.captions, *captions.texts, *captions.words], vocabulary)
     text = build_text_model(len(tokenizer), width, layers, heads, max_tokens)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lr2ppo.data.annotations import Clip, read_clips
 from lr2ppo.data.frames import frames_fingerprint, require_frames
 from lr2ppo.errors import UserError, path_errors_as_user_errors
-from lr2ppo.files import check_output, read_json, write_json
+from lr2ppo.files import check_inside, check_output, read_json, write_json
 from lr2ppo.inference.ranker import LabelRanker, Query
 
 Facts = Mapping[str, Any]
@@ -30,8 +30,9 @@ def rank_file(ranker: LabelRanker, annotations: Path, frames_root: Path, out: Pa
     a clip or a frame cannot be used, if another model or other inputs made a line of `out`, or if another process
     writes `out`.
     """
-    clips = read_clips(annotations, need="labels")
     identity, identity_file = ranker.identity(), out.with_name(f"{out.name}.run.json")
+    check_inside(identity_file)
+    clips = read_clips(annotations, need="labels")
     with _locked(out) as file:
         lines, complete = _read_lines(file, out)
         if lines:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lr2ppo.config.schema import ModelConfig
 from lr2ppo.errors import UserError
+from lr2ppo.files import check_output
 from lr2ppo.models.rankers import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import M, Model, build_model, load_model, model_shapes
 from lr2ppo.tensors import check_tensors, read_tensors, write_tensors
@@ -158,5 +159,5 @@ def write_published(source: Path, out: Path) -> None:
     except ValueError as error:
         raise UserError(f"{folder}: {error}") from None
     file = out if out.suffix else out / "model.bin"
-    write_tensors(file, tensors)
+    write_tensors(check_output(file) if file == out else file, tensors)
     print(f"{file}: {len(tensors)} tensors of a {type(model).__name__}, as the published program reads it")

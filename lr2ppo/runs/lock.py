@@ -12,7 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from lr2ppo.errors import UserError
-from lr2ppo.files import check_regular, open_regular
+from lr2ppo.files import open_regular, open_to_append
 
 # Open as long as this process lives: the system releases a lock when its owner ends, in any way.
 _held: dict[Path, TextIOWrapper] = {}
@@ -26,7 +26,7 @@ def lock_run(folder: Path) -> None:
     if path in _held:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.fdopen(_open_lock(path), "a+", encoding="utf-8")
+    file = open_to_append(path)
     try:
         # Unlike flock's, such a lock is not inherited by data-loading workers, which may outlive their parent.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,17 +70,6 @@ def is_locked(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     return bool(struct.unpack(FLOCK, answer)[TYPE] != fcntl.F_UNLCK)
-
-
-def _open_lock(path: Path) -> int:
-    """Open a lock file; raise OSError if it is no regular file, without waiting for a pipe."""
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    try:
-        check_regular(path)
-    except OSError:
-        os.close(handle)
-        raise
-    return handle
 
 
 def _owner(file: TextIOWrapper) -> str:

@@ -23,6 +23,7 @@ from lr2ppo.evaluation.results import (
 )
 from lr2ppo.evaluation.scoring import Scores, clip_margins, score_clips, win_rates
 from lr2ppo.evaluation.table import format_differences, format_table, wrap, write_csv
+from lr2ppo.files import check_inside, check_output
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_model
 from lr2ppo.ops.linear import use_fast_linear
@@ -32,12 +33,16 @@ from lr2ppo.runs.lookup import RESULTS, find_groups, find_run, read_data, read_t
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.training.inputs import check_fit, left_out_note, open_inputs
 
+REPORT = "report.html"
+
 
 def evaluate(config: EvaluateConfig) -> None:
     """Score every clip of the split once; write `results.json` and `cases.json` into the run's folder."""
     if config.name is None:
         raise UserError("name: is missing; run sh ppo_eval.sh RUN, or give name=RUN")
     folder = find_run(config.name, STAGES, config.logs)
+    for name in (RESULTS, CASES, REPORT):
+        check_inside(folder / name)
     data = run_data(folder, config.root)
     model = load_model(folder / "best")
     store = open_store(data)
@@ -73,7 +78,7 @@ def evaluate(config: EvaluateConfig) -> None:
     of_all = f"{len(dataset)} clips, labels ordered by {what}; {describe_intervals([row])}{left_out_note(dataset)}"
     print(f"{folder}, {config.split} split, {of_all}\n")
     print(format_table(comparison, results["chance"]))
-    report = write_report(find_rows([str(folder)], config.logs), config.split, folder / "report.html")
+    report = write_report(find_rows([str(folder)], config.logs), config.split, folder / REPORT)
     print(f"\nwritten: {folder / RESULTS}, {folder / CASES}, {report}")
 
 
@@ -104,5 +109,5 @@ def show_table(references: Sequence[str], config: EvaluateConfig, csv: Path | No
         print(f"\n{format_differences(comparison)}")
     print("\n" + wrap(describe_best(comparison)))
     if csv is not None:
-        write_csv(comparison, csv)
+        write_csv(comparison, check_output(csv))
         print(f"\nwritten: {csv}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lr2ppo.config.load import dump_config, load_config
 from lr2ppo.errors import UserError
-from lr2ppo.files import write_atomically, write_json
+from lr2ppo.files import check_no_links, write_atomically, write_json
 from lr2ppo.models.weights import Model, save_model
 from lr2ppo.runs.lookup import CONFIG, CONVERTED_FROM, FINISHED
 from lr2ppo.runs.stages import STAGES, stage_for_model
@@ -22,6 +22,7 @@ def write_converted_run(model: Model, source: Path, out: Path, preset: str, conf
     folder = out.parent if out.name == "best" else out
     if (folder / CONFIG).exists():
         raise UserError(f"{folder}: found a run of this name already; use another OUT, or remove that folder")
+    check_no_links(out)
     kind, named = type(model).__name__, folder.resolve().parent.name
     stage = stage_for_model(kind, named)
     if named in STAGES and named != stage.name:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from lr2ppo.config.load import config_leaves
 from lr2ppo.config.schema import RunConfig
 from lr2ppo.evaluation.scoring import Evaluation
+from lr2ppo.files import open_to_append
 from lr2ppo.runs.lookup import METRICS
 from lr2ppo.training.progress import time_left
 from lr2ppo.training.tensorboard import TensorBoard
@@ -28,8 +29,8 @@ class RunLog:
 
     def __init__(self, folder: Path, config: RunConfig, steps: int, last_step: int | None) -> None:
         """Open the files in `folder` for appending; TensorBoard hides what was logged after `last_step`."""
-        self._metrics = (folder / METRICS).open("a", encoding="utf-8")
-        self._log = (folder / "train.log").open("a", encoding="utf-8")
+        self._metrics = open_to_append(folder / METRICS)
+        self._log = open_to_append(folder / "train.log")
         self._tensorboard = TensorBoard(folder, config.data.root, None if last_step is None else last_step + 1)
         leaves = dict(config_leaves(config.model_dump(mode="json")))
         self._settings = {key: value for key, value in leaves.items() if not key.startswith(NOT_COMPARED)}
@@ -69,7 +70,7 @@ class RunLog:
         """Flush the metrics to the disk; return their size in bytes."""
         self._metrics.flush()
         os.fsync(self._metrics.fileno())
-        return os.path.getsize(self._metrics.name)
+        return os.fstat(self._metrics.fileno()).st_size
 
     def finish(self, step: int, best: Mapping[str, float]) -> None:
         """Log the settings and the metrics of the best step, for TensorBoard's table of runs."""

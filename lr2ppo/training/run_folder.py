@@ -19,7 +19,7 @@ from lr2ppo.data.features.encoders import FEATURES_FILE, encoding_differences, r
 from lr2ppo.data.features.store import FeatureStore
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError, raise_faults
-from lr2ppo.files import write_atomically
+from lr2ppo.files import check_no_links, write_atomically
 from lr2ppo.runs.lock import lock_run
 from lr2ppo.runs.lookup import FINISHED, find_source_run, read_inputs, read_run
 from lr2ppo.runs.stages import STAGES
@@ -118,10 +118,18 @@ def check_same_inputs(folder: Path, fingerprints: Mapping[str, str]) -> None:
 
 
 def make_folder(folder: Path, config: RunConfig) -> None:
-    """Create a new run's folder with its config; remove and report an existing folder."""
-    if folder.exists():
+    """Create a new run's folder with its config; remove and report an existing folder.
+
+    It may be a link to an empty folder. Raises `UserError` if it is one to a folder with files.
+    """
+    if not folder.is_symlink() and folder.exists():
         _remove(folder)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise UserError(
+            f"{folder}: is a link to {os.readlink(folder)}, which has files, and nothing is removed through a link; "
+            "remove the link, or empty that folder"
+        )
     text = dump_config(config)
     write_atomically(folder / "config.yaml", lambda partial: partial.write_text(text, encoding="utf-8"))
 
@@ -135,6 +143,8 @@ def peak_memory_gib() -> float:
 
 
 def _find_checkpoint(folder: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    # A run that resumes writes and removes files everywhere in its folder.
+    check_no_links(folder)
     if (folder / FINISHED).exists():
         # A run that was killed while finishing may have left some.
         remove_checkpoints(folder / CHECKPOINTS)

@@ -16,6 +16,7 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "a folder": Path.mkdir,
     "a named pipe": os.mkfifo,
     "levels of symbolic links": lambda path: path.symlink_to(path),
+    "a link to another file": lambda path: path.symlink_to(__file__),
 }
 
 
