@@ -6,6 +6,7 @@ returns the faults that prevent training; it is also a command.
 
 import contextlib
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ from lr2ppo.data.features.hdf5 import HDF5_ERRORS
 from lr2ppo.data.features.store import FeatureStore, find_feature_files
 from lr2ppo.data.frames import missing_frames, unusable_frames
 from lr2ppo.errors import UserError, raise_faults
-from lr2ppo.files import read_json, write_json
+from lr2ppo.files import read_json, user_cache, write_json
 
 NEEDS: dict[str, Need] = {
     annotations.SOURCE_TRAIN: "grades",
@@ -113,23 +114,24 @@ def _check_values(clip: Clip, store: FeatureStore) -> tuple[list[str], str]:
 
 
 class CheckedClips:
-    """The clips whose features were found finite, with their fingerprints: saved next to the feature file.
+    """The clips whose features were found finite, with their fingerprints: saved in the user's cache.
 
-    They are valid until a feature file changes.
+    They are valid until a feature file changes. A record beside the features could come from the same stranger.
     """
 
     def __init__(self, store: FeatureStore) -> None:
-        self._path = store.paths[0].with_name(f".{store.paths[0].name}.checked.json")
-        stats = [(path.name, path.stat()) for path in store.paths]
-        self._files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        self._files = [_identify(path) for path in store.paths]
+        cache = user_cache()
+        names = json.dumps([path for path, *_ in self._files])
+        name = hashlib.sha256(names.encode()).hexdigest()[:32]
+        self._path = None if cache is None else cache / "checked" / f"{name}.json"
         self.fingerprints: dict[str, str] = {}
-        try:
+        if self._path is None:
+            return
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             known = read_json(self._path)
             if known["files"] == self._files:
-                # Earlier versions saved a list of clips.
                 self.fingerprints = dict(known["fingerprints"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            pass
 
     def missing(self, clips: Iterable[Clip]) -> list[Clip]:
         """The clips that are not yet checked."""
@@ -138,9 +140,18 @@ class CheckedClips:
     def add(self, fingerprints: Mapping[str, str]) -> None:
         """Add and save the fingerprints of checked clips, by id."""
         self.fingerprints |= fingerprints
-        # In a read-only folder they are only checked again next time.
+        if self._path is None:
+            return
+        # Without a cache they are only checked again next time.
         with contextlib.suppress(UserError):
             write_json(self._path, {"files": self._files, "fingerprints": self.fingerprints})
+
+
+def _identify(path: Path) -> list[str | int]:
+    """What differs if a file is replaced or changed, even by one of the same size and time of change."""
+    stat = path.stat()
+    # The system sets `st_ctime_ns`, and no program can choose it.
+    return [os.path.realpath(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def read_splits(root: Path, faults: list[str]) -> dict[str, list[Clip]]:

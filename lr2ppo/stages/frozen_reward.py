@@ -47,17 +47,24 @@ class FrozenReward:
 
 
 def open_frozen_reward(
-    reward_model: PartialOrderModel, dataset: ClipDataset, processes: Processes, precision: Precision, cache: Path
+    reward_model: PartialOrderModel,
+    dataset: ClipDataset,
+    features: str,
+    processes: Processes,
+    precision: Precision,
+    cache: Path,
 ) -> FrozenReward:
     """Open the frozen reward of a dataset; its label vectors are read from `cache` or computed by all processes.
 
+    `features` is a fingerprint of the content of the clips' features: the same vectors are read only for the same.
     Frames in random order give different vectors each time, so nothing is cached then.
     """
     use_fast_linear(reward_model).to(processes.device).eval()
     labels = [len(clip.labels) for clip in dataset.clips]
     if dataset.frame_order == "random":
         return FrozenReward(reward_model, labels, None)
-    path = cache / f"vectors-{_key(reward_model.encoder, dataset, resolve_precision(precision, processes.device))}.npy"
+    key = _key(reward_model.encoder, dataset, features, resolve_precision(precision, processes.device))
+    path = cache / f"vectors-{key}.npy"
     # All processes must take the same branch, even if one sees another file system.
     if all(processes.gather(path.is_file())):
         return FrozenReward(reward_model, labels, np.load(path, mmap_mode="r"))
@@ -88,11 +95,12 @@ def encode_labels(encoder: LabelEncoder, dataset: ClipDataset, processes: Proces
     return np.concatenate([everyone[clip] for clip in range(len(dataset))])
 
 
-def _key(encoder: LabelEncoder, dataset: ClipDataset, precision: str) -> str:
-    """A hash of all that the vectors depend on: weights, features, clips, frames and precision."""
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in dataset.store.paths]
+def _key(encoder: LabelEncoder, dataset: ClipDataset, features: str, precision: str) -> str:
+    """A hash of all that the vectors depend on: model, features, clips, frames and precision."""
+    # Tensors do not show the number of heads, for example.
+    model = [fingerprint(encoder.state_dict()), encoder.config.model_dump(mode="json")]
     clips = [(clip.id, len(clip.labels)) for clip in dataset.clips]
-    facts = [fingerprint(encoder.state_dict()), stats, clips, dataset.frames, dataset.exact_frames, precision]
+    facts = [model, features, clips, dataset.frames, dataset.exact_frames, precision]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

@@ -105,7 +105,8 @@ class PartialOrderPolicy:
         config, settings = run.config, run.config.train
         # Free the reward model's encoder before actor and critic learn: their optimizers need its memory.
         cache, precision = config.logs / "cache", config.compute.precision
-        frozen_reward = open_frozen_reward(reward_model, run.clips, run.processes, precision, cache)
+        features = run.fingerprints["features"]
+        frozen_reward = open_frozen_reward(reward_model, run.clips, features, run.processes, precision, cache)
         critic_start = load_kind(run.sources["reward"] / "best", PartialOrderModel, settings.dropout)
         common = (config.compute, run.processes, config.safety.on_nonfinite)
         actor = Learner(ranker, settings.actor, settings.actor.schedule_updates or updates, *common)

@@ -54,7 +54,8 @@ class TrainingRun(Generic[C]):
     """A training run: its resolved config, its folder, its clips, and the loop over its batches.
 
     `step` counts optimizer steps, or updates in stage 3. `sources` are the folders of the runs that it starts from, by
-    config key. Every process has a `TrainingRun`; only the main process writes.
+    config key, `fingerprints` those of all that it reads. Every process has a `TrainingRun`; only the main process
+    writes.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class TrainingRun(Generic[C]):
         self.config, self.stage, self.folder = config, STAGES[config.stage], folder
         self.processes, self.sources = processes, sources
         self.clips, self.validation = inputs.datasets
-        self._store, self._fingerprints = store, inputs.fingerprints
+        self._store, self.fingerprints = store, inputs.fingerprints
         self.checkpoint, self._notes = resumed
         # A copy: the checkpoint's own says how many processes wrote it.
         self.state = State() if self.checkpoint is None else replace(self.checkpoint.state)
@@ -230,7 +231,7 @@ class TrainingRun(Generic[C]):
                 os.truncate(self.folder / METRICS, checkpoint.state.metrics_bytes)
             # Also in a run that resumes: its encoders may have moved.
             write_features_file(self.folder, self._store.encoding, self._store.paths)
-            write_json(self.folder / INPUTS, self._fingerprints)
+            write_json(self.folder / INPUTS, self.fingerprints)
             last_step = None if checkpoint is None else checkpoint.state.step
             self._run_log = RunLog(self.folder, self.config, self.steps, last_step)
         for note in self._notes:

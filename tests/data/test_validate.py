@@ -14,6 +14,7 @@ from lr2ppo.cli import main
 from lr2ppo.data import Clip, ClipDataset, FeatureStore, FeatureWriter, annotations
 from lr2ppo.data.frames import missing_frames
 from lr2ppo.data.validate import CheckedClips, check_values, describe_clips, overlap, structure_faults
+from lr2ppo.files import read_json, write_json
 from lr2ppo.training.inputs import clip_warnings
 from tests.helpers.fuzz import run_apart
 
@@ -160,12 +161,52 @@ def test_checked_clips_are_not_read_again_until_the_file_changes(features: Path)
     assert CheckedClips(FeatureStore([features])).missing(CLIPS) == CLIPS
 
 
-def test_a_record_that_cannot_be_read_or_written_costs_a_check_and_no_more(
-    features: Path,
-) -> None:
+@pytest.mark.parametrize("way", ["within", "by another file"])
+def test_features_that_change_but_keep_size_and_time_are_read_again(features: Path, way: str) -> None:
     store = FeatureStore([features])
     CheckedClips(store).add(check_values(CLIPS, store)[1])
-    (record,) = features.parent.glob(".*.checked.json")
+    before = features.stat()
+    if way == "by another file":
+        shutil.copy(features, features.with_name("other"))
+        features.with_name("other").replace(features)
+    else:
+        # As h5py writes it.
+        features.write_bytes(features.read_bytes())
+    os.utime(features, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (features.stat().st_size, features.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert CheckedClips(FeatureStore([features])).missing(CLIPS) == CLIPS
+
+
+def test_a_record_that_comes_with_the_data_is_not_believed_and_none_is_written_there(features: Path) -> None:
+    store, stat = FeatureStore([features]), features.stat()
+    forged = {
+        "files": [[features.name, stat.st_size, stat.st_mtime_ns]],
+        "fingerprints": {clip.id: "0" * 16 for clip in CLIPS},
+    }
+    write_json(features.with_name(f".{features.name}.checked.json"), forged)
+    before = sorted(features.parent.iterdir())
+    assert CheckedClips(store).missing(CLIPS) == CLIPS
+    CheckedClips(store).add(check_values(CLIPS, store)[1])
+    assert sorted(features.parent.iterdir()) == before
+    assert read_json(features.with_name(f".{features.name}.checked.json")) == forged
+
+
+def test_where_no_cache_can_be_written_clips_are_checked_each_time(
+    features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(features / "below a file"))
+    store = FeatureStore([features])
+    CheckedClips(store).add(check_values(CLIPS, store)[1])
+    assert CheckedClips(store).missing(CLIPS) == CLIPS
+
+
+def test_a_record_that_cannot_be_read_or_written_costs_a_check_and_no_more(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = FeatureStore([features])
+    CheckedClips(store).add(check_values(CLIPS, store)[1])
+    (record,) = (tmp_path / "cache" / "lr2ppo" / "checked").iterdir()
     record.write_text("[1]", encoding="utf-8")
     assert CheckedClips(store).missing(CLIPS) == CLIPS
     # A folder in its place can be neither read nor replaced.

@@ -1,6 +1,5 @@
 """The frozen reward model: precomputed vectors give the full model's rewards, and are cached for the next run."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,9 @@ from lr2ppo.models import PartialOrderModel
 from lr2ppo.stages.frozen_reward import FrozenReward, open_frozen_reward
 from tests.conftest import FRAMES, WIDTH
 
+FEATURES = "a fingerprint"
+SHAPE = ModelConfig(head="pooled", attention="scaled", width=WIDTH, heads=4, dropout=0.1)
+
 
 @pytest.fixture
 def dataset(tiny_world: Path) -> ClipDataset:
@@ -23,16 +25,15 @@ def dataset(tiny_world: Path) -> ClipDataset:
     return ClipDataset(read_clips(tiny_world / annotations.TARGET_TRAIN), store, frames=FRAMES)
 
 
-def reward_model(seed: int = 0) -> PartialOrderModel:
+def reward_model(seed: int = 0, shape: ModelConfig = SHAPE) -> PartialOrderModel:
     torch.manual_seed(seed)
-    shape = ModelConfig(head="pooled", attention="scaled", width=WIDTH, heads=4, dropout=0.1)
     return PartialOrderModel(shape).eval()
 
 
 def test_rewards_from_cached_vectors_are_those_of_the_full_model(
     dataset: ClipDataset, alone: Processes, tmp_path: Path
 ) -> None:
-    frozen = open_frozen_reward(reward_model(), dataset, alone, "fp32", tmp_path)
+    frozen = open_frozen_reward(reward_model(), dataset, FEATURES, alone, "fp32", tmp_path)
     whole = FrozenReward(reward_model(), [len(clip.labels) for clip in dataset.clips], None)
     assert not hasattr(frozen.model, "encoder")
     sampler = EpochSampler(random_pairs(dataset.clips, 5, visits=2), batch_size=3, seed=0)
@@ -44,9 +45,15 @@ def test_rewards_from_cached_vectors_are_those_of_the_full_model(
 def test_vectors_are_computed_once_for_the_same_weights_and_features(
     dataset: ClipDataset, alone: Processes, tmp_path: Path
 ) -> None:
-    def reads_features(dataset: ClipDataset, seed: int = 0, precision: Precision = "fp32") -> bool:
+    def reads_features(
+        dataset: ClipDataset,
+        seed: int = 0,
+        precision: Precision = "fp32",
+        features: str = FEATURES,
+        shape: ModelConfig = SHAPE,
+    ) -> bool:
         before = dataset.store.bytes_read
-        frozen = open_frozen_reward(reward_model(seed), dataset, alone, precision, tmp_path)
+        frozen = open_frozen_reward(reward_model(seed, shape), dataset, features, alone, precision, tmp_path)
         assert frozen.vectors is not None
         found.append(np.array(frozen.vectors))
         return dataset.store.bytes_read > before
@@ -58,19 +65,16 @@ def test_vectors_are_computed_once_for_the_same_weights_and_features(
     assert reads_features(dataset, seed=1)
     assert reads_features(dataset, precision="bf16")
     assert reads_features(ClipDataset(dataset.clips, dataset.store, frames=FRAMES - 1))
-    path = dataset.store.paths[0]
-    stat = path.stat()
-    try:
-        os.utime(path, ns=(1, 1))
-        assert reads_features(dataset)
-    finally:
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert reads_features(dataset, features="of other content")
+    # Models of the same tensors.
+    assert reads_features(dataset, shape=SHAPE.model_copy(update={"heads": 2}))
+    assert reads_features(dataset, shape=SHAPE.model_copy(update={"attention": "published"}))
 
 
 def test_nothing_is_cached_if_frames_are_drawn_again_each_time(
     dataset: ClipDataset, alone: Processes, tmp_path: Path
 ) -> None:
     drawn = ClipDataset(dataset.clips, dataset.store, frames=FRAMES, frame_order="random")
-    frozen = open_frozen_reward(reward_model(), drawn, alone, "fp32", tmp_path)
+    frozen = open_frozen_reward(reward_model(), drawn, FEATURES, alone, "fp32", tmp_path)
     assert frozen.vectors is None
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,151 @@
+"""Links in the folders of others: what a command writes into a folder stays there, and a user's own links work."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lr2ppo.cli import main
+from lr2ppo.data import Clip, annotations, write_clips
+from lr2ppo.models import RelevanceRanker
+from lr2ppo.models.published import write_published
+from lr2ppo.models.weights import save_model
+from tests.conftest import REPOSITORY
+from tests.helpers.untrained_world import SHAPE, make_untrained_world
+
+MINI = REPOSITORY / "configs" / "mini"
+EVALUATE = (
+    f"evaluate --config {MINI}/evaluate.yaml name=pointwise/one root=data device=cpu workers=0 bootstrap_samples=20"
+)
+TRAIN = f"train pointwise --config {MINI}/pointwise.yaml data.root=data device=cpu data.workers=0 train.epochs=1"
+RESUME = f"{TRAIN} name=half"
+ENCODERS = "--text encoders/roberta --image encoders/vit --device cpu"
+FLAT = {"head": "flatten", "attention": "published", "heads": 8, "text_tokens": 5}
+PUBLISHED = (
+    f"published model.bin logs/pointwise/new --text-tokens 5 --frames {SHAPE.frames} --config {MINI}/pointwise.yaml"
+)
+# A command, and a path that it would write or remove if there is no link.
+COMMANDS = [
+    (EVALUATE, "logs/pointwise/one/results.json"),
+    (EVALUATE, "logs/pointwise/one/cases.json"),
+    (EVALUATE, "logs/pointwise/one/report.html"),
+    (f"{TRAIN} name=new", "logs/pointwise/.new.lock"),
+    (f"{TRAIN} name=one", "logs/pointwise/one/checkpoints"),
+    (RESUME, "logs/pointwise/half/metrics.jsonl"),
+    (RESUME, "logs/pointwise/half/train.log"),
+    (RESUME, "logs/pointwise/half/best"),
+    (RESUME, "logs/pointwise/half/best/model.safetensors"),
+    (RESUME, "logs/pointwise/half/checkpoints"),
+    ("report ppo/one", "report.html"),
+    ("pretrain --data data --out encoders --device cpu", "encoders/vit"),
+    (PUBLISHED, "logs/pointwise/new/best"),
+    (PUBLISHED, "logs/pointwise/new/finished.json"),
+]
+# These load encoders.
+SLOW = [
+    (f"extract --data clips {ENCODERS}", "clips/clean_feat.h5"),
+    (f"extract --data clips {ENCODERS}", "clips/clean_feat-00-of-02.h5"),
+    ("rank ppo/one --annotations clips/test_data.json --out ranked.jsonl", "ranked.jsonl.run.json"),
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_world: Path) -> Path:
+    root = tmp_path_factory.mktemp("made")
+    shutil.copytree(tiny_world, root / "data")
+    make_untrained_world(root, root / "data")
+    shutil.copytree(root / "logs" / "pointwise" / "one", root / "logs" / "pointwise" / "half")
+    (root / "logs" / "pointwise" / "half" / "finished.json").unlink()
+    for name in (annotations.SOURCE_TRAIN, annotations.TEST):
+        write_clips(root / "clips" / name, [Clip("a", ("car", "sky"), grades=np.array([1, 0]), description="a car")])
+    save_model(root / "flat", RelevanceRanker(SHAPE.model_copy(update=FLAT)))
+    write_published(root / "flat", root / "model.bin")
+    return root
+
+
+@pytest.fixture
+def world(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a folder that every command line runs in, and beside it `outside`."""
+    shutil.copytree(made, tmp_path / "world")
+    monkeypatch.chdir(tmp_path / "world")
+    checkpoint = tmp_path / "outside" / "folder" / "step-0000001-00000"
+    checkpoint.mkdir(parents=True)
+    for path in (tmp_path / "outside" / "file", checkpoint / "state.json"):
+        path.write_bytes(b"precious")
+    return tmp_path / "world"
+
+
+def content(folder: Path) -> Iterator[tuple[Path, bytes | None]]:
+    for path in sorted(folder.rglob("*")):
+        yield path, path.read_bytes() if path.is_file() else None
+
+
+@pytest.mark.parametrize(("line", "name"), [*COMMANDS, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)])
+def test_a_link_in_a_folder_is_refused_in_one_message_and_nothing_outside_changes(
+    world: Path, line: str, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    outside = world.parent / "outside"
+    link = world / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_dir():
+        shutil.rmtree(link)
+    link.unlink(missing_ok=True)
+    link.symlink_to(outside / ("file" if link.suffix else "folder"))
+    before = list(content(outside))
+    with pytest.raises(SystemExit) as ended:
+        main(line.split())
+    message = capfd.readouterr().err
+    assert ended.value.code == 2, message
+    assert message.count("error: ") == 1, message
+    assert "Traceback" not in message
+    assert Path(name).name in message
+    assert "a link" in message
+    assert list(content(outside)) == before
+
+
+def test_check_writes_nothing_into_the_data(world: Path) -> None:
+    link = world / "data" / ".clean_feat.h5.checked.json"
+    link.symlink_to("../../outside/file")
+    before = list(content(world.parent))
+    main(["check", "data"])
+    assert list(content(world.parent)) == before
+
+
+@pytest.mark.parametrize("name", ["logs", "logs/pointwise", "logs/pointwise/one", "data", "data/clean_feat.h5"])
+def test_logs_a_run_and_data_on_another_disk_are_used_by_links(world: Path, name: str) -> None:
+    moved = world / name
+    moved.rename(world.parent / "disk")
+    moved.symlink_to(world.parent / "disk")
+    results = world / "logs" / "pointwise" / "one" / "results.json"
+    before = results.read_bytes()
+    main(EVALUATE.split())
+    assert results.read_bytes() != before
+    assert not results.is_symlink()
+    assert moved.is_symlink()
+
+
+def test_a_new_run_is_written_into_an_empty_folder_by_a_link(world: Path) -> None:
+    (world / "logs" / "pointwise" / "new").symlink_to(world.parent / "disk")
+    (world.parent / "disk").mkdir()
+    main([*TRAIN.split(), "name=new", "train.evaluate_every=100"])
+    assert (world.parent / "disk" / "finished.json").is_file()
+
+
+def test_a_run_that_a_link_leads_to_is_not_removed(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (world / "logs" / "pointwise" / "new").symlink_to(world.parent / "outside")
+    before = list(content(world.parent / "outside"))
+    with pytest.raises(SystemExit) as ended:
+        main([*TRAIN.split(), "name=new", "--fresh"])
+    assert ended.value.code == 2
+    assert "outside, which has files, and nothing is removed through a link" in capfd.readouterr().err
+    assert list(content(world.parent / "outside")) == before
+
+
+def test_a_page_is_written_to_where_a_typed_link_leads(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (world / "mine.html").symlink_to("../outside/file")
+    main(["report", "ppo/one", "-o", "mine.html"])
+    assert b"<html" in (world.parent / "outside" / "file").read_bytes()
+    assert (world / "mine.html").is_symlink()
+    assert "written: mine.html" in capfd.readouterr().out
