@@ -15,6 +15,7 @@ from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest
 from lr2ppo.data.samplers import evaluation_loader, whole_clips, with_all_labels
 from lr2ppo.distributed.processes import Processes
+from lr2ppo.errors import raise_faults
 from lr2ppo.evaluation.metrics import CUTOFFS, fit_temperature, ndcg, pair_accuracy
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 
@@ -61,7 +62,10 @@ def _map_clips(
     batch_size: int,
     workers: int,
 ) -> list[Scores]:
-    """Apply `measure` to every clip, each on one of the processes; return all results on every process."""
+    """Apply `measure` to every clip, each on one of the processes; return all results on every process.
+
+    Raises `UserError` on every process if a result is not finite.
+    """
     requests = whole_clips(dataset.clips)
     loader = evaluation_loader(
         dataset, requests, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size, workers=workers
@@ -74,7 +78,15 @@ def _map_clips(
         local |= zip(batch.clips.tolist(), measure(batch), strict=True)
     model.train(training)
     gathered = {clip: measured for part in processes.gather(local) for clip, measured in part.items()}
-    return [gathered[clip] for clip in range(len(dataset))]
+    results = [gathered[clip] for clip in range(len(dataset))]
+    faults = [
+        f"clip {clip.id}: not all are finite"
+        for clip, measured in zip(dataset.clips, results, strict=True)
+        if not np.isfinite(measured).all()
+    ]
+    advice = "the model's numbers grow too large; use precision fp32, or train it again with a lower learning rate"
+    raise_faults("scores", faults, advice)
+    return results
 
 
 def score_batch(model: RelevanceRanker | PartialOrderModel, batch: ClipBatch) -> list[Scores]:

@@ -9,8 +9,10 @@ import pytest
 from lr2ppo.cli import main
 from lr2ppo.distributed import launch
 from lr2ppo.stages import evaluate
+from lr2ppo.tensors import read_tensors, write_tensors
 from tests.conftest import REPOSITORY
 from tests.helpers.quick import answered_at_once
+from tests.helpers.untrained_world import make_untrained_world
 
 CONFIG = str(REPOSITORY / "configs" / "mini" / "evaluate.yaml")
 
@@ -59,3 +61,20 @@ def test_several_processes_are_given_the_same_command(tmp_path: Path, monkeypatc
     monkeypatch.setenv("NPROC", "2")
     main(words)
     assert started == [["-m", "lr2ppo", *words]]
+
+
+def test_scores_that_are_not_finite_are_refused_before_anything_is_written_or_printed(
+    tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_untrained_world(tmp_path, tiny_world)
+    folder = tmp_path / "logs" / "pointwise" / "one"
+    weights = read_tensors(folder / "best" / "model.safetensors")
+    write_tensors(folder / "best" / "model.safetensors", {name: 1e30 * tensor for name, tensor in weights.items()})
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "--config", CONFIG, f"name={folder}", "device=cpu", "workers=0"])
+    printed, errors = capfd.readouterr()
+    assert ended.value.code == 2, errors
+    assert "clip test-0: not all are finite" in errors
+    assert printed == ""
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
