@@ -138,7 +138,12 @@ class Workshop:
         """Start a command in the folder."""
         self._commands += 1
         settings = {"PYTHON": sys.executable, "PRESET": "mini", "NPROC": str(processes), "CUDA_VISIBLE_DEVICES": ""}
-        settings |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", **environment}
+        settings |= {
+            "XDG_CACHE_HOME": str(self.root / "cache"),
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "passive",
+            **environment,
+        }
         output = self.root / "screens" / f"{self._commands:04}.txt"
         return Job(arguments, self.root, os.environ | settings, output)
 

@@ -201,6 +201,7 @@ def main() -> None:
     os.environ["NPROC"] = "1"
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="lr2ppo-fuzz-") as folder:
+        os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")
         try:
             run_cycle(chosen, arguments.minutes, Path(folder), tallies)
         except KeyboardInterrupt:
