@@ -15,7 +15,7 @@ from lr2ppo.config.schema import Precision
 from lr2ppo.data.dataset import ClipBatch, ClipDataset
 from lr2ppo.data.samplers import evaluation_loader, whole_clips
 from lr2ppo.distributed.processes import Processes, autocast, resolve_precision
-from lr2ppo.files import write_atomically
+from lr2ppo.files import check_inside, write_atomically
 from lr2ppo.models import LabelEncoder, PartialOrderModel
 from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.tensors import fingerprint
@@ -65,9 +65,12 @@ def open_frozen_reward(
         return FrozenReward(reward_model, labels, None)
     key = _key(reward_model.encoder, dataset, features, resolve_precision(precision, processes.device))
     path = cache / f"vectors-{key}.npy"
+    # Before the vectors are computed, which takes long.
+    check_inside(path)
+    known = _read(path, sum(labels))
     # All processes must take the same branch, even if one sees another file system.
-    if all(processes.gather(path.is_file())):
-        return FrozenReward(reward_model, labels, np.load(path, mmap_mode="r"))
+    if all(processes.gather(known is not None)):
+        return FrozenReward(reward_model, labels, known)
     vectors = encode_labels(reward_model.encoder, dataset, processes, precision)
     if processes.is_main:
         write_atomically(path, lambda partial: _save(partial, vectors))
@@ -102,6 +105,16 @@ def _key(encoder: LabelEncoder, dataset: ClipDataset, features: str, precision: 
     clips = [(clip.id, len(clip.labels)) for clip in dataset.clips]
     facts = [model, features, clips, dataset.frames, dataset.exact_frames, precision]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _read(path: Path, rows: int) -> Vectors | None:
+    """Read cached vectors; None if there are none, or they are damaged."""
+    try:
+        found = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = isinstance(found, np.ndarray) and found.dtype == np.float32 and found.ndim == 2 and len(found) == rows
+    return found if fits else None
 
 
 def _save(path: Path, vectors: Vectors) -> None:

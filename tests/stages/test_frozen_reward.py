@@ -11,6 +11,7 @@ from lr2ppo.config.schema import ModelConfig, Precision
 from lr2ppo.data import ClipDataset, FeatureStore, annotations, read_clips
 from lr2ppo.data.samplers import EpochSampler, random_pairs, training_loader
 from lr2ppo.distributed.processes import Processes
+from lr2ppo.errors import UserError
 from lr2ppo.models import PartialOrderModel
 from lr2ppo.stages.frozen_reward import FrozenReward, open_frozen_reward
 from tests.conftest import FRAMES, WIDTH
@@ -69,6 +70,27 @@ def test_vectors_are_computed_once_for_the_same_weights_and_features(
     # Models of the same tensors.
     assert reads_features(dataset, shape=SHAPE.model_copy(update={"heads": 2}))
     assert reads_features(dataset, shape=SHAPE.model_copy(update={"attention": "published"}))
+
+
+def test_cached_vectors_that_are_damaged_are_computed_again_and_a_link_is_refused(
+    dataset: ClipDataset, alone: Processes, tmp_path: Path
+) -> None:
+    def vectors() -> NDArray[np.float32]:
+        frozen = open_frozen_reward(reward_model(), dataset, FEATURES, alone, "fp32", tmp_path / "cache")
+        assert frozen.vectors is not None
+        return np.array(frozen.vectors)
+
+    wanted = vectors()
+    (path,) = (tmp_path / "cache").iterdir()
+    for damaged in (b"", b"not numpy's", path.read_bytes()[:-4]):
+        path.write_bytes(damaged)
+        assert (vectors() == wanted).all()
+    np.save(path, wanted[1:])
+    assert (vectors() == wanted).all()
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a link"):
+        vectors()
 
 
 def test_nothing_is_cached_if_frames_are_drawn_again_each_time(
