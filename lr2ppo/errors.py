@@ -117,7 +117,7 @@ def reports_user_errors(command: Callable[Arguments, None]) -> Callable[Argument
             command(*args, **kwargs)
         except UserError as error:
             # All processes of a job raise the same error; the launcher ends the others while they wait.
-            if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+            if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
                 time.sleep(SECONDS_BEFORE_REPORTING)
             print_error(str(error))
             sys.exit(2)

@@ -27,6 +27,7 @@ from torch.distributed.elastic.multiprocessing.api import PContext, SignalExcept
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
+from lr2ppo.distributed.processes import is_started
 from lr2ppo.distributed.signals import SAME_SIGNAL_SECONDS, STOPPING_SIGNALS, handled_signals
 from lr2ppo.errors import UserError, raise_faults, reports_user_errors
 
@@ -167,11 +168,6 @@ def run_in_processes(work: Callable[[], None], command: Sequence[str], restarts:
         work()
     else:
         start(command, restarts)
-
-
-def is_started() -> bool:
-    """Whether the launcher started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def start(command: Sequence[str], restarts: int = 0) -> None:

@@ -27,7 +27,7 @@ from lr2ppo.data.features.writer import (
 )
 from lr2ppo.data.frames import frames_fingerprint, read_image, require_frames
 from lr2ppo.data.validate import NEEDS
-from lr2ppo.distributed.processes import Processes, choose_device, join_processes
+from lr2ppo.distributed.processes import Processes, choose_device, join_processes, local_rank
 from lr2ppo.encoders.extractor import describe_encoding
 from lr2ppo.encoders.image import FrameTokens, ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
@@ -185,7 +185,7 @@ def extract_folder(
             text_encoder.require_tokenizer()
             clips = find_clips(data)
             require_frames(clips, frames_root)
-            chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+            chosen = choose_device(device, local_rank())
             text_encoder = text_encoder.to(chosen)
             image_encoder = ImageEncoder.load(image, frame_tokens).to(chosen)
             notes = describe_encoding(text_encoder, text, image_encoder, image, dtype).model_dump()
