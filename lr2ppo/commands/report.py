@@ -9,6 +9,7 @@ from pathlib import Path
 from lr2ppo.commands.arguments import add_logs_argument, folder, require_rows
 from lr2ppo.distributed.signals import ended_by_interrupt
 from lr2ppo.files import check_output
+from lr2ppo.terminal import say
 
 EXAMPLE = "lr2ppo report ppo/demo -o report.html"
 
@@ -37,4 +38,4 @@ def run(arguments: argparse.Namespace) -> None:
 
     rows = find_rows(arguments.runs, arguments.logs)
     out = write_report(rows, arguments.split, arguments.out, arguments.frames_root)
-    print(f"written: {out} ({out.stat().st_size / 2**20:.1f} MiB); open it in a browser")
+    say(f"written: {out} ({out.stat().st_size / 2**20:.1f} MiB); open it in a browser")

@@ -29,7 +29,7 @@ from torch.distributed.run import get_args_parser, run
 
 from lr2ppo.distributed.processes import is_started
 from lr2ppo.distributed.signals import SAME_SIGNAL_SECONDS, STOPPING_SIGNALS, handled_signals
-from lr2ppo.errors import UserError, raise_faults, reports_user_errors
+from lr2ppo.errors import UserError, print_error, raise_faults, reports_user_errors
 
 SEVERAL_NODES = "NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 MASTER_PORT=29500"
 HIGHEST_PORT = 65535
@@ -203,7 +203,7 @@ def start(command: Sequence[str], restarts: int = 0) -> None:
                 else f"ended with exit code {failure.exitcode}"
             )
             of = f"of {processes}" if nodes == 1 else f"({processes} on this machine, one of {nodes})"
-            print(f"\nerror: process {rank} {of} {how}; the others were stopped", file=sys.stderr)
+            print_error(f"process {rank} {of} {how}; the others were stopped")
         sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
     except DistError as error:
         if nodes == 1:

@@ -32,6 +32,7 @@ from lr2ppo.encoders.extractor import describe_encoding
 from lr2ppo.encoders.image import FrameTokens, ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
 from lr2ppo.errors import FAULTS_SHOWN, UserError, path_errors_as_user_errors, raise_faults
+from lr2ppo.terminal import say
 
 SECONDS_TO_REPORT = 60
 
@@ -140,7 +141,7 @@ def remove_changed(changed: Sequence[Mapping[Path, Sequence[str]]], processes: P
                 one = len(clips) == 1
                 what = "1 clip has changed since, and is" if one else f"{len(clips)} clips have changed since, and are"
                 names = ", ".join(clips[:FAULTS_SHOWN]) + " and others" * (len(clips) > FAULTS_SHOWN)
-                print(f"{path}: {what} extracted again: {names}")
+                say(f"{path}: {what} extracted again: {names}")
 
 
 @contextmanager
@@ -203,8 +204,8 @@ def extract_folder(
     if processes.is_main:
         of_all = f", its share of {share.missing}" if processes.world_size > 1 else ""
         existing = len(clips) - share.missing
-        print(f"{share.path}: wrote {len(share.clips)} clips{of_all}, {existing} were there already")
+        say(f"{share.path}: wrote {len(share.clips)} clips{of_all}, {existing} were there already")
         if frameless := [clip.id for clip in clips if not clip.images]:
-            print(f"note: {len(frameless)} clips name no frames, such as {frameless[0]}: they have only text features")
+            say(f"note: {len(frameless)} clips name no frames, such as {frameless[0]}: they have only text features")
         if find_shards(out):
-            print(f"train on all of them with {shards_setting(out)}")
+            say(f"train on all of them with {shards_setting(out)}")

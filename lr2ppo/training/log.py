@@ -12,6 +12,7 @@ from lr2ppo.config.load import config_leaves
 from lr2ppo.config.schema import RunConfig
 from lr2ppo.evaluation.scoring import Evaluation
 from lr2ppo.runs.lookup import METRICS
+from lr2ppo.terminal import printable
 from lr2ppo.training.progress import time_left
 from lr2ppo.training.tensorboard import TensorBoard
 
@@ -37,7 +38,7 @@ class RunLog:
 
     def log(self, text: str) -> None:
         """Print a line above the progress bar, and append it to `train.log` with the time."""
-        tqdm.write(text)
+        tqdm.write(printable(text))
         self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         self._log.flush()
 
