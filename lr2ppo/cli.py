@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from lr2ppo.distributed.signals import ended_by_interrupt
 from lr2ppo.errors import UserError, reports_user_errors
+from lr2ppo.terminal import say
 
 # Command -> description; its module in `lr2ppo.commands` has the same name, with underscores.
 COMMANDS = {
@@ -52,9 +53,9 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run a command line (default: the arguments of this process)."""
     name, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
     if name in ("-h", "--help"):
-        print(describe())
+        say(describe())
     elif name == "--version":
-        print(import_module("lr2ppo.version").__version__)
+        say(import_module("lr2ppo.version").__version__)
     elif name in COMMANDS:
         with ended_by_interrupt():
             command, parser = open_command(name)

@@ -13,6 +13,8 @@ from pathlib import Path
 from reprlib import Repr
 from typing import ParamSpec
 
+from lr2ppo.terminal import say
+
 Arguments = ParamSpec("Arguments")
 # A file may hold thousands of faults; the first few show what kind they are.
 FAULTS_SHOWN = 10
@@ -103,9 +105,8 @@ def _machine_error(error: Exception) -> str | None:
 
 
 def print_error(message: str) -> None:
-    """Print an error for a terminal, which characters of a hostile file must not control."""
-    shown = "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in message)
-    print(f"\nerror: {shown}", file=sys.stderr, flush=True)
+    """Print the one message of a command that fails."""
+    say(f"\nerror: {message}", error=True)
 
 
 def reports_user_errors(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
@@ -117,7 +118,7 @@ def reports_user_errors(command: Callable[Arguments, None]) -> Callable[Argument
             command(*args, **kwargs)
         except UserError as error:
             # All processes of a job raise the same error; the launcher ends the others while they wait.
-            if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+            if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
                 time.sleep(SECONDS_BEFORE_REPORTING)
             print_error(str(error))
             sys.exit(2)
@@ -132,7 +133,7 @@ def reports_user_errors(command: Callable[Arguments, None]) -> Callable[Argument
             print_error(message)
             sys.exit(2)
         except KeyboardInterrupt:
-            print("\ninterrupted", file=sys.stderr, flush=True)
+            say("\ninterrupted", error=True)
             sys.exit(130)
 
     return guarded

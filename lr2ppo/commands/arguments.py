@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lr2ppo.distributed.signals import ended_by_interrupt
 from lr2ppo.errors import UserError
+from lr2ppo.terminal import say
 
 if TYPE_CHECKING:
     from lr2ppo.inference.ranker import LabelRanker
@@ -80,7 +81,8 @@ def read_config(arguments: argparse.Namespace, stage: str) -> Any:
         raise UserError(f"--config: is missing; give one, such as --config configs/mini/{stage}.yaml")
     config = load_config(arguments.config, stage, arguments.overrides)
     if arguments.print_config:
-        print(dump_config(config), end="")
+        # YAML is exact, and escapes what controls a terminal.
+        sys.stdout.write(dump_config(config))
         return None
     return config
 
@@ -108,7 +110,7 @@ def open_ranker(arguments: argparse.Namespace) -> "LabelRanker":
         device=arguments.device,
     )
     if ranker.warning:
-        print(f"warning: {ranker.warning}", file=sys.stderr)
+        say(f"warning: {ranker.warning}", error=True)
     return ranker
 
 

@@ -74,4 +74,4 @@ def measure(arguments: argparse.Namespace, config: TrainingConfig, trunk: ModelC
             trace=arguments.profile,
         )
         if processes.is_main:
-            print(json.dumps(figures))
+            print(json.dumps(figures))  # noqa: T201 (exact)

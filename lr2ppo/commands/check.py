@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from lr2ppo.commands.arguments import folder
+from lr2ppo.terminal import say
 
 EXAMPLE = "lr2ppo check data/LRMovieNet --frames-root data/MovieNet"
 
@@ -23,4 +24,4 @@ def run(arguments: argparse.Namespace) -> None:
     from lr2ppo.data.validate import require_valid
 
     require_valid(arguments.data, arguments.features, arguments.frames_root or arguments.data)
-    print("training can start")
+    say("training can start")

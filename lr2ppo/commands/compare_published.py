@@ -4,6 +4,7 @@ import argparse
 
 from lr2ppo.commands.arguments import add_logs_argument
 from lr2ppo.distributed.signals import ended_by_interrupt
+from lr2ppo.terminal import say
 
 EXAMPLE = "lr2ppo compare-published reproduce (after sh scripts/reproduce.sh)"
 
@@ -24,8 +25,6 @@ def run(arguments: argparse.Namespace) -> None:
         from lr2ppo.evaluation.published import compare_runs
 
     table = compare_runs(runs)
-    print(
-        "Ours beside the published figures of LRMovieNet. Validation: the evaluation that selected each run's weights;"
-    )
-    print("test: with 95 % bootstrap intervals over clips.\n")
-    print(table)
+    say("Ours beside the published figures of LRMovieNet. Validation: the evaluation that selected each run's weights;")
+    say("test: with 95 % bootstrap intervals over clips.\n")
+    say(table)

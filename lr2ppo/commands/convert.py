@@ -19,6 +19,7 @@ from pathlib import Path
 
 from lr2ppo.commands.arguments import seed, share
 from lr2ppo.errors import UserError
+from lr2ppo.terminal import say
 
 EXAMPLE = "lr2ppo convert mine.csv --out data/mine"
 
@@ -76,9 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
         pair_share=arguments.pair_share,
         seed=arguments.seed,
     )
-    print(summary)
-    print(
-        f"\nwrote {out}. Next, extract features: with pretrained encoders, see docs/own_data.md, or with tiny ones:\n"
-    )
+    say(summary)
+    say(f"\nwrote {out}. Next, extract features: with pretrained encoders, see docs/own_data.md, or with tiny ones:\n")
     encoders = Path("pretrained_models", out.resolve().name)
-    print(f"    {shlex.join(['lr2ppo', 'pretrain', '--data', str(out), '--out', str(encoders)])}")
+    say(f"    {shlex.join(['lr2ppo', 'pretrain', '--data', str(out), '--out', str(encoders)])}")

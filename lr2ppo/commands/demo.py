@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from lr2ppo.commands.arguments import add_ranker_arguments, open_ranker, require_runs
 from lr2ppo.demo.address import Hosts, address_of, listen
+from lr2ppo.terminal import say
 
 EXAMPLE = "lr2ppo demo ppo/quickstart"
 
@@ -53,5 +54,5 @@ def show(arguments: argparse.Namespace, listener: socket, folder: Path) -> None:
     for sent in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sent, lambda *_: os.write(writer, b"."))
     with serving(app, listener):
-        print(f"the demo of {ranker.name} is at {address_of(arguments.host, listener)} (Ctrl-C ends it)", flush=True)
+        say(f"the demo of {ranker.name} is at {address_of(arguments.host, listener)} (Ctrl-C ends it)")
         os.read(reader, 1)

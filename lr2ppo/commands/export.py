@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lr2ppo.commands.arguments import add_logs_argument, require_runs
 from lr2ppo.distributed.signals import ended_by_interrupt
+from lr2ppo.terminal import say
 
 EXAMPLE = "lr2ppo export ppo/quickstart exported/mini --onnx"
 
@@ -27,6 +28,6 @@ def run(arguments: argparse.Namespace) -> None:
     report = export(trained, arguments.out, arguments.onnx)
     size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file()) / 2**20
     command = shlex.join(["lr2ppo", "rank", str(arguments.out)])
-    print(f"{arguments.out}: {trained.use.name}, {size:.1f} MiB; rank with: {command} ...")
+    say(f"{arguments.out}: {trained.use.name}, {size:.1f} MiB; rank with: {command} ...")
     if report is not None:
-        print(f"{arguments.out / 'ranker.onnx'}: {report}")
+        say(f"{arguments.out / 'ranker.onnx'}: {report}")

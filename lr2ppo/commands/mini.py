@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from lr2ppo.commands.arguments import seed
+from lr2ppo.terminal import say
 
 EXAMPLE = "lr2ppo mini data/mini --seed 7"
 
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
         else:
             write_mini(partial, arguments.seed, sizes)
     if arguments.table is not None:
-        print(f"wrote {out}/table.csv: {arguments.table} clips, with their frames beside it")
+        say(f"wrote {out}/table.csv: {arguments.table} clips, with their frames beside it")
         return
     counts = ", ".join(f"{size} {part}" for part, size in sizes.items())
-    print(f"wrote {out}: {counts} clips")
+    say(f"wrote {out}: {counts} clips")

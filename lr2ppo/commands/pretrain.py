@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lr2ppo.commands.arguments import seed
 from lr2ppo.distributed.signals import ended_by_interrupt
+from lr2ppo.terminal import say
 
 EXAMPLE = "lr2ppo pretrain --data data/mini --out pretrained_models/mini"
 
@@ -55,4 +56,4 @@ def run(arguments: argparse.Namespace) -> None:
         device=arguments.device,
     )
     shown = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-    print(f"wrote {arguments.out}/roberta and {arguments.out}/vit; final losses: {shown}")
+    say(f"wrote {arguments.out}/roberta and {arguments.out}/vit; final losses: {shown}")

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from lr2ppo.distributed.signals import ended_by_interrupt
+from lr2ppo.terminal import say
 
 EXAMPLE = "lr2ppo published pointwise.bin logs/pointwise/published && sh ppo_eval.sh pointwise/published"
 
@@ -33,4 +34,4 @@ def run(arguments: argparse.Namespace) -> None:
     folder = write_converted_run(model, arguments.source, arguments.out, arguments.preset, arguments.config)
     weights = sum(parameter.numel() for parameter in model.parameters())
     command = shlex.join(["sh", "ppo_eval.sh", str(folder)])
-    print(f"{folder}: a {type(model).__name__} of {weights:,} weights; evaluate it with: {command}")
+    say(f"{folder}: a {type(model).__name__} of {weights:,} weights; evaluate it with: {command}")

@@ -9,6 +9,7 @@ from lr2ppo.commands.arguments import add_ranker_arguments, open_ranker, require
 from lr2ppo.distributed.signals import ended_by_interrupt
 from lr2ppo.errors import UserError
 from lr2ppo.files import check_output
+from lr2ppo.terminal import say
 
 EXAMPLE = """lr2ppo rank ppo/quickstart --frames holiday.mp4 --labels "beach,car,night" \\
     --description "two friends by the sea"
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         frames_root = arguments.frames_root or arguments.annotations.parent
         written, existing = rank_file(ranker, arguments.annotations, frames_root, arguments.out)
-        print(f"{arguments.out}: wrote {written} clips, {existing} were there already")
+        say(f"{arguments.out}: wrote {written} clips, {existing} were there already")
         return
     from lr2ppo.inference.labels import format_ranking, split_labels
 
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     ranked = ranker.rank(frames, split_labels(arguments.labels), arguments.description)
     if arguments.json:
         rows = [{"label": each.label, "score": each.score} for each in ranked]
-        print(json.dumps({"run": ranker.name, "ranked": rows}, ensure_ascii=False))
+        print(json.dumps({"run": ranker.name, "ranked": rows}, ensure_ascii=False))  # noqa: T201 (exact)
         return
     is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-    print(format_ranking(ranked, "█" if is_unicode else "#"))
+    say(format_ranking(ranked, "█" if is_unicode else "#"))

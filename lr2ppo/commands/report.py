@@ -9,6 +9,7 @@ from pathlib import Path
 from lr2ppo.commands.arguments import add_logs_argument, folder, require_rows
 from lr2ppo.distributed.signals import ended_by_interrupt
 from lr2ppo.files import check_inside, check_output
+from lr2ppo.terminal import say
 
 EXAMPLE = "lr2ppo report ppo/demo -o report.html"
 DEFAULT_PAGE = Path("report.html")
@@ -38,4 +39,4 @@ def run(arguments: argparse.Namespace) -> None:
 
     rows = find_rows(arguments.runs, arguments.logs)
     write_report(rows, arguments.split, page, arguments.frames_root)
-    print(f"written: {shown} ({page.stat().st_size / 2**20:.1f} MiB); open it in a browser")
+    say(f"written: {shown} ({page.stat().st_size / 2**20:.1f} MiB); open it in a browser")

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from lr2ppo.commands.arguments import add_logs_argument
 from lr2ppo.errors import UserError
+from lr2ppo.terminal import say
 
 EXAMPLE = "lr2ppo runs --watch 5"
 
@@ -28,6 +29,6 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.watch is not None:
         watch(arguments.logs, arguments.watch)
     elif arguments.json:
-        print(json.dumps([asdict(each) for each in list_runs(arguments.logs)], indent=1))
+        print(json.dumps([asdict(each) for each in list_runs(arguments.logs)], indent=1))  # noqa: T201 (exact)
     else:
-        print("\n".join(describe(arguments.logs)))
+        say("\n".join(describe(arguments.logs)))

@@ -23,6 +23,7 @@ from lr2ppo.data.features.store import FeatureStore, find_feature_files
 from lr2ppo.data.frames import missing_frames, unusable_frames
 from lr2ppo.errors import UserError, raise_faults
 from lr2ppo.files import read_json, user_cache, write_json
+from lr2ppo.terminal import say
 
 NEEDS: dict[str, Need] = {
     annotations.SOURCE_TRAIN: "grades",
@@ -172,13 +173,13 @@ def read_splits(root: Path, faults: list[str]) -> dict[str, list[Clip]]:
 def check_folder(splits: Mapping[str, Sequence[Clip]], root: Path, features: Sequence[str]) -> list[str]:
     """Print a summary of a folder in LRMovieNet's layout; returns the faults that prevent training."""
     for name, clips in splits.items():
-        print(f"{name}\n    {describe_clips(clips)}")
+        say(f"{name}\n    {describe_clips(clips)}")
         warn_about_pairs(name, clips)
     for (first, clips), (second, others) in combinations(splits.items(), 2):
         shared = overlap(clips, others)
         if shared and {first, second} != SAME_CLIPS:
             kind = "note" if {first, second} <= TRAINING else "warning"
-            print(f"{kind}: {first} and {second} share {len(shared):,} clips, such as {shared[0]}")
+            say(f"{kind}: {first} and {second} share {len(shared):,} clips, such as {shared[0]}")
     try:
         store = FeatureStore(find_feature_files(root, features))
         return check_features(splits, store)
@@ -192,7 +193,7 @@ def check_features(splits: Mapping[str, Sequence[Clip]], store: FeatureStore) ->
     faulty = {fault.clip for faults in found.values() for fault in faults}
     readable = [clip for clip in unique_clips(splits) if clip.id not in faulty]
     if readable:
-        print(f"{', '.join(path.name for path in store.paths)}\n    {describe_store(store, readable)}")
+        say(f"{', '.join(path.name for path in store.paths)}\n    {describe_store(store, readable)}")
     checked = CheckedClips(store)
     unread = checked.missing(readable)
     bad, fingerprints = check_values(tqdm(unread, desc="reading all features", unit="clip", disable=None), store)
@@ -205,7 +206,7 @@ def check_frames(splits: Mapping[str, Sequence[Clip]], frames_root: Path) -> lis
     clips = unique_clips(splits)
     missing = missing_frames(clips, frames_root)
     if missing:
-        print(
+        say(
             f"warning: {len(missing):,} of {sum(len(clip.images) for clip in clips):,} frames are not under "
             f"{frames_root}, such as {missing[0]}; training reads only the features"
         )
@@ -217,7 +218,7 @@ def warn_about_pairs(name: str, clips: Iterable[Clip]) -> None:
     """Warn if pairs contradict the grades; they may, since they are separate judgements."""
     for clip in clips:
         if clip.grades is not None and len(clip.pairs) and (np.diff(clip.grades[clip.pairs]) >= 0).any():
-            print(f"warning: {name} has pairs whose first label has no higher grade, as in clip {clip.id}")
+            say(f"warning: {name} has pairs whose first label has no higher grade, as in clip {clip.id}")
             return
 
 

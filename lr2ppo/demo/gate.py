@@ -7,8 +7,8 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -19,7 +19,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lr2ppo.demo.guard import MOST_BYTES, read_body
+from lr2ppo.demo.guard import read_body
+from lr2ppo.demo.inputs import LONGEST_LABEL, MOST_LABELS
 from lr2ppo.demo.uploads import MINUTES_KEPT, UNKNOWN, Uploads
 
 API = "/gradio_api"
@@ -35,25 +36,31 @@ RANGE = re.compile(rb"bytes=[0-9]{1,15}-")
 
 # Of all files of one upload; the page itself refuses a file larger than its own limit.
 MOST_UPLOADED = 200 * 2**20
-MOST_FILES = 1000
+MOST_FILES = 100
+# Of a request to rank: labels in UTF-8, what the page says of each file, and a long description.
+MOST_ASKED = 4 * MOST_LABELS * LONGEST_LABEL + 1024 * MOST_FILES + 2**16
 # Until results that nobody asks for are dropped; the page asks at once.
 SECONDS_UNREAD = 30.0
 
 
 def most_bytes(path: str) -> int:
     """The most bytes of a request's body; an upload's parts have heads."""
-    return MOST_UPLOADED + MOST_FILES * 1024 if path == UPLOAD else MOST_BYTES
+    return MOST_UPLOADED + MOST_FILES * 1024 if path == UPLOAD else MOST_ASKED
 
 
 class Gate:
     """An ASGI app before gradio's, behind a `Guard`; `events` are the numbers of the page's events and of their fields.
 
-    An event has no field, or those of frames, labels and a description.
+    An event has no field, or those of frames, labels and a description. `forget` drops what the app holds of a session
+    whose results were sent or discarded.
     """
 
-    def __init__(self, app: ASGIApp, uploads: Uploads, events: Mapping[int, int]) -> None:
-        self._app, self._uploads, self._events = app, uploads, events
-        self._coming: list[int] = []
+    def __init__(
+        self, app: ASGIApp, uploads: Uploads, events: Mapping[int, int], forget: Callable[[str], None]
+    ) -> None:
+        self._app, self._uploads, self._events, self._forget = app, uploads, events, forget
+        self._coming: list[_Upload] = []
+        self._tidying = asyncio.Lock()
         self._listeners: Counter[bytes] = Counter()
         self._discarding: dict[bytes, asyncio.Task[None]] = {}
 
@@ -136,6 +143,7 @@ class Gate:
             self._listeners[session] -= 1
             if not self._listeners[session]:
                 del self._listeners[session]
+                self._forget(_session(session))
 
     def _discard_later(self, session: str, scope: Scope) -> None:
         """Take the results of a client that does not come for them: gradio would hold them for ever."""
@@ -157,49 +165,69 @@ class Gate:
         with suppress(Exception):
             await self._app(asked, receiving, sending)
         del self._discarding[asked["query_string"]]
+        self._forget(_session(asked["query_string"]))
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        parts = _Parts(headers)
-        with self._reserved(int(headers.get("content-length", MOST_UPLOADED))):
+        upload = _Upload(Headers(scope=scope), self._check_room)
 
-            async def receiving() -> Message:
-                message = await receive()
-                if message["type"] == "http.request":
-                    parts.add(message.get("body", b""), last=not message.get("more_body", False))
-                return message
+        async def receiving() -> Message:
+            message = await receive()
+            if message["type"] == "http.request":
+                upload.add(message.get("body", b""), last=not message.get("more_body", False))
+            return message
 
-            await self._app(scope, receiving, send)
+        async def sending(message: Message) -> None:
+            upload.stored = upload.stored or message.get("status") == 200
+            await send(message)
 
-    @contextmanager
-    def _reserved(self, coming: int) -> Iterator[None]:
-        """Hold room on the disk; remove what is left by uploads that were broken off."""
-        self._coming.append(coming)
+        # Not while what others left is removed: they look the same.
+        async with self._tidying:
+            self._coming.append(upload)
         try:
-            if not self._uploads.has_room(sum(self._coming)):
-                raise HTTPException(507, f"The page holds too many uploads: try again in {MINUTES_KEPT} minutes.")
-            yield
+            self._check_room()
+            await self._app(scope, receiving, sending)
         finally:
-            self._coming.remove(coming)
-            if not self._coming:
-                self._uploads.remove_unfinished()
+            self._coming.remove(upload)
+            self._uploads.count(upload.bytes, upload.files, finished=upload.stored)
+            await self._tidy()
+
+    def _check_room(self) -> None:
+        """Raise `HTTPException` if there is no room for the uploads that are coming."""
+        files = sum(upload.files for upload in self._coming)
+        if files > self._uploads.most_open:
+            raise HTTPException(503, "Too many files are uploaded at once: try again in a moment.")
+        if not self._uploads.has_room(sum(upload.reserved for upload in self._coming), files):
+            raise HTTPException(507, f"The page holds too many uploads: try again in {MINUTES_KEPT} minutes.")
+
+    async def _tidy(self) -> None:
+        """Remove what is left by uploads that were broken off, once none is coming."""
+        async with self._tidying:
+            if not self._coming and self._uploads.has_unfinished:
+                await asyncio.to_thread(self._uploads.remove_unfinished)
 
 
-class _Parts:
-    """Check that an upload consists of files: gradio would keep other fields in memory, and fail at broken ones."""
+class _Upload:
+    """Check that an upload consists of files: gradio would keep other fields in memory, and fail at broken ones.
 
-    def __init__(self, headers: Headers) -> None:
+    `reserved` are the bytes it says it has, or else the most; `bytes` and `files` have come; `stored` is whether it
+    was taken. `check_room` is called at every file.
+    """
+
+    def __init__(self, headers: Headers, check_room: Callable[[], None]) -> None:
         kind, options = parse_options_header(headers.get("content-type", ""))
         boundary = options.get(b"boundary", b"")
         if kind != b"multipart/form-data" or not 0 < len(boundary) <= 100:
             raise self._broken()
-        self._name, self._value, self._files, self._complete = b"", b"", 0, False
+        self._check_room, self.reserved = check_room, int(headers.get("content-length", MOST_UPLOADED))
+        self.bytes, self.files, self.stored, self._complete = 0, 0, False, False
+        self._name, self._value = b"", b""
         callbacks: Any = {"on_part_begin": self._begin, "on_headers_finished": self._headers_finished}
         callbacks["on_end"] = self._complete_form
         callbacks |= {"on_header_field": self._add_name, "on_header_value": self._add_value, "on_header_end": self._end}
         self._parser = MultipartParser(boundary, callbacks)
 
     def add(self, piece: bytes, last: bool) -> None:
+        self.bytes += len(piece)
         try:
             self._parser.write(piece)
         except FormParserError:
@@ -227,9 +255,10 @@ class _Parts:
         self._name, self._value = b"", b""
 
     def _headers_finished(self) -> None:
-        self._files += 1
-        if self._options.get(b"name") != b"files" or b"filename" not in self._options or self._files > MOST_FILES:
+        self.files += 1
+        if self._options.get(b"name") != b"files" or b"filename" not in self._options or self.files > MOST_FILES:
             raise self._broken()
+        self._check_room()
 
     @staticmethod
     def _broken() -> HTTPException:
@@ -251,6 +280,11 @@ def _query(scope: Scope) -> bytes:
     if len(found) != 1 or not NAME.fullmatch(found[0]):
         raise HTTPException(400, "The request is not one of this page.")
     return f"{key}={found[0]}".encode()
+
+
+def _session(query: bytes) -> str:
+    """The session that a query for results names."""
+    return query.decode().partition("=")[2]
 
 
 def _headers(scope: Scope) -> list[tuple[bytes, bytes]]:

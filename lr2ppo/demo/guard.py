@@ -26,7 +26,6 @@ PORTS = {"http": 80, "https": 443}
 # A proxy's word for who asks and for what address; there is none, so they are a client's inventions.
 FORWARDED = re.compile(rb"forwarded|x-forwarded-.*|x-original-.*|x-rewrite-.*")
 
-MOST_BYTES = 2**20
 # The most bytes of a request's body, by its path.
 BodyLimit = Callable[[str], int]
 
@@ -41,7 +40,7 @@ class Guard:
 
     app: ASGIApp
     hosts: Hosts
-    most_bytes: BodyLimit = lambda _: MOST_BYTES
+    most_bytes: BodyLimit
     running: int = field(default=0, init=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

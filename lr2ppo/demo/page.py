@@ -22,6 +22,8 @@ from lr2ppo.inference.ranker import LabelRanker
 MOST_BYTES = 100 * 2**20
 # Clips to rank, over all visitors; the page tells the next to try again.
 MOST_WAITING = 32
+# Visitors whose fields gradio holds: those who wait, the one whose turn it is, and one who comes.
+MOST_SESSIONS = MOST_WAITING + 2
 EMPTY = '<div class="empty"><strong>No order yet</strong><span>Drop frames, type labels and press Rank{}.</span></div>'
 # gradio's theme variables, set to the colours of the page's style; each has a dark variant of the same value.
 THEME = {
@@ -97,6 +99,7 @@ def build_page(ranker: LabelRanker, uploads: Uploads, examples: Sequence[Example
                 partial(_rank, gr, ranker, uploads), fields, order, api_visibility="private", concurrency_id="ranking"
             )
     page.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
+    page.state_session_capacity = MOST_SESSIONS
     return page
 
 
@@ -204,7 +207,15 @@ def page_app(page: Any, uploads: Uploads, hosts: Hosts, examples: Sequence[Examp
     )
     uploads.keep_present()
     events = {event["id"]: len(event["inputs"]) for event in page.get_config_file()["dependencies"]}
-    return Guard(Gate(app, uploads, events), hosts, most_bytes)
+    return Guard(Gate(app, uploads, events, partial(_forget, page)), hosts, most_bytes)
+
+
+def _forget(page: Any, session: str) -> None:
+    """Drop the values of a session's fields, which gradio keeps for a return: this page's browser sends them again."""
+    held = page.state_holder
+    with held.lock:
+        held.session_data.pop(session, None)
+        held.time_last_used.pop(session, None)
 
 
 @asynccontextmanager

@@ -27,8 +27,9 @@ from torch.distributed.elastic.multiprocessing.api import PContext, SignalExcept
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
+from lr2ppo.distributed.processes import is_started
 from lr2ppo.distributed.signals import SAME_SIGNAL_SECONDS, STOPPING_SIGNALS, handled_signals
-from lr2ppo.errors import UserError, raise_faults, reports_user_errors
+from lr2ppo.errors import UserError, print_error, raise_faults, reports_user_errors
 
 SEVERAL_NODES = "NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 MASTER_PORT=29500"
 HIGHEST_PORT = 65535
@@ -169,11 +170,6 @@ def run_in_processes(work: Callable[[], None], command: Sequence[str], restarts:
         start(command, restarts)
 
 
-def is_started() -> bool:
-    """Whether the launcher started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
 def start(command: Sequence[str], restarts: int = 0) -> None:
     """Run a torchrun command in the number of processes that the environment requests.
 
@@ -207,7 +203,7 @@ def start(command: Sequence[str], restarts: int = 0) -> None:
                 else f"ended with exit code {failure.exitcode}"
             )
             of = f"of {processes}" if nodes == 1 else f"({processes} on this machine, one of {nodes})"
-            print(f"\nerror: process {rank} {of} {how}; the others were stopped", file=sys.stderr)
+            print_error(f"process {rank} {of} {how}; the others were stopped")
         sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
     except DistError as error:
         if nodes == 1:

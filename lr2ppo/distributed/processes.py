@@ -92,12 +92,29 @@ class _AllReduce(torch.autograd.Function):
         return summed
 
 
+def is_started() -> bool:
+    """Whether the launcher started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def local_rank() -> int:
+    """This process's number among those that the launcher started on this machine."""
+    return _of_launcher("LOCAL_RANK", 0)
+
+
+def _of_launcher(name: str, alone: int) -> int:
+    # Job systems leave variables of the same names to processes that work alone.
+    return int(os.environ.get(name, alone)) if is_started() else alone
+
+
 @contextmanager
 def join_processes(device: str) -> Iterator[Processes]:
-    """Join the run's process group on a device (`auto`: the GPU of this process's local rank, else the CPU)."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    """Join the run's process group on a device (`auto`: the GPU of this process's local rank, else the CPU).
+
+    A process that the launcher did not start is alone.
+    """
+    rank, world_size = _of_launcher("RANK", 0), _of_launcher("WORLD_SIZE", 1)
+    chosen = choose_device(device, local_rank())
     if world_size > 1 and platform.system() == "Linux":
         # If the launcher is killed, nothing else stops the processes it started.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -27,12 +27,13 @@ from lr2ppo.data.features.writer import (
 )
 from lr2ppo.data.frames import frames_fingerprint, read_image, require_frames
 from lr2ppo.data.validate import NEEDS
-from lr2ppo.distributed.processes import Processes, choose_device, join_processes
+from lr2ppo.distributed.processes import Processes, choose_device, join_processes, local_rank
 from lr2ppo.encoders.extractor import describe_encoding
 from lr2ppo.encoders.image import FrameTokens, ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
 from lr2ppo.errors import FAULTS_SHOWN, UserError, path_errors_as_user_errors, raise_faults
 from lr2ppo.files import check_inside
+from lr2ppo.terminal import say
 
 SECONDS_TO_REPORT = 60
 
@@ -141,7 +142,7 @@ def remove_changed(changed: Sequence[Mapping[Path, Sequence[str]]], processes: P
                 one = len(clips) == 1
                 what = "1 clip has changed since, and is" if one else f"{len(clips)} clips have changed since, and are"
                 names = ", ".join(clips[:FAULTS_SHOWN]) + " and others" * (len(clips) > FAULTS_SHOWN)
-                print(f"{path}: {what} extracted again: {names}")
+                say(f"{path}: {what} extracted again: {names}")
 
 
 @contextmanager
@@ -189,7 +190,7 @@ def extract_folder(
             text_encoder.require_tokenizer()
             clips = find_clips(data)
             require_frames(clips, frames_root)
-            chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+            chosen = choose_device(device, local_rank())
             text_encoder = text_encoder.to(chosen)
             image_encoder = ImageEncoder.load(image, frame_tokens).to(chosen)
             notes = describe_encoding(text_encoder, text, image_encoder, image, dtype).model_dump()
@@ -207,8 +208,8 @@ def extract_folder(
     if processes.is_main:
         of_all = f", its share of {share.missing}" if processes.world_size > 1 else ""
         existing = len(clips) - share.missing
-        print(f"{share.path}: wrote {len(share.clips)} clips{of_all}, {existing} were there already")
+        say(f"{share.path}: wrote {len(share.clips)} clips{of_all}, {existing} were there already")
         if frameless := [clip.id for clip in clips if not clip.images]:
-            print(f"note: {len(frameless)} clips name no frames, such as {frameless[0]}: they have only text features")
+            say(f"note: {len(frameless)} clips name no frames, such as {frameless[0]}: they have only text features")
         if find_shards(out):
-            print(f"train on all of them with {shards_setting(out)}")
+            say(f"train on all of them with {shards_setting(out)}")

@@ -13,6 +13,7 @@ from lr2ppo.files import check_output
 from lr2ppo.models.rankers import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import M, Model, build_model, load_model, model_shapes
 from lr2ppo.tensors import check_tensors, read_tensors, write_tensors
+from lr2ppo.terminal import say
 
 T = TypeVar("T")
 
@@ -160,4 +161,4 @@ def write_published(source: Path, out: Path) -> None:
         raise UserError(f"{folder}: {error}") from None
     file = out if out.suffix else out / "model.bin"
     write_tensors(check_output(file) if file == out else file, tensors)
-    print(f"{file}: {len(tensors)} tensors of a {type(model).__name__}, as the published program reads it")
+    say(f"{file}: {len(tensors)} tensors of a {type(model).__name__}, as the published program reads it")

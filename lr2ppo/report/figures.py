@@ -32,6 +32,8 @@ SMALL, WIDE = (3.3, 2.3), (5.6, 3.2)
 SETTINGS: Any = {
     "svg.fonttype": "none",
     "font.size": 9.0,
+    # A name with dollar signs is no formula.
+    "text.parse_math": False,
     "text.color": INK,
     "axes.labelcolor": MUTED,
     "axes.edgecolor": GRID,

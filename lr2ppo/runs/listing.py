@@ -26,6 +26,7 @@ from lr2ppo.runs.lookup import (
 )
 from lr2ppo.runs.records import Progress, check_record
 from lr2ppo.runs.stages import STAGES
+from lr2ppo.terminal import printable, say
 
 # The modification times of these files show when a run was last active.
 ACTIVITY_FILES = (CONFIG, METRICS, "train.log", PROGRESS, FINISHED, WEIGHTS)
@@ -198,7 +199,7 @@ def watch(logs: Path, seconds: float) -> None:
     finally:
         sys.stdout.write(LEAVE * in_place)
     if in_place:
-        print("\n".join(lines))
+        say("\n".join(lines))
 
 
 def _screen(lines: Sequence[str]) -> str:
@@ -212,6 +213,7 @@ def _screen(lines: Sequence[str]) -> str:
 
 
 def describe(logs: Path) -> list[str]:
-    """Return the table's lines, or how to start a run if there is none."""
+    """Return the table's lines for a terminal, or how to start a run if there is none."""
     runs = list_runs(logs)
-    return format_runs(runs, time.time()) if runs else [f"no runs under {logs}; start one with: sh pointwise.sh NAME"]
+    lines = format_runs(runs, time.time()) if runs else [f"no runs under {logs}; start one with: sh pointwise.sh NAME"]
+    return [printable(line) for line in lines]

@@ -31,6 +31,7 @@ from lr2ppo.report import write_report
 from lr2ppo.report.load import find_rows
 from lr2ppo.runs.lookup import RESULTS, find_groups, find_run, read_data, read_temperature
 from lr2ppo.runs.stages import STAGES
+from lr2ppo.terminal import say
 from lr2ppo.training.inputs import check_fit, left_out_note, open_inputs
 
 REPORT = "report.html"
@@ -76,10 +77,10 @@ def evaluate(config: EvaluateConfig) -> None:
         write_split(folder / CASES, config.split, describe_cases(dataset.clips, scores))
     what = "scores" if isinstance(model, RelevanceRanker) else "share of pairs won"
     of_all = f"{len(dataset)} clips, labels ordered by {what}; {describe_intervals([row])}{left_out_note(dataset)}"
-    print(f"{folder}, {config.split} split, {of_all}\n")
-    print(format_table(comparison, results["chance"]))
+    say(f"{folder}, {config.split} split, {of_all}\n")
+    say(format_table(comparison, results["chance"]))
     report = write_report(find_rows([str(folder)], config.logs), config.split, folder / REPORT)
-    print(f"\nwritten: {folder / RESULTS}, {folder / CASES}, {report}")
+    say(f"\nwritten: {folder / RESULTS}, {folder / CASES}, {report}")
 
 
 def run_data(folder: Path, root: Path | None) -> DataConfig:
@@ -103,11 +104,11 @@ def show_table(references: Sequence[str], config: EvaluateConfig, csv: Path | No
     """
     rows = read_table_rows(find_groups(references, config.logs), config.split)
     comparison = compare(rows, config.bootstrap_samples, config.seed)
-    print(wrap(f"{config.split} split, {describe_size(rows)}; {describe_intervals(rows)}") + "\n")
-    print(format_table(comparison, chance_means(rows[0])))
+    say(wrap(f"{config.split} split, {describe_size(rows)}; {describe_intervals(rows)}") + "\n")
+    say(format_table(comparison, chance_means(rows[0])))
     if len(rows) > 1:
-        print(f"\n{format_differences(comparison)}")
-    print("\n" + wrap(describe_best(comparison)))
+        say(f"\n{format_differences(comparison)}")
+    say("\n" + wrap(describe_best(comparison)))
     if csv is not None:
         write_csv(comparison, check_output(csv))
-        print(f"\nwritten: {csv}")
+        say(f"\nwritten: {csv}")

@@ -13,6 +13,7 @@ from lr2ppo.distributed.signals import forwarded_signals
 from lr2ppo.errors import UserError
 from lr2ppo.runs.lookup import FINISHED, RESULTS, read_mapping
 from lr2ppo.runs.stages import STAGES, Stage
+from lr2ppo.terminal import say
 from lr2ppo.training.run_folder import run_folder
 
 # Replaced by the seed in a setting, such as data.root=data/mini-{seed}.
@@ -43,12 +44,12 @@ def run_pipeline(name: str, preset: Path, settings: Sequence[str] = (), seeds: S
     trainings = [training for run in _runs(name, seeds) for training in _plan(*run, preset, settings)]
     for training in trainings:
         if (training.folder / FINISHED).is_file():
-            print(f"== {training.name}: finished already", flush=True)
+            say(f"== {training.name}: finished already")
         else:
             _start("train", training.stage.name, f"--config={preset / training.stage.name}.yaml", *training.settings)
     for training in trainings:
         if SPLIT in read_mapping(training.folder / RESULTS):
-            print(f"== {training.name}: evaluated already", flush=True)
+            say(f"== {training.name}: evaluated already")
         else:
             logs = training.folder.parents[1]
             evaluate = ["evaluate", f"--config={preset / 'evaluate'}.yaml"]
@@ -99,7 +100,7 @@ def _bare(setting: str, stage: Stage) -> str:
 
 def _start(*arguments: str) -> None:
     """Run a command of lr2ppo in a separate process; exit with its exit code if it fails."""
-    print(f"== lr2ppo {shlex.join(arguments)}", flush=True)
+    say(f"== lr2ppo {shlex.join(arguments)}")
     command = [sys.executable, "-m", "lr2ppo", *arguments]
     with subprocess.Popen(command) as process, forwarded_signals(process):  # noqa: S603 (our own command)
         code = process.wait()

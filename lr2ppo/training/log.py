@@ -13,6 +13,7 @@ from lr2ppo.config.schema import RunConfig
 from lr2ppo.evaluation.scoring import Evaluation
 from lr2ppo.files import open_to_append
 from lr2ppo.runs.lookup import METRICS
+from lr2ppo.terminal import printable
 from lr2ppo.training.progress import time_left
 from lr2ppo.training.tensorboard import TensorBoard
 
@@ -38,7 +39,7 @@ class RunLog:
 
     def log(self, text: str) -> None:
         """Print a line above the progress bar, and append it to `train.log` with the time."""
-        tqdm.write(text)
+        tqdm.write(printable(text))
         self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         self._log.flush()
 

@@ -23,6 +23,7 @@ from lr2ppo.files import check_no_links, write_atomically
 from lr2ppo.runs.lock import lock_run
 from lr2ppo.runs.lookup import FINISHED, find_source_run, read_inputs, read_run
 from lr2ppo.runs.stages import STAGES
+from lr2ppo.terminal import printable
 from lr2ppo.training.checkpoint import Checkpoint, newest_checkpoint, remove_checkpoints
 
 C = TypeVar("C", bound=RunConfig)
@@ -174,7 +175,7 @@ def _remove(folder: Path) -> None:
     files = [path for path in folder.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files) / 2**20
     state = "finished" if (folder / FINISHED).exists() else "unfinished"
-    tqdm.write(f"removing the {state} run in {folder}: {len(files)} files, {size:.1f} MiB")
+    tqdm.write(printable(f"removing the {state} run in {folder}: {len(files)} files, {size:.1f} MiB"))
     # Rename first: a partly removed folder would not be a run.
     leaving = folder.rename(folder.with_name(f".{folder.name}.removed-{os.getpid()}"))
     shutil.rmtree(leaving)

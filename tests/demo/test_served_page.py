@@ -1,6 +1,7 @@
 """The demo's server opens only the page's own files, answers only its own address, and bounds what it takes."""
 
 import asyncio
+import gc
 import io
 import json
 import os
@@ -15,10 +16,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from starlette.exceptions import HTTPException
 
 from lr2ppo.demo import gate, guard, server
 from lr2ppo.demo.address import Hosts, address_of, listen
 from lr2ppo.demo.gate import MOST_UPLOADED
+from lr2ppo.demo.page import MOST_SESSIONS
 from lr2ppo.demo.uploads import UNKNOWN, Uploads
 from lr2ppo.errors import UserError
 from tests.conftest import REPOSITORY
@@ -162,7 +165,7 @@ def test_a_request_that_is_none_of_the_page_is_refused_without_a_traceback(
         *(served.join(value, "x") for value in values),
         *(served.join([{"image": {"path": path}}], "x") for path in (None, 3, ["a"])),
         served.join([{"image": {"path": uploaded}, "video": {"path": uploaded}}], "x"),
-        served.join(media * 1001, "x"),
+        served.join(media * 101, "x"),
         *(served.join(media, "x", labels=labels) for labels in (3, ["a"], {"a": 1}, "a\ud800")),
         *(
             served.ask("POST", f"{API}/queue/join", body, Content_Type="application/json")
@@ -256,7 +259,7 @@ def test_a_body_that_is_too_large_is_refused(served: Client, capfd: pytest.Captu
         f"--{BOUNDARY}\r\n\r\nx\r\n--{BOUNDARY}--\r\n".encode(),
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; filename="a"\r\n\r\nx\r\n'.encode(),
         f"--{BOUNDARY}\r\nContent-Disposition: {'x' * 5000}\r\n\r\nx".encode(),
-        form(*[("a.png", b"")] * 1001),
+        form(*[("a.png", b"")] * 101),
         form(("a.png", b"x" * 5000))[:-30] + b"\r\n--",
     ],
 )
@@ -337,8 +340,91 @@ def test_the_folder_of_uploads_is_bounded_in_size_and_time(served: Client, monke
     uploads.remove_old(seconds=-1)
     assert not path.exists()
     assert not path.parent.exists()
-    monkeypatch.setattr("lr2ppo.demo.uploads.MOST_STORED", 10)
-    assert served.upload(("more.png", png("green"))).status == 507
+    with monkeypatch.context() as patch:
+        patch.setattr("lr2ppo.demo.uploads.MOST_STORED", 10)
+        assert served.upload(("more.png", png("green"))).status == 507
+    monkeypatch.setattr("lr2ppo.demo.uploads.MOST_FILES_STORED", 1)
+    assert served.upload(("a.png", png("green")), ("b.png", png("red"))).status == 507
+
+
+def test_what_is_stored_is_counted_as_it_comes_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lr2ppo.demo.uploads.MOST_FILES_STORED", 10)
+    uploads = Uploads(tmp_path)
+    for name in "abcdef":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(b"x")
+    uploads.count(6, 6, finished=True)
+    uploads.count(4, 4, finished=False)
+    assert uploads.has_room(1, 0)
+    assert not uploads.has_room(1, 1)
+    uploads.remove_unfinished()
+    assert uploads.has_room(1, 4)
+    assert not uploads.has_room(1, 5)
+    (tmp_path / "a" / "0.png").unlink()
+    uploads.remove_old()
+    uploads.count(1, 1, finished=True)
+    assert uploads.has_room(1, 4)
+    assert not uploads.has_room(1, 5)
+    uploads.remove_old(seconds=-1)
+    assert uploads.has_room(1, 9)
+
+
+def test_uploads_at_once_open_no_more_files_than_they_may(tmp_path: Path) -> None:
+    uploads = Uploads(tmp_path)
+    uploads.most_open = 2
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+
+    async def upload(files: int) -> None:
+        async def receive() -> Any:
+            return {"type": "http.request", "body": form(*[("a.png", b"")] * files)}
+
+        async def send(_: Any) -> None:
+            return
+
+        kind = f"multipart/form-data; boundary={BOUNDARY}".encode()
+        scope = {"type": "http", "method": "POST", "path": f"{API}/upload", "query_string": b""}
+        await before({**scope, "headers": [(b"content-type", kind)]}, receive, send)
+
+    before = gate.Gate(app, uploads, {}, lambda _: None)
+    asyncio.run(upload(2))
+    with pytest.raises(HTTPException) as refused:
+        asyncio.run(upload(3))
+    assert refused.value.status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "said"),
+    [(200, 300, "found 300 open files, wanted at least"), (200, 700, "300"), (1024, 5000, "1000")],
+)
+def test_the_limit_of_open_files_is_raised_as_far_as_allowed(soft: int, hard: int, said: str) -> None:
+    code = "from lr2ppo.demo.uploads import raise_open_files; print(raise_open_files())"
+    limited = f"ulimit -Sn {soft}; ulimit -Hn {hard}; exec {sys.executable} -c '{code}'"
+    done = subprocess.run(["/bin/sh", "-c", limited], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert said in (done.stdout or done.stderr)
+
+
+def test_the_page_forgets_its_visitors(served: Client) -> None:
+    from gradio.state_holder import StateHolder
+
+    holders = [each for each in gc.get_objects() if type(each) is StateHolder]
+
+    def held() -> int:
+        return sum(len(each.session_data) for each in holders)
+
+    event, before = served.ranking(), held()
+    for number in range(3):
+        assert "no frames yet" in served.rank([], f"fetches{number}", event=event)
+    # The last one is forgotten just after its client has all.
+    for _ in range(1000):
+        if held() <= before:
+            break
+        served.ask("GET", "/favicon.ico")
+    assert held() <= before
+    for number in range(MOST_SESSIONS + 10):
+        served.join([], f"leaves{number}", event=event)
+    assert held() <= before + MOST_SESSIONS
 
 
 @pytest.mark.parametrize("comes", [False, True])
@@ -347,6 +433,7 @@ def test_results_that_nobody_comes_for_are_discarded(
 ) -> None:
     monkeypatch.setattr(gate, "SECONDS_UNREAD", 0.0)
     asked: list[str] = []
+    forgotten: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         asked.append(f"{scope['method']} {scope['path']} {scope['query_string'].decode()}")
@@ -358,7 +445,7 @@ def test_results_that_nobody_comes_for_are_discarded(
         return
 
     async def run() -> None:
-        before = gate.Gate(app, Uploads(tmp_path), {1: 0})
+        before = gate.Gate(app, Uploads(tmp_path), {1: 0}, forgotten.append)
         scope = {"type": "http", "query_string": b"", "headers": []}
         await before({**scope, "method": "POST", "path": f"{API}/queue/join"}, receive, send)
         taken = asyncio.all_tasks() - {asyncio.current_task()}
@@ -370,6 +457,7 @@ def test_results_that_nobody_comes_for_are_discarded(
     asyncio.run(run())
     # By the client or in its place, but not by both.
     assert asked == [f"POST {API}/queue/join ", f"GET {API}/queue/data session_hash=unread"]
+    assert forgotten == ["unread"]
 
 
 @pytest.mark.parametrize(

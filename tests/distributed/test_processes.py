@@ -11,10 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lr2ppo.distributed.processes import Processes
+from lr2ppo.distributed.processes import Processes, join_processes
 from tests.conftest import REPOSITORY
 from tests.helpers.parallel_training import train_all
 from tests.helpers.workspace import Workspace
+
+
+@pytest.mark.parametrize("left", [{"RANK": "1"}, {"WORLD_SIZE": "2", "RANK": "0"}, {"RANK": "", "LOCAL_RANK": "x"}])
+def test_variables_that_a_job_system_left_are_not_read(left: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    with join_processes("cpu") as processes:
+        assert (processes.rank, processes.world_size) == (0, 1)
 
 
 @pytest.fixture(scope="module")

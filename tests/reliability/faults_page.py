@@ -25,6 +25,8 @@ from tests.reliability.faults_world import TRACEBACK, Job, Outcome, Result, Work
 MIB = 2**20
 # What the page may hold while it is abused, in addition to what it holds at rest; and files and threads in all.
 MOST_MEMORY, MOST_DISK, MOST_FILES, MOST_THREADS = 400 * MIB, 2200 * MIB, 400, 100
+# Visitors who come one after another add little; the usual limit of open files, all of which uploads may use.
+MOST_FOR_VISITORS, LIMIT_OF_FILES = 150 * MIB, 1024
 # A client that sends nothing, or takes nothing, is let go after 10 seconds; a busy machine takes its time.
 LET_GO = 30
 KIND = f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n"
@@ -81,7 +83,13 @@ class Page:
             over.set()
             thread.join()
 
-    def try_one(self, abuse: Callable[[int], Awaitable[str]], wanted: str) -> Outcome:
+    def try_one(
+        self,
+        abuse: Callable[[int], Awaitable[str]],
+        wanted: str,
+        most_memory: int = MOST_MEMORY,
+        most_files: int = MOST_FILES,
+    ) -> Outcome:
         """Abuse the page; it must answer as wanted, hold no more than promised, and rank afterwards."""
         started = time.monotonic()
         with self.watched() as held:
@@ -91,8 +99,8 @@ class Page:
         shown = f"{answers}; at most {more / MIB:.0f} MiB of memory more, {held.disk / MIB:.0f} MiB on disk, "
         shown += f"{held.files} open files, {held.threads} threads"
         faults = [
-            *(["held too much"] if more > MOST_MEMORY or held.disk > MOST_DISK else []),
-            *(["opened too much"] if held.files > MOST_FILES or held.threads > MOST_THREADS else []),
+            *(["held too much"] if more > most_memory or held.disk > MOST_DISK else []),
+            *(["opened too much"] if held.files > most_files or held.threads > MOST_THREADS else []),
             *([f"wanted {wanted}"] if not re.fullmatch(wanted, answers) else []),
             *filter(None, [self.ranks()]),
             *(["a traceback on the terminal"] if TRACEBACK in self.job.printed else []),
@@ -113,6 +121,14 @@ def try_page(workshop: Workshop) -> Tried:
         yield "page: 90 clients that read nothing", page.try_one(_many(90, _no_reader(path)), "closed x 90")
         yield "page: 300 connections at once", page.try_one(_many(300, _idle), r"503 x \d+, closed x \d+")
         yield "page: 200 uploads at once", page.try_one(_many(200, _upload), r"200 x \d+(, 503 x \d+)?")
+        yield (
+            "page: 400 visitors with long labels",
+            page.try_one(_many(40, _visitors(page.client.ranking())), r"200 x \d+(, 503 x \d+)?", MOST_FOR_VISITORS),
+        )
+        yield (
+            "page: 40 uploads of 100 files at once",
+            page.try_one(_many(40, _many_files), r"200 x \d+(, 503 x \d+)?", most_files=LIMIT_OF_FILES),
+        )
         yield "page: 100 MB as JSON", page.try_one(_many(8, _large(f"{API}/queue/join", 100)), "413 x 8")
         yield "page: 100 MB of one file", page.try_one(_many(4, _upload_of(99)), "200 x 4")
         yield (
@@ -135,7 +151,8 @@ def try_page(workshop: Workshop) -> Tried:
 def _serving(workshop: Workshop, folder: Path) -> Iterator[Page]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "lr2ppo", "demo", "ppo/tiny", "--port", str(port), "--device", "cpu"]
+    command = ["sh", "-c", f'ulimit -n {LIMIT_OF_FILES} && exec "$@"', "sh", sys.executable, "-m", "lr2ppo"]
+    command += ["demo", "ppo/tiny", "--port", str(port), "--device", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(workshop.root), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
     job = Job(command, folder, environment, workshop.root / "screens" / "demo.txt")
     try:
@@ -258,6 +275,26 @@ def _large(path: str, megabytes: int) -> Callable[[int, int], Awaitable[str]]:
         return await _send(port, _head("POST", path, f"{KIND}Transfer-Encoding: chunked\r\n"), *pieces, b"0\r\n\r\n")
 
     return client
+
+
+def _visitors(event: int) -> Callable[[int, int], Awaitable[str]]:
+    """Ten visitors, one after another, whose labels fill a request, and who do not come for their results."""
+
+    async def client(port: int, number: int) -> str:
+        status = ""
+        for each in range(10):
+            asked = {"data": [[], "x" * 500_000, ""], "fn_index": event, "session_hash": f"visit{number}x{each}"}
+            body = json.dumps(asked).encode()
+            lines = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            status = await _send(port, _head("POST", f"{API}/queue/join", lines), body)
+        return status
+
+    return client
+
+
+async def _many_files(port: int, number: int) -> str:
+    body = form(*((f"{each}.png", f"{number}-{each}".encode()) for each in range(100)))
+    return await _send(port, _head("POST", f"{API}/upload", f"{KIND}Content-Length: {len(body)}\r\n"), body)
 
 
 async def _broken(port: int, number: int) -> str:

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from PIL import Image
 from selenium.webdriver import Chrome
@@ -24,6 +25,7 @@ from lr2ppo.errors import UserError
 from lr2ppo.evaluation.calibration import calibration_bins, describe_reward_model
 from lr2ppo.evaluation.pictures import grade_colour
 from lr2ppo.report.cases import choose_groups, thumbnails
+from lr2ppo.report.figures import draw
 from lr2ppo.report.load import find_rows, gather_run, preset_differences
 from lr2ppo.report.page import write_report
 from lr2ppo.runs.stages import STAGES
@@ -167,6 +169,14 @@ def test_runs_that_were_not_evaluated_still_show_their_training(logs: Path, tmp_
     text = write_report([[tmp_path / "pointwise" / "bare"]], "test", tmp_path / "page.html").read_text(encoding="utf-8")
     assert "sh ppo_eval.sh RUN split=test" in text
     assert "Validation NDCG" in text
+
+
+@pytest.mark.parametrize("name", ["a$x_{$b", "$", r"$\frac$", "a$b$c"])
+def test_a_name_with_dollar_signs_is_no_formula(name: str) -> None:
+    def plot(axes: Axes) -> None:
+        axes.set_xlabel(name)
+
+    assert name in draw(plot, f"named {name}")
 
 
 def test_published_figures_and_curves_are_shown_for_a_run_of_their_preset(logs: Path, tmp_path: Path) -> None:
