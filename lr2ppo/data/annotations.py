@@ -52,6 +52,10 @@ class Clip:
         """A fingerprint of the labels, in their order, and the description: of all that text features depend on."""
         return hashlib.sha256(json.dumps([self.labels, self.description]).encode()).hexdigest()[:16]
 
+    def images_fingerprint(self) -> str:
+        """A fingerprint of the frames' paths, in their order; of their content, see `frames_fingerprint`."""
+        return hashlib.sha256(json.dumps(self.images).encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class ClipFault:
