@@ -9,6 +9,7 @@ import re
 import shutil
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from glob import glob
@@ -20,7 +21,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
-from lr2ppo.errors import UserError, advise, raise_faults
+from lr2ppo.errors import UserError, advise, raise_faults, show
 
 # JSON and the command line can hold lone surrogates and null characters; files and file names cannot.
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
@@ -28,7 +29,9 @@ UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 MOST_YAML = 2**18
 # Digits of longer numbers take a time that grows with their square.
 LONGEST_NUMBER = 1000
-TEXT_TAG = "tag:yaml.org,2002:str"
+TEXT_TAG, INTEGER_TAG, FLOAT_TAG = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float"))
+# A number as people write it, which a text may hold.
+DECIMAL = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 # Names of files that are being written, and that a killed process leaves.
 PARTIAL_SUFFIX = ".partial"
 KINDS = {
@@ -137,8 +140,21 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raises OSError as `open_regular`, ValueError if it is not JSON, RecursionError if too deep."""
-    return json.loads(read_text(path))
+    """Read a JSON file; raises OSError as `open_regular`, ValueError and RecursionError as `parse_json`."""
+    return parse_json(read_text(path))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; raises ValueError if it is not JSON or has a key twice, RecursionError if too deep."""
+    return json.loads(text, object_pairs_hook=_each_key_once)
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"found the key {show(twice)} twice in one object, wanted it once")
+    return found
 
 
 def file_fingerprint(path: Path) -> str:
@@ -170,10 +186,37 @@ def read_yaml(path: Path) -> Any:
     return parse_yaml(content.decode("utf-8-sig"))
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads as numbers only what YAML 1.1 and 1.2 agree on: 010, 1_0 and 1:30 stay texts. Refuses a key given twice."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if len(keys) < keys.total():
+            (_, twice), _ = keys.most_common(1)[0]
+            raise ValueError(f"found the key {show(twice)} twice in one section, wanted it once")
+        return node
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in known if tag not in (INTEGER_TAG, FLOAT_TAG)]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(INTEGER_TAG, re.compile("[-+]?(?:0|[1-9][0-9]*|0x[0-9a-fA-F]+)$"), [*"-+0123456789"])
+_Loader.add_implicit_resolver(
+    FLOAT_TAG,
+    re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"),
+    [*"-+0123456789."],
+)
+
+
 def parse_yaml(text: str) -> Any:
-    """Return the plain values of a YAML text; raises ValueError if it is not YAML, too deep or its aliases too many."""
+    """Return the plain values of a YAML text.
+
+    Raises ValueError if it is not YAML, has a key twice, is too deep or has aliases for too many values.
+    """
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         node = loader.get_single_node()
         if _written_out(node, {}) > MOST_YAML:
             raise ValueError("its aliases stand for too many values")

@@ -1,6 +1,7 @@
 """Tensor files: what is read, what is refused with one message, and that no code in them is ever run."""
 
 import contextlib
+import json
 import os
 import pickle
 import signal
@@ -23,6 +24,7 @@ from lr2ppo.files import (
     check_output,
     check_regular,
     open_to_append,
+    parse_json,
     read_json,
     remove_partial_files,
     write_json,
@@ -270,3 +272,14 @@ from pathlib import Path
 from lr2ppo.files import write_atomically
 write_atomically(Path(sys.argv[1]), lambda partial: os.kill(os.getpid(), signal.SIGKILL))
 """
+
+
+@given(st.dictionaries(st.text(max_size=2), st.integers()), st.booleans())
+def test_json_is_read_unless_a_key_is_given_twice(value: dict[str, int], twice: bool) -> None:
+    text = json.dumps(value)
+    if twice and value:
+        again = json.dumps(next(iter(value)))
+        with pytest.raises(ValueError, match="twice in one object, wanted it once"):
+            parse_json(f"[{text[:-1]}, {again}: 1}}]")
+    else:
+        assert parse_json(text) == value

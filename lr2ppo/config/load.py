@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args, overload
 
 import yaml
@@ -90,8 +91,8 @@ def _apply_override(tree: dict[str, Any], override: str, schema: type[Section]) 
     if key not in known and not any(name.startswith(key + ".") for name in known):
         raise UserError(f"{override}: unknown key {key!r}{_nearest(key, known)}")
     try:
-        # A text setting stays a text: a run may be called 7 or on.
-        value = text if _is_text(key, schema) else parse_yaml(text)
+        # A text stays as it is typed: a run may be called 7 or on, and a folder "set #2".
+        value = text if _takes_text(key, text, schema) else parse_yaml(text)
     except ValueError as error:
         raise UserError(f"{override}: the value {error}") from None
     *sections, last = key.split(".")
@@ -156,19 +157,26 @@ def _names_of(section: type[BaseModel]) -> Sequence[str]:
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
     """The sections that a field may hold: one, several if it is a union, none if it holds a value."""
-    members = [getattr(each, "__origin__", each) for each in get_args(annotation) or (annotation,)]
-    return [each for each in members if isinstance(each, type) and issubclass(each, BaseModel)]
+    return [each for each in _members(annotation) if isinstance(each, type) and issubclass(each, BaseModel)]
 
 
-def _is_text(key: str, schema: type[BaseModel]) -> bool:
-    """Whether a key's value is a text or an optional text."""
+def _members(annotation: Any) -> list[Any]:
+    """The types of a union, or the one type, without what is annotated."""
+    return [getattr(each, "__origin__", each) for each in get_args(annotation) or (annotation,)]
+
+
+def _takes_text(key: str, text: str, schema: type[BaseModel]) -> bool:
+    """Whether an override's text is the value of a key, not YAML: of a text, a path, or one name in place of a list."""
     name, _, rest = key.partition(".")
     field = schema.model_fields.get(name)
     if field is None:
         return False
     if rest:
-        return any(_is_text(rest, section) for section in _sections(field.annotation))
-    return field.annotation in (str, str | None)
+        return any(_takes_text(rest, text, section) for section in _sections(field.annotation))
+    if field.annotation == tuple[str, ...]:
+        return not text.startswith("[")
+    members = set(_members(field.annotation))
+    return members <= {str, Path, NoneType} and not (text == "null" and members == {Path, NoneType})
 
 
 def known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:

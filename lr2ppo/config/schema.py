@@ -6,24 +6,44 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from lr2ppo.errors import show
-from lr2ppo.files import UNWRITABLE
+from lr2ppo.files import DECIMAL, UNWRITABLE
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NotNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
+
+def _read_number(value: Any) -> Any:
+    """The number that a text such as 010 or 1e-4 stands for, which YAML takes for a text; any other value as it is."""
+    if not isinstance(value, str) or not DECIMAL.fullmatch(value):
+        return value
+    return int(value) if value.lstrip("+-").isdigit() else float(value)
+
+
+def _refuse_blank(value: Any) -> Any:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("is blank, wanted a path")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_read_number)]
+WholeNumber = Annotated[int, BeforeValidator(_read_number)]
+Fraction = Annotated[Number, Field(ge=0.0, le=1.0)]
+Positive = Annotated[Number, Field(gt=0.0)]
+NotNegative = Annotated[Number, Field(ge=0.0)]
+Count = Annotated[WholeNumber, Field(ge=1)]
+# A path is given as a text, which is not yet one.
+PathText = Annotated[Path, BeforeValidator(_refuse_blank), Field(strict=False)]
 # What every generator of random numbers that is seeded with it takes.
 LARGEST_SEED = 2**32 - 1
-Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Seed = Annotated[WholeNumber, Field(ge=0, le=LARGEST_SEED)]
 FileNames = Annotated[
-    tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v), Field(min_length=1)
+    tuple[str, ...],
+    BeforeValidator(lambda v: (v,) if isinstance(v, str) else tuple(v) if isinstance(v, list) else v),
+    Field(min_length=1),
 ]
 
 
 class Section(BaseModel):
-    """A section of the config: refuses unknown keys and is immutable."""
+    """A section of the config: refuses unknown keys and values of another type, such as true for 1; is immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -48,14 +68,14 @@ def _name_or(default: str) -> Discriminator:
 class DataConfig(Section):
     """Which clips a stage reads; files are relative to `root`."""
 
-    root: Path
+    root: PathText
     features: FileNames
     train: str
     validation: str
     test: str
     frames: Count
     frame_order: Literal["even", "random"]
-    workers: Annotated[int, Field(ge=0)]
+    workers: Annotated[WholeNumber, Field(ge=0)]
     # Configs of earlier versions lack this key.
     strict: bool = True
 
@@ -67,7 +87,7 @@ class ModelConfig(Section):
     attention: Literal["published", "scaled"]
     width: Count
     heads: Count
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    dropout: Annotated[Number, Field(ge=0.0, lt=1.0)]
     text_tokens: Count = 196
     # Filled in from the features, never written in a YAML file.
     frames: Count = 16
@@ -232,7 +252,7 @@ class PPOTraining(TrainingSettings):
     visits_per_epoch: Count
     batches_per_rollout: Count
     passes: Count
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    dropout: Annotated[Number, Field(ge=0.0, lt=1.0)]
     actor: PPOOptimizer
     critic: PPOOptimizer
 
@@ -240,7 +260,7 @@ class PPOTraining(TrainingSettings):
 class PPOLoss(Section):
     weighting: Literal["batch", "pair"]
     margin: Positive
-    reverse_below: float
+    reverse_below: Number
     kl_weight: NotNegative
     entropy_weight: NotNegative
     value_clip: Positive
@@ -276,7 +296,7 @@ class RunConfig(Section):
     preset: str
     name: str | None = None
     seed: Seed
-    logs: Path
+    logs: PathText
     device: str
     data: DataConfig
     train: TrainingSettings
@@ -320,12 +340,12 @@ class EvaluateConfig(Section):
     preset: str
     name: str | None = None
     split: Literal["val", "test"]
-    root: Path | None
-    logs: Path
+    root: PathText | None
+    logs: PathText
     device: str
     precision: Precision
     clips_per_batch: Count
-    workers: Annotated[int, Field(ge=0)]
+    workers: Annotated[WholeNumber, Field(ge=0)]
     bootstrap_samples: Count
     seed: Seed
 

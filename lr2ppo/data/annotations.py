@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from lr2ppo.data.features.names import id_fault
+from lr2ppo.data.features.names import as_seen, id_fault, misspelt
 from lr2ppo.errors import UserError, advise, raise_faults, shorten_middle
-from lr2ppo.files import UNWRITABLE, read_json, write_json
+from lr2ppo.files import DECIMAL, UNWRITABLE, read_json, write_json
 
 SOURCE_TRAIN = "first_stage_data.json"
 TARGET_PAIRS = "first_second_data_pair/first_second_data_pair_10pct.json"
@@ -28,6 +28,10 @@ MAX_GRADE = 10
 GRADES_WANTED = f"a whole number from 0 to {MAX_GRADE}"
 
 LONGEST_NAME = 100
+# Shuffling so many numbers takes 128 MiB.
+MOST_SHUFFLED = 2**24
+SPELL_ALIKE = "but is spelled otherwise; spell both alike, or give one another name"
+ENTRY_KEYS, TAG_KEYS = ("id", "tags", "description", "filename", "image", "index"), ("tag", "target")
 
 Need = Literal["labels", "grades", "pairs", "images"]
 
@@ -47,6 +51,10 @@ class Clip:
     def text_fingerprint(self) -> str:
         """A fingerprint of the labels, in their order, and the description: of all that text features depend on."""
         return hashlib.sha256(json.dumps([self.labels, self.description]).encode()).hexdigest()[:16]
+
+    def images_fingerprint(self) -> str:
+        """A fingerprint of the frames' paths, in their order; of their content, see `frames_fingerprint`."""
+        return hashlib.sha256(json.dumps(self.images).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -77,13 +85,15 @@ def read_valid_clips(path: Path, need: Need = "labels") -> tuple[list[Clip], lis
     """
     clips: list[Clip] = []
     faults: list[ClipFault] = []
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for position, entry in enumerate(_read_entries(path)):
         clip, found = _parse_clip(entry, need)
-        if clip.id in seen:
-            found.append("a second clip with the same id")
+        known = seen.get(as_seen(clip.id))
+        if known is not None:
+            other = f"id: looks like that of clip {known!a}, {SPELL_ALIKE}"
+            found.append("a second clip with the same id" if known == clip.id else other)
         if not found:
-            seen.add(clip.id)
+            seen[as_seen(clip.id)] = clip.id
             clips.append(clip)
         faults += [ClipFault(f"{position} ({_entry_name(entry)})", fault) for fault in found]
     return clips, faults
@@ -137,7 +147,40 @@ def graded(clip: Clip) -> NDArray[np.int64]:
 
 def better_worse_pairs(grades: NDArray[np.int64]) -> NDArray[np.int64]:
     """All pairs of positions with different grades, the higher grade first: [pairs, 2], in order of position."""
-    return np.argwhere(grades[:, None] > grades[None, :])
+    return pick_pairs(grades, np.arange(count_pairs(grades)))
+
+
+def count_pairs(grades: NDArray[np.int64]) -> int:
+    """The number of `better_worse_pairs`."""
+    return int(_lower_labels(grades).sum())
+
+
+def pick_pairs(grades: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The pairs of these numbers among `better_worse_pairs`, without listing the others: [len(numbers), 2]."""
+    ends = np.cumsum(_lower_labels(grades))
+    better = np.searchsorted(ends, numbers, side="right")
+    # The place of each pair's second label among those with a lower grade than the first.
+    places = numbers - np.append(0, ends)[better]
+    worse = np.empty_like(better)
+    for grade in np.unique(grades[better]):
+        own = grades[better] == grade
+        worse[own] = np.flatnonzero(grades < grade)[places[own]]
+    return np.stack([better, worse], axis=1)
+
+
+def _lower_labels(grades: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many labels have a lower grade than each: [labels]."""
+    return np.searchsorted(np.sort(grades), grades, side="left")
+
+
+def draw_numbers(total: int, wanted: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Different random numbers below `total`, which is at least `wanted`: [wanted]."""
+    if total <= MOST_SHUFFLED:
+        return rng.permutation(total)[:wanted]
+    drawn = np.empty(0, dtype=np.int64)
+    while len(drawn) < wanted:
+        drawn = np.union1d(drawn, rng.integers(total, size=wanted - len(drawn)))
+    return rng.permutation(drawn)
 
 
 def _entry_name(entry: Any) -> str:
@@ -157,6 +200,8 @@ def _parse_clip(entry: Any, need: Need) -> tuple[Clip, list[str]]:
     if not isinstance(entry, dict):
         return Clip("", ()), [f"found {type(entry).__name__}, wanted a mapping"]
     faults: list[str] = []
+    if near := misspelt(entry, ENTRY_KEYS):
+        faults.append(f"found the key {shortened(near[0])}, did you mean {near[1]}?")
     clip_id = entry.get("id")
     if not _is_text(clip_id):
         faults.append(f"id: found {shortened(clip_id)}, wanted a string")
@@ -183,15 +228,19 @@ def _parse_tags(tags: Any, need: Need, faults: list[str]) -> list[dict[str, Any]
     if not isinstance(tags, list) or not all(isinstance(tag, dict) and _is_text(tag.get("tag")) for tag in tags):
         faults.append('tags: wanted a list of {"tag": string, "target": grade}')
         return []
+    for tag in tags:
+        if near := misspelt(tag, TAG_KEYS):
+            faults.append(f"tags: found the key {shortened(near[0])}, did you mean {near[1]}?")
+            break
     if not tags and need != "images":
         faults.append("tags: found no labels, wanted at least one")
     return tags
 
 
 def _label_faults(labels: Sequence[str], grades: NDArray[np.int64] | None) -> list[str]:
-    """Faults of labels of white space only, and of labels given twice with different grades."""
+    """Faults of labels that look blank, of labels given twice with different grades, and of those that look alike."""
     faults = []
-    blank = [label for label in labels if not label.strip()]
+    blank = [label for label in labels if not as_seen(label)]
     if blank:
         more = f" (and {len(blank) - 1} more)" if len(blank) > 1 else ""
         faults.append(f"tags: found the label {shortened(blank[0])}, wanted a text{more}")
@@ -199,6 +248,11 @@ def _label_faults(labels: Sequence[str], grades: NDArray[np.int64] | None) -> li
     for label, grade in zip(labels, [] if grades is None else grades.tolist(), strict=False):
         if first.setdefault(label, grade) != grade:
             faults.append(f"tags: found {shortened(label)} with the grades {first[label]} and {grade}, wanted one")
+            break
+    spelled: dict[str, str] = {}
+    for label in labels:
+        if (known := spelled.setdefault(as_seen(label), label)) != label:
+            faults.append(f"tags: the label {label!a} looks like {known!a}, {SPELL_ALIKE}")
             break
     return faults
 
@@ -235,12 +289,12 @@ def _parse_grades(tags: Sequence[dict[str, Any]], need: Need, faults: list[str])
 
 
 def parse_grade(target: Any) -> int | None:
-    """Parse a grade from a number or a string; None if it is not a grade."""
-    try:
-        grade = float(target)
-    except (TypeError, ValueError, OverflowError):
+    """Parse a grade from a number or the text of a decimal number; None if it is not a grade."""
+    is_text = isinstance(target, str) and DECIMAL.fullmatch(target.strip())
+    if isinstance(target, bool) or not (is_text or isinstance(target, int | float)):
         return None
-    return int(grade) if grade in range(MAX_GRADE + 1) and not isinstance(target, bool) else None
+    grade = float(target) if is_text else target
+    return int(grade) if grade in range(MAX_GRADE + 1) else None
 
 
 def _parse_pairs(index: Any, labels: int, need: Need, faults: list[str]) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from lr2ppo.data.annotations import Clip, better_worse_pairs, graded
+from lr2ppo.data.annotations import Clip, count_pairs, draw_numbers, graded, pick_pairs
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, Positions, collate
 from lr2ppo.distributed.signals import follow_training_process
 
@@ -130,9 +130,9 @@ def graded_pairs(clips: Sequence[Clip], pairs_per_clip: int, seed: int) -> list[
     rng = np.random.default_rng(seed)
     requests = []
     for clip, item in enumerate(clips):
-        pairs = better_worse_pairs(graded(item))
-        if len(pairs):
-            chosen = rng.permutation(pairs)[:pairs_per_clip]
+        grades = graded(item)
+        if total := count_pairs(grades):
+            chosen = pick_pairs(grades, draw_numbers(total, min(total, pairs_per_clip), rng))
             requests.append(_annotated_request(clip, chosen, rng))
     return requests
 

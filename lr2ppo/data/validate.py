@@ -17,11 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from lr2ppo.data import annotations
-from lr2ppo.data.annotations import Clip, ClipFault, Need, read_valid_clips
+from lr2ppo.data.annotations import SPELL_ALIKE, Clip, ClipFault, Need, read_valid_clips
 from lr2ppo.data.features.hdf5 import HDF5_ERRORS
+from lr2ppo.data.features.names import as_seen
 from lr2ppo.data.features.store import FeatureStore, find_feature_files
-from lr2ppo.data.frames import missing_frames, unusable_frames
-from lr2ppo.errors import UserError, raise_faults
+from lr2ppo.data.frames import frames_fingerprint, missing_frames, unusable_frames
+from lr2ppo.errors import UserError, path_errors_as_user_errors, raise_faults
 from lr2ppo.files import read_json, user_cache, write_json
 from lr2ppo.terminal import say
 
@@ -36,12 +37,36 @@ NEEDS: dict[str, Need] = {
 SAME_CLIPS = {annotations.TARGET_PAIRS, annotations.TARGET_TRAIN}
 # These may share clips too, if one domain serves all three stages.
 TRAINING = {annotations.SOURCE_TRAIN, *SAME_CLIPS}
+GIVE_OTHER_IDS = "make them equal, or give different clips different ids"
 LEAVE_OUT = "or leave such clips out with data.strict=false"
 
 
 def overlap(first: Iterable[Clip], second: Iterable[Clip]) -> list[str]:
     """Ids of the clips in both, sorted."""
     return sorted({clip.id for clip in first} & {clip.id for clip in second})
+
+
+def disagreements(files: Mapping[str, Sequence[Clip]]) -> list[ClipFault]:
+    """Faults of clips that two annotation files have with different contents, or with ids that only look the same."""
+    known: dict[str, tuple[str, Clip]] = {}
+    faults = []
+    for name, clips in files.items():
+        for clip in clips:
+            first, other = known.setdefault(as_seen(clip.id), (name, clip))
+            if other.id != clip.id:
+                faults.append(
+                    ClipFault(clip.id, f"in {name}, it looks like clip {other.id!a} of {first}, {SPELL_ALIKE}")
+                )
+                continue
+            contents = {
+                "labels": (other.labels, clip.labels),
+                "descriptions": (other.description, clip.description),
+                "frames": (other.images, clip.images),
+            }
+            differing = [what for what, (one, another) in contents.items() if one != another]
+            if differing:
+                faults.append(ClipFault(clip.id, f"{first} and {name} have it with different {', '.join(differing)}"))
+    return faults
 
 
 def structure_faults(clips: Iterable[Clip], store: FeatureStore, max_tokens: int | None = None) -> list[ClipFault]:
@@ -63,8 +88,8 @@ def _structure_fault(clip: Clip, store: FeatureStore, max_tokens: int | None) ->
     widths = (features.text_width, features.image_width)
     if features.labels != len(clip.labels):
         return f"found features of {features.labels} labels, wanted {len(clip.labels)}"
-    if store.text_source(clip.id) not in (None, clip.text_fingerprint()):
-        return "has features of other labels, or of another description"
+    if changed := _source_fault(clip, store, features.frames):
+        return changed
     if widths != store.widths(clip.id):
         return f"found feature widths {widths}, others have {store.widths(clip.id)}"
     if features.tokens == 0:
@@ -72,6 +97,33 @@ def _structure_fault(clip: Clip, store: FeatureStore, max_tokens: int | None) ->
     if max_tokens is not None and features.tokens > max_tokens:
         return f"found {features.tokens} text tokens, the model takes {max_tokens}"
     return None
+
+
+def _source_fault(clip: Clip, store: FeatureStore, frames: int) -> str | None:
+    """How a clip differs from what its features were made from, as far as the file says that; reads no pictures."""
+    sources = store.sources(clip.id)
+    if sources is None:
+        return None
+    if sources.text != clip.text_fingerprint():
+        return "has features of other labels, or of another description"
+    if frames != len(clip.images):
+        return f"has features of {frames} frames, but names {len(clip.images)}"
+    if sources.images not in (None, clip.images_fingerprint()):
+        return "has features of other frames than it names"
+    return None
+
+
+@path_errors_as_user_errors()
+def changed_frames(clips: Iterable[Clip], store: FeatureStore, frames_root: Path) -> list[ClipFault]:
+    """Faults of clips whose frames are all there, but are not what their features were made from."""
+    faults = []
+    for clip in clips:
+        sources = store.sources(clip.id)
+        if sources is None or missing_frames([clip], frames_root):
+            continue
+        if frames_fingerprint(clip, frames_root) != sources.frames:
+            faults.append(ClipFault(clip.id, "its frames have changed since its features were made"))
+    return faults
 
 
 def check_values(clips: Iterable[Clip], store: FeatureStore) -> tuple[list[ClipFault], dict[str, str]]:
@@ -170,7 +222,9 @@ def read_splits(root: Path, faults: list[str]) -> dict[str, list[Clip]]:
     return splits
 
 
-def check_folder(splits: Mapping[str, Sequence[Clip]], root: Path, features: Sequence[str]) -> list[str]:
+def check_folder(
+    splits: Mapping[str, Sequence[Clip]], root: Path, features: Sequence[str], frames_root: Path
+) -> list[str]:
     """Print a summary of a folder in LRMovieNet's layout; returns the faults that prevent training."""
     for name, clips in splits.items():
         say(f"{name}\n    {describe_clips(clips)}")
@@ -180,14 +234,15 @@ def check_folder(splits: Mapping[str, Sequence[Clip]], root: Path, features: Seq
         if shared and {first, second} != SAME_CLIPS:
             kind = "note" if {first, second} <= TRAINING else "warning"
             say(f"{kind}: {first} and {second} share {len(shared):,} clips, such as {shared[0]}")
+    faults = [f"{fault}; {GIVE_OTHER_IDS}" for fault in disagreements(splits)]
     try:
         store = FeatureStore(find_feature_files(root, features))
-        return check_features(splits, store)
+        return faults + check_features(splits, store, frames_root)
     except UserError as error:
-        return [str(error)]
+        return [*faults, str(error)]
 
 
-def check_features(splits: Mapping[str, Sequence[Clip]], store: FeatureStore) -> list[str]:
+def check_features(splits: Mapping[str, Sequence[Clip]], store: FeatureStore, frames_root: Path) -> list[str]:
     """Print a summary of the clips' features; returns their faults."""
     found = {name: structure_faults(clips, store) for name, clips in splits.items()}
     faulty = {fault.clip for faults in found.values() for fault in faults}
@@ -198,6 +253,8 @@ def check_features(splits: Mapping[str, Sequence[Clip]], store: FeatureStore) ->
     unread = checked.missing(readable)
     bad, fingerprints = check_values(tqdm(unread, desc="reading all features", unit="clip", disable=None), store)
     checked.add(fingerprints)
+    progress = tqdm(readable, desc="comparing the frames", unit="clip", disable=None)
+    bad += changed_frames(progress, store, frames_root)
     return [f"{name}: {fault}" for name, faults in found.items() for fault in faults] + [str(fault) for fault in bad]
 
 
@@ -255,7 +312,7 @@ def require_valid(root: Path, features: Sequence[str], frames_root: Path) -> Non
         raise UserError(f"{root}: no such folder; give one in LRMovieNet's layout")
     faults: list[str] = []
     splits = read_splits(root, faults)
-    faults += check_folder(splits, root, features)
+    faults += check_folder(splits, root, features, frames_root)
     frame_faults = check_frames(splits, frames_root)
     advice = "training cannot start yet" if faults else "training can start, but these frames cannot be encoded"
     raise_faults(root, [*faults, *frame_faults], advice)

@@ -26,7 +26,7 @@ from lr2ppo.data.features.writer import (
     remove_clips,
 )
 from lr2ppo.data.frames import frames_fingerprint, read_image, require_frames
-from lr2ppo.data.validate import NEEDS
+from lr2ppo.data.validate import GIVE_OTHER_IDS, NEEDS, disagreements, unique_clips
 from lr2ppo.distributed.processes import Processes, choose_device, join_processes, local_rank
 from lr2ppo.encoders.extractor import describe_encoding
 from lr2ppo.encoders.image import FrameTokens, ImageEncoder
@@ -44,15 +44,9 @@ def find_clips(data: Path) -> list[Clip]:
     found = [name for name in NEEDS if os.path.lexists(data / name)]
     if not found:
         raise UserError(f"{data}: found none of the annotation files {', '.join(NEEDS)}")
-    clips: dict[str, Clip] = {}
-    faults = []
-    for name in found:
-        for clip in read_clips(data / name, need="labels"):
-            known = clips.setdefault(clip.id, clip)
-            if (known.labels, known.description, known.images) != (clip.labels, clip.description, clip.images):
-                faults.append(f"clip {clip.id} of {name}: another file has it with different labels, text or frames")
-    raise_faults(data, faults, "give different clips different ids")
-    return list(clips.values())
+    files = {name: read_clips(data / name, need="labels") for name in found}
+    raise_faults(data, [str(fault) for fault in disagreements(files)], GIVE_OTHER_IDS)
+    return unique_clips(files)
 
 
 def shard_path(out: Path, rank: int, processes: int) -> Path:
@@ -79,7 +73,7 @@ def find_changed(
     progress = tqdm(again, desc="checking what was extracted", unit="clip", leave=False, disable=None)
     now = {clip.id: describe_sources(clip, frames_root) for clip in progress}
     return {
-        path: [clip for clip, source in found.items() if clip in now and source not in (None, now[clip])]
+        path: [clip for clip, source in found.items() if clip in now and source and not source.agree(now[clip])]
         for path, found in sources.items()
     }
 
@@ -87,7 +81,7 @@ def find_changed(
 @path_errors_as_user_errors()
 def describe_sources(clip: Clip, frames_root: Path) -> Sources:
     """Describe what a clip's features are made from."""
-    return Sources(clip.text_fingerprint(), frames_fingerprint(clip, frames_root))
+    return Sources(clip.text_fingerprint(), frames_fingerprint(clip, frames_root), clip.images_fingerprint())
 
 
 @dataclass(frozen=True)

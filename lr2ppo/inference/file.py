@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lr2ppo.data.annotations import Clip, read_clips
 from lr2ppo.data.frames import frames_fingerprint, require_frames
 from lr2ppo.errors import UserError, path_errors_as_user_errors
-from lr2ppo.files import check_inside, check_output, read_json, write_json
+from lr2ppo.files import check_inside, check_output, parse_json, read_json, write_json
 from lr2ppo.inference.ranker import LabelRanker, Query
 
 Facts = Mapping[str, Any]
@@ -91,7 +91,7 @@ def _read_lines(file: BufferedRandom, out: Path) -> tuple[list[Facts], int]:
     lines: list[Facts] = []
     for number, line in enumerate(complete.splitlines(), start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             lines.append({"id": row["id"], "labels": sorted(row["labels"]), "inputs": row.get("inputs")})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{out}: line {number} is not from lr2ppo rank ({error}); remove it, or the file") from None

@@ -4,7 +4,6 @@ A run's folder has its config and its best weights. Earlier versions converted p
 such a folder has only weights. `read_run` and `read_finished` handle both, so that nothing else needs to.
 """
 
-import json
 import math
 import shlex
 from collections.abc import Collection, Sequence
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 
 from lr2ppo.config.schema import DataConfig, ModelConfig
 from lr2ppo.errors import UserError
-from lr2ppo.files import read_json, read_text, read_yaml
+from lr2ppo.files import parse_json, read_json, read_text, read_yaml
 from lr2ppo.runs.records import Finished, check_record, check_row
 from lr2ppo.runs.stages import STAGES, stage_for_model
 
@@ -216,7 +215,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
-            rows.append(json.loads(line))
+            rows.append(parse_json(line))
         except (ValueError, RecursionError):
             raise ValueError(f"{METRICS}, line {number}, is not JSON") from None
         check_row(rows[-1], f"{METRICS}, line {number}")

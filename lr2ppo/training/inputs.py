@@ -13,7 +13,7 @@ from lr2ppo.config.schema import DataConfig, ModelConfig, PointwiseConfig, Rewar
 from lr2ppo.data.annotations import Need
 from lr2ppo.data.dataset import ClipDataset, open_dataset
 from lr2ppo.data.features.store import FeatureStore
-from lr2ppo.data.validate import LEAVE_OUT, CheckedClips, check_values, overlap
+from lr2ppo.data.validate import GIVE_OTHER_IDS, LEAVE_OUT, CheckedClips, check_values, disagreements, overlap
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import FAULTS_SHOWN, UserError, raise_faults
 from lr2ppo.files import file_fingerprint
@@ -36,10 +36,14 @@ def open_inputs(
     """Open the datasets of annotation files, and check once that all their features are finite.
 
     `files` are keys of `data`, with what every clip must have. Clips with faults are left out if `data.strict` is
-    false. Raises `UserError` on every process if a file cannot be used, if a clip or feature cannot be used and
-    `data.strict` is true, or if no clip of a file remains.
+    false. Raises `UserError` on every process if a file cannot be used, if no clip of a file remains or, with
+    `data.strict` true, if a clip or feature cannot be used or two files disagree about a clip.
     """
     datasets = [open_dataset(data, getattr(data, key), need, store, model) for key, need in files.items()]
+    names = [getattr(data, key) for key in files]
+    differing = disagreements({name: dataset.clips for name, dataset in zip(names, datasets, strict=True)})
+    if data.strict:
+        raise_faults(data.root, [str(fault) for fault in differing], f"{GIVE_OTHER_IDS}, {LEAVE_OUT}")
     checked = CheckedClips(store)
     # Another run may save more at this moment: all processes must share the same clips.
     checked.fingerprints = processes.gather(checked.fingerprints)[0]
@@ -49,7 +53,7 @@ def open_inputs(
         share, desc="checking the features", unit="clip", leave=False, disable=None if processes.is_main else True
     )
     shares = processes.gather(check_values(progress, store))
-    faults = [fault for found, _ in shares for fault in found]
+    faults = [*differing, *(fault for found, _ in shares for fault in found)]
     kept = [dataset.without(faults) for dataset in datasets]
     if data.strict or not all(map(len, kept)):
         advice = f"extract these features again, {LEAVE_OUT if data.strict else 'no other clip is in one of the files'}"

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lr2ppo.config.load import dump_config, load_config
+from lr2ppo.config.load import config_leaves, dump_config, load_config
 from lr2ppo.config.schema import CONFIGS, LossConfig, PreferenceLoss, RankingLoss, Section
 from lr2ppo.errors import UserError
 from lr2ppo.losses import PREFERENCE_LOSSES, RANKING_LOSSES
@@ -162,8 +162,16 @@ def test_a_config_never_changes_once_read() -> None:
         ("train.epochs=3", "train.epochs", 3),
         ("train.learning_rate=1e-4", "train.learning_rate", 1e-4),
         ("train.learning_rate=0", "train.learning_rate", 0.0),
+        ("train.learning_rate=.5E-3", "train.learning_rate", 5e-4),
+        ("seed=010", "seed", 10),
+        ("seed=08", "seed", 8),
+        ("seed=0x1F", "seed", 31),
         ("data.root=/some/where", "data.root", Path("/some/where")),
+        ("data.root=set #2", "data.root", Path("set #2")),
+        ("data.root=010", "data.root", Path("010")),
+        ("logs=a: b", "logs", Path("a: b")),
         ("data.features=one.h5", "data.features", ("one.h5",)),
+        ("data.features=one #2.h5", "data.features", ("one #2.h5",)),
         ("data.features=[one.h5, 'two*.h5']", "data.features", ("one.h5", "two*.h5")),
         ("name=a=b", "name", "a=b"),
         ("model.text_width=null", "model.text_width", None),
@@ -285,8 +293,20 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
         ("data.strict=perhaps", "data.strict: found 'perhaps'"),
         ("train.learning_rate=.inf", "train.learning_rate: found inf"),
         ("loss.beta=.nan", "loss.beta: found nan"),
-        ('data.root="a\\0b"', "data.root: found 'a\\x00b': value error, holds a character that file names cannot have"),
-        ("data.features=2001-99-99", "data.features=2001-99-99: the value is not YAML: month must be in 1..12"),
+        (
+            'data.frame_order="a\\0b"',
+            "data.frame_order: found 'a\\x00b': value error, holds a character that file names cannot have",
+        ),
+        ("train.epochs=2001-99-99", "train.epochs=2001-99-99: the value is not YAML: month must be in 1..12"),
+        ("seed=true", "seed: found True: input should be a valid integer"),
+        ("seed=1_0", "seed: found '1_0': input should be a valid integer"),
+        ("seed=0b11", "seed: found '0b11': input should be a valid integer"),
+        ("train.epochs=1:30", "train.epochs: found '1:30': input should be a valid integer"),
+        ("train.learning_rate=1:30", "train.learning_rate: found '1:30': input should be a valid number"),
+        ("train.learning_rate=false", "train.learning_rate: found False: input should be a valid number"),
+        ("train.fill_lists=1", "train.fill_lists: found 1: input should be a valid boolean"),
+        ("data.strict=n", "data.strict: found 'n': input should be a valid boolean"),
+        ("data.root=", "data.root: found '': value error, is blank, wanted a path"),
         ("model.heads=3", "model.width 64 is not a multiple of model.heads 3"),
     ],
 )
@@ -334,6 +354,8 @@ def test_a_missing_file_of_no_preset_is_refused_alone(tmp_path: Path) -> None:
         (b"just words", "found str, wanted a YAML mapping"),
         (b"seed: 2001-99-99", "is not YAML: month must be in 1..12"),
         (b"seed: !!bool 7", "is not YAML"),
+        (b"seed: 1\nstage: ppo\nseed: 2", "is not YAML: found the key 'seed' twice in one section, wanted it once"),
+        (b"stage: ppo\ntrain: {epochs: 1, 'epochs': 2}", "found the key 'epochs' twice"),
         (b"[" * 5_000, "is not YAML"),
     ],
 )
@@ -380,10 +402,33 @@ def test_aliases_that_stand_for_few_values_are_read(tmp_path: Path) -> None:
     assert load_config(tmp_path / "pointwise.yaml", "pointwise").train.epochs == 7
 
 
-@pytest.mark.parametrize("content", ["seed: " + "1:" * 3000 + "1", "#" * 300_000])
+@pytest.mark.parametrize("content", ["seed: " + "1" * 3000, "seed: !!int " + "1:" * 3000 + "1", "#" * 300_000])
 def test_what_takes_long_to_read_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "ppo.yaml").write_text(content, encoding="utf-8")
     assert re.search("a number of|is larger than", message_of(tmp_path / "ppo.yaml", "ppo"))
+
+
+@pytest.mark.parametrize("stage", list(CONFIGS))
+def test_no_value_is_taken_for_one_of_another_type(stage: str) -> None:
+    leaves = dict(config_leaves(load(stage).model_dump(mode="json")))
+    for key, value in leaves.items():
+        if type(value) in (int, float):
+            for text in ("true", "off", "1_0", "1:30", "one"):
+                assert f"{key}: found" in message_of(MINI / f"{stage}.yaml", stage, f"{key}={text}")
+        elif type(value) is bool:
+            for text in ("1", "0", "1.0", "n", "'yes'"):
+                assert f"{key}: found" in message_of(MINI / f"{stage}.yaml", stage, f"{key}={text}")
+
+
+@pytest.mark.parametrize("name", ["08", "010", "1e-4", "1_0", "1:30", "0o17", "1.0e5", "null", "0x1F", "~", "1.5"])
+def test_a_run_of_an_earlier_version_keeps_its_name(tmp_path: Path, name: str) -> None:
+    tree = read_tree("pointwise") | {"name": name}
+    assert load_config(write_tree(tmp_path, tree), "pointwise").name == name
+
+
+def test_the_evaluated_folder_is_that_of_the_run_if_it_is_null() -> None:
+    assert load("evaluate", "root=null").root is None
+    assert load("evaluate", "root=nulls").root == Path("nulls")
 
 
 @pytest.mark.parametrize("stage", list(CONFIGS))

@@ -17,6 +17,9 @@ from lr2ppo.data.annotations import (
     Clip,
     Need,
     better_worse_pairs,
+    count_pairs,
+    draw_numbers,
+    pick_pairs,
     read_clips,
     read_valid_clips,
     write_clips,
@@ -274,7 +277,9 @@ def test_a_fault_names_the_clip_and_what_was_wanted(tmp_path: Path, keys: dict[s
     assert expected in message
 
 
-@pytest.mark.parametrize("target", [11, -1, 0.5, True, "high", "", [1], {}, float("nan"), float("inf"), None])
+@pytest.mark.parametrize(
+    "target", [11, -1, 0.5, True, "high", "", "1_0", "0b1", "\u0662", "nan", [1], {}, float("nan"), float("inf"), None]
+)
 def test_a_target_that_is_no_grade_is_refused_naming_its_label(tmp_path: Path, target: Any) -> None:
     tags = [{"tag": "a", "target": 1}, {"tag": "b", "target": target}]
     message = message_of(write_json(tmp_path, [entry("fine"), entry("bad", tags=tags)]))
@@ -402,3 +407,69 @@ def test_all_pairs_of_different_grades_are_found_once_the_better_label_first(gra
     positions = range(len(grades))
     wanted = [[a, b] for a in positions for b in positions if grades[a] > grades[b]]
     assert better_worse_pairs(np.array(grades, dtype=np.int64)).tolist() == wanted
+
+
+@given(st.lists(st.integers(0, 10), max_size=7), st.data())
+def test_pairs_are_picked_by_their_number_among_all(grades: list[int], data: st.DataObject) -> None:
+    own = np.array(grades, dtype=np.int64)
+    every = better_worse_pairs(own)
+    assert count_pairs(own) == len(every)
+    if len(every):
+        numbers = data.draw(st.lists(st.integers(0, len(every) - 1)))
+        assert pick_pairs(own, np.array(numbers, dtype=np.int64)).tolist() == every[numbers].tolist()
+
+
+@settings(deadline=None, max_examples=10)
+@given(total=st.integers(1, 50) | st.integers(2**24 + 1, 2**50), share=st.floats(0, 1))
+def test_drawn_numbers_are_different_and_in_range(total: int, share: float) -> None:
+    wanted = min(round(share * total), 1000)
+    numbers = draw_numbers(total, wanted, np.random.default_rng(0))
+    assert len(set(numbers.tolist())) == len(numbers) == wanted
+    assert all(0 <= number < total for number in numbers.tolist())
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"descripton": "x"}, "found the key 'descripton', did you mean description?"),
+        ({"Image": ["x"]}, "found the key 'Image', did you mean image?"),
+        ({"tags": [{"tag": "a", "targets": 1}]}, "tags: found the key 'targets', did you mean target?"),
+    ],
+)
+def test_a_key_that_is_almost_a_missing_one_is_refused(tmp_path: Path, keys: dict[str, Any], expected: str) -> None:
+    bare: dict[str, Any] = {"id": "bare", "tags": [{"tag": "a"}], "index": []}
+    assert f"clip 0 (bare): {expected}" in message_of(write_json(tmp_path, [bare | keys]))
+
+
+def test_other_keys_are_left_alone(tmp_path: Path) -> None:
+    more = entry(
+        images=["x"], duration=1.5, descriptions=["x"], tags=[{"tag": "a", "target": 1, "targets": 2}], index=[]
+    )
+    assert read_one(tmp_path, more).labels == ("a",)
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "clips.json").write_text('[{"id": "a", "tags": [{"tag": "b", "target": 0, "target": 2}]}]', "utf-8")
+    assert "found the key 'target' twice in one object" in message_of(tmp_path / "clips.json")
+
+
+LOOKS = [
+    ("caf\u00e9", "cafe\u0301"),
+    ("boat", "boat\u200b"),
+    ("fishing boat", "fishing  boat"),
+    ("boat", " boat"),
+    ("a b", "a\u00a0b"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), LOOKS)
+def test_labels_and_ids_that_look_alike_must_be_spelled_alike(tmp_path: Path, one: str, other: str) -> None:
+    tags = [{"tag": one, "target": 1}, {"tag": other, "target": 1}]
+    assert f"tags: the label {other!a} looks like {one!a}, but" in message_of(write_json(tmp_path, [entry(tags=tags)]))
+    message = message_of(write_json(tmp_path, [entry(one), entry(other)]))
+    assert f"id: looks like that of clip {one!a}, but is spelled otherwise" in message
+
+
+def test_texts_stay_as_they_are_spelled(tmp_path: Path) -> None:
+    tags = [{"tag": " cafe\u0301 "}, {"tag": "a\u200bb"}]
+    assert read_one(tmp_path, entry(tags=tags, index=[])).labels == (" cafe\u0301 ", "a\u200bb")

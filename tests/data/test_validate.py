@@ -4,16 +4,20 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from lr2ppo.cli import main
 from lr2ppo.data import Clip, ClipDataset, FeatureStore, FeatureWriter, annotations
-from lr2ppo.data.frames import missing_frames
-from lr2ppo.data.validate import CheckedClips, check_values, describe_clips, overlap, structure_faults
+from lr2ppo.data.annotations import read_clips
+from lr2ppo.data.features.layout import Sources
+from lr2ppo.data.frames import frames_fingerprint, missing_frames
+from lr2ppo.data.validate import CheckedClips, changed_frames, check_values, describe_clips, overlap, structure_faults
 from lr2ppo.files import read_json, write_json
 from lr2ppo.training.inputs import clip_warnings
 from tests.helpers.fuzz import run_apart
@@ -333,3 +337,105 @@ def test_the_check_of_a_folder_warns_about_pairs_that_contradict_grades(
         status, printed, _ = check(folder, capsys)
         assert status == 0
         assert "has pairs whose first label has no higher grade, as in clip target-0" in printed
+
+
+@pytest.mark.parametrize(
+    ("keys", "what"),
+    [
+        ({"tags": [{"tag": f"label {label}"} for label in reversed(range(6))]}, "labels"),
+        ({"description": "another"}, "descriptions"),
+        ({"image": ["other.jpg"]}, "frames"),
+    ],
+)
+def test_the_check_of_a_folder_names_clips_that_two_files_have_with_other_contents(
+    folder: Path, capsys: pytest.CaptureFixture[str], keys: dict[str, object], what: str
+) -> None:
+    change_clip(folder / annotations.TARGET_PAIRS, **keys)
+    status, _, refused = check(folder, capsys)
+    assert status == 2
+    assert (
+        f"clip target-0: {annotations.TARGET_PAIRS} and {annotations.TARGET_TRAIN} have it with different {what}; "
+        in (refused)
+    )
+
+
+def test_the_check_of_a_folder_names_ids_that_only_look_the_same(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_clip(folder / annotations.TARGET_PAIRS, id="caf\u00e9")
+    change_clip(folder / annotations.TARGET_TRAIN, id="cafe\u0301")
+    _, _, refused = check(folder, capsys)
+    assert f"in {annotations.TARGET_TRAIN}, it looks like clip 'caf\\xe9' of {annotations.TARGET_PAIRS}, but" in refused
+
+
+@pytest.fixture
+def framed(tmp_path: Path) -> tuple[list[Clip], Path]:
+    """Three clips of two frames each, and a file whose features name what they were made from."""
+    clips = [Clip(f"clip-{i}", ("a", "b"), images=(f"{i}/0.jpg", f"{i}/1.jpg")) for i in range(3)]
+    for image in (image for clip in clips for image in clip.images):
+        (tmp_path / image).parent.mkdir(exist_ok=True)
+        (tmp_path / image).write_text(image, encoding="utf-8")
+    with FeatureWriter(tmp_path / "clean_feat.h5", {}) as writer:
+        for clip in clips:
+            text = [np.ones((2, 4), np.float32)] * 2
+            sources = Sources(clip.text_fingerprint(), frames_fingerprint(clip, tmp_path), clip.images_fingerprint())
+            writer.write(clip.id, text, np.ones((2, 6), np.float32), sources=sources)
+    return clips, tmp_path / "clean_feat.h5"
+
+
+def test_clips_that_name_other_frames_than_their_features_are_found_without_pictures(
+    framed: tuple[list[Clip], Path],
+) -> None:
+    clips, features = framed
+    shutil.rmtree(features.parent / "1")
+    store = FeatureStore([features])
+    assert structure_faults(clips, store) == []
+    exchanged = [replace(clips[0], images=clips[1].images), replace(clips[1], images=clips[1].images[:1]), clips[2]]
+    assert [str(fault) for fault in structure_faults(exchanged, store)] == [
+        "clip clip-0: has features of other frames than it names",
+        "clip clip-1: has features of 2 frames, but names 1",
+    ]
+
+
+def test_a_file_that_does_not_say_which_frames_were_named_is_read(framed: tuple[list[Clip], Path]) -> None:
+    clips, features = framed
+    now = FeatureStore([features]).sources("clip-0")
+    assert now is not None
+    with h5py.File(features, "a") as file:
+        for clip in clips:
+            del file[clip.id].attrs["images_source"]
+    store = FeatureStore([features])
+    renamed = replace(clips[0], images=("x", "y"))
+    assert structure_faults([renamed, *clips[1:]], store) == []
+    then = store.sources("clip-0")
+    assert then == replace(now, images=None)
+    assert then.agree(now)
+    assert not now.agree(replace(now, images="others"))
+    assert not then.agree(replace(now, frames="others"))
+
+
+def test_pictures_that_have_changed_are_found_and_missing_ones_are_not_needed(framed: tuple[list[Clip], Path]) -> None:
+    clips, features = framed
+    store = FeatureStore([features])
+    assert changed_frames(clips, store, features.parent) == []
+    (features.parent / clips[0].images[1]).write_text("another picture", encoding="utf-8")
+    (features.parent / clips[1].images[0]).unlink()
+    assert [fault.clip for fault in changed_frames(clips, store, features.parent)] == ["clip-0"]
+
+
+def test_the_check_of_a_folder_reads_the_pictures_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with h5py.File(folder / "clean_feat.h5", "a") as file:
+        frames = file["test-0/img_emb"].shape[1]
+    shades = [f"{shade}.png" for shade in range(frames)]
+    for shade, name in enumerate(shades):
+        Image.new("L", (8, 8), shade).save(folder / name)
+    change_clip(folder / annotations.TEST, image=shades)
+    clip = read_clips(folder / annotations.TEST)[0]
+    with h5py.File(folder / "clean_feat.h5", "a") as file:
+        for name, value in (("text", clip.text_fingerprint()), ("frames", frames_fingerprint(clip, folder))):
+            file["test-0"].attrs[f"{name}_source"] = np.bytes_(value.encode())
+    assert check(folder, capsys)[0] == 0
+    Image.new("L", (8, 8), 99).save(folder / shades[0])
+    status, _, refused = check(folder, capsys)
+    assert status == 2
+    assert "clip test-0: its frames have changed since its features were made" in refused

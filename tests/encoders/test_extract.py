@@ -267,7 +267,7 @@ def test_a_process_writes_only_after_all_have_read_the_existing_files(
     assert set(h5py.File(tmp_path / "clean_feat-01-of-02.h5")) == set(ids[1::2])
 
 
-@pytest.mark.parametrize("changed", ["description", "labels", "frame", "nothing"])
+@pytest.mark.parametrize("changed", ["description", "labels", "frame", "names", "nothing"])
 def test_clips_that_have_changed_are_extracted_again(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: str
 ) -> None:
@@ -284,10 +284,13 @@ def test_clips_that_have_changed_are_extracted_again(
         entry["tags"].reverse()
     elif changed == "frame":
         shutil.copy(data / "frames" / "test-0000" / "0000.jpg", data / "frames" / clip / "0000.jpg")
+    elif changed == "names":
+        entry["image"] = entry["image"][::-1]
     (data / "test_data.json").write_text(json.dumps(clips), encoding="utf-8")
-    if changed in ("description", "labels"):
+    if changed in ("description", "labels", "names"):
         (fault,) = structure_faults(read_clips(data / "test_data.json"), before)
-        assert str(fault) == f"clip {clip}: has features of other labels, or of another description"
+        what = "frames than it names" if changed == "names" else "labels, or of another description"
+        assert str(fault) == f"clip {clip}: has features of other {what}"
     capsys.readouterr()
     run_alone(workspace, out, data=data)
     printed = capsys.readouterr().out
@@ -300,7 +303,10 @@ def test_clips_that_have_changed_are_extracted_again(
     assert structure_faults(read_clips(data / "test_data.json"), after) == []
     same = np.array_equal(before.text(clip, [0])[0], after.text(clip, [0])[0])
     same_frames = np.array_equal(before.frames(clip), after.frames(clip))
-    assert (same, same_frames) == (changed in ("frame", "nothing"), changed != "frame")
+    assert (same, same_frames) == (
+        changed in ("frame", "names", "nothing"),
+        changed not in ("frame", "names"),
+    )
 
 
 def test_faults_are_reported_before_anything_is_written(

@@ -68,6 +68,16 @@ def test_a_strict_stage_refuses_all_faults_of_a_file_in_one_message_with_advice(
     assert "clip clip-2: has no features" in message
 
 
+def test_clips_that_two_files_have_with_other_labels_are_refused_or_left_out(folder: Path, alone: Processes) -> None:
+    write_clips(folder / "train.json", [Clip(name, ("a", "b"), grades=np.array([0, 2])) for name in ("clip-0", IDS[4])])
+    write_clips(folder / "val.json", [Clip(name, ("b", "a"), grades=np.array([2, 0])) for name in ("clip-0",)])
+    with pytest.raises(UserError, match=r"clip clip-0: train\.json and val\.json have it with different labels"):
+        open_folder(folder, alone, strict=True)
+    write_clips(folder / "val.json", [Clip(name, ("b", "a"), grades=np.array([2, 0])) for name in ("clip-0", "clip-1")])
+    train, validation = open_folder(folder, alone, strict=False)
+    assert [[clip.id for clip in dataset.clips] for dataset in (train, validation)] == [[IDS[4]], ["clip-1"]]
+
+
 def test_strict_is_the_default(folder: Path) -> None:
     keys = {"root": folder, "features": "f", "train": "", "validation": "", "test": "", "workers": 0}
     assert DataConfig.model_validate(keys | {"frames": 1, "frame_order": "even"}).strict

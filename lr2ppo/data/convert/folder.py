@@ -15,6 +15,7 @@ from lr2ppo.data.convert.splits import Pairs, Splits, draw_pairs, draw_splits
 from lr2ppo.data.convert.table import (
     COLUMNS,
     PREFERENCES,
+    WHOLE_LIST,
     TableClip,
     add_preferences,
     domain_faults,
@@ -28,8 +29,10 @@ from lr2ppo.files import atomic_folder
 PAIR_SHARE = 0.1
 
 
-def read_table(path: Path, preferences: Path | None, names: Mapping[str, str]) -> tuple[list[TableClip], list[str]]:
-    """Read the clips of a table with their preferences, and all faults of both files.
+def read_table(
+    path: Path, preferences: Path | None, names: Mapping[str, str]
+) -> tuple[list[TableClip], list[str], list[str]]:
+    """The clips of a table with their preferences, all faults of both files, and the table's columns that are not read.
 
     Raises `UserError` if one of them is no table or lacks a column.
     """
@@ -38,6 +41,8 @@ def read_table(path: Path, preferences: Path | None, names: Mapping[str, str]) -
     if records:
         require_columns(path, found, names, ["clip"], ["label"], ["frames", "video"])
     clips = gather_clips(records, faults)
+    read = {names.get(column, column).casefold() for column in COLUMNS} | {WHOLE_LIST}
+    unread = [column for column in found if column and column not in read]
     if names.get("domain", "domain").casefold() in found:
         faults += domain_faults(clips.values())
         domains = {clip.is_source for clip in clips.values()}
@@ -53,7 +58,7 @@ def read_table(path: Path, preferences: Path | None, names: Mapping[str, str]) -
             require_columns(preferences, found, {}, *([column] for column in PREFERENCES))
         add_preferences(records, clips, preference_faults)
         faults += [f"{preferences.name} {fault}" for fault in preference_faults]
-    return list(clips.values()), faults
+    return list(clips.values()), faults, unread
 
 
 def make_clip(clip: TableClip, images: tuple[str, ...], graded: bool = True, pairs: Pairs | None = None) -> Clip:
@@ -143,7 +148,7 @@ def write_folder(
         raise UserError(
             f"--frames-root: found no folder {frames_root}; give the folder that the table's paths start at"
         )
-    clips, faults = read_table(table, preferences, names)
+    clips, faults, unread = read_table(table, preferences, names)
     sources = find_sources(clips, frames_root or table.parent, faults)
     raise_faults(table, faults, "fix the table and run again; nothing was written")
     rng = np.random.default_rng(seed)
@@ -168,7 +173,8 @@ def write_folder(
         files = make_files(splits, pairs, images)
         for name, (_, file_clips) in files.items():
             write_clips(folder / name, file_clips)
-    return describe(files, splits)
+    note = f"\nnote: columns of the table that are not read: {', '.join(unread)}" if unread else ""
+    return describe(files, splits) + note
 
 
 @path_errors_as_user_errors()

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lr2ppo.data.annotations import better_worse_pairs
+from lr2ppo.data.annotations import count_pairs, draw_numbers, pick_pairs
 from lr2ppo.data.convert.table import TableClip
 from lr2ppo.errors import UserError
 
 Pairs = NDArray[np.int64]
+# The annotation file holds them all, and a stage reads it at once.
+MOST_PAIRS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,26 @@ def draw_splits(
 def draw_pairs(clips: Sequence[TableClip], share: float, rng: np.random.Generator) -> list[Pairs]:
     """Pairs (better, worse) of each clip: a share of all pairs of different grades, at least one, in the list's order.
 
-    Clips with preferences keep these, and no others are drawn. Raises `UserError` if there is no pair.
+    Clips with preferences keep these, and no others are drawn. Raises `UserError` if there is no pair, or if there are
+    very many.
     """
-    drawable = [_drawable_pairs(clip) for clip in clips]
-    counts = [len(pairs) for pairs in drawable]
-    total = sum(counts)
+    grades = [_drawable_grades(clip) for clip in clips]
+    ends = np.cumsum([count_pairs(own) for own in grades])
+    total = int(ends[-1]) if clips else 0
     wanted = max(1, round(share * total)) if share > 0 and total else 0
-    is_drawn = np.zeros(total, dtype=bool)
-    is_drawn[rng.permutation(total)[:wanted]] = True
-    starts = np.cumsum([0, *counts])
+    if wanted > MOST_PAIRS:
+        raise UserError(
+            f"found {total:,} pairs of labels of different grades, of which {wanted:,} would be drawn, wanted at most "
+            f"{MOST_PAIRS:,}; lower --pair-share to {MOST_PAIRS / total:.2g} or less"
+        )
+    drawn = np.sort(draw_numbers(total, wanted, rng))
+    starts = np.append(0, ends)
+    places = np.searchsorted(drawn, starts)
     pairs = [
-        np.array(clip.preferences, dtype=np.int64) if clip.preferences else own[is_drawn[start : start + len(own)]]
-        for clip, own, start in zip(clips, drawable, starts[:-1], strict=True)
+        np.array(clip.preferences, dtype=np.int64)
+        if clip.preferences
+        else pick_pairs(own, drawn[places[number] : places[number + 1]] - starts[number])
+        for number, (clip, own) in enumerate(zip(clips, grades, strict=True))
     ]
     if not any(map(len, pairs)):
         raise UserError(
@@ -90,8 +100,6 @@ def draw_pairs(clips: Sequence[TableClip], share: float, rng: np.random.Generato
     return pairs
 
 
-def _drawable_pairs(clip: TableClip) -> Pairs:
-    """The pairs that may be drawn: all of different grades, none if the clip has preferences."""
-    if clip.preferences or not clip.is_graded:
-        return np.empty((0, 2), dtype=np.int64)
-    return better_worse_pairs(np.array(clip.grades))
+def _drawable_grades(clip: TableClip) -> NDArray[np.int64]:
+    """The grades whose pairs may be drawn: none if the clip is ungraded or has preferences."""
+    return np.array([] if clip.preferences or not clip.is_graded else clip.grades, dtype=np.int64)

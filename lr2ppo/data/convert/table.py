@@ -2,17 +2,17 @@
 
 import csv
 import io
-import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
-from lr2ppo.data.annotations import GRADES_WANTED, parse_grade
-from lr2ppo.data.features.names import id_fault
+from lr2ppo.data.annotations import GRADES_WANTED, SPELL_ALIKE, parse_grade
+from lr2ppo.data.features.names import as_seen, id_fault, misspelt
 from lr2ppo.errors import UserError, advise
-from lr2ppo.files import UNWRITABLE, read_text
+from lr2ppo.files import UNWRITABLE, parse_json, read_text
 
 # Columns with one value per clip, given in at least one of its rows.
 CLIP_COLUMNS = ("description", "frames", "video", "group", "domain")
@@ -20,6 +20,8 @@ COLUMNS = ("clip", "label", "grade", *CLIP_COLUMNS)
 PREFERENCES = ("clip", "better", "worse")
 DOMAINS = ("source", "target")
 DELIMITERS = ",;\t"
+# A key of JSON lines: the labels of a whole clip.
+WHOLE_LIST = "labels"
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
@@ -52,17 +54,18 @@ class TableClip:
 
     @property
     def unit(self) -> tuple[str, str]:
-        """The unit that stays in one split: the clip's group or, without one, the clip."""
-        group = self.about.get("group", "")
+        """The unit that stays in one split: the clip's group, however its name is spelled; without one, the clip."""
+        group = as_seen(self.about.get("group", ""))
         return ("group", group) if group else ("clip", self.id)
 
 
 def read_records(
     path: Path, wanted: Sequence[str], names: Mapping[str, str], faults: list[str]
 ) -> tuple[list[Record], list[str]]:
-    """The rows of a table and the `wanted` columns that it has; `names` maps columns to their names in the table.
+    """The rows of a table and all columns that it has; `names` maps the `wanted` columns to their names in the table.
 
-    Faults of single rows are added to `faults`. Raises `UserError` if the file is no table.
+    Faults of single rows are added to `faults`. Raises `UserError` if the file is no table, or has a column whose name
+    is almost that of one it lacks.
     """
     try:
         text = read_text(path)
@@ -85,6 +88,8 @@ def read_records(
     absent = [called[column] for column in wanted if column in names and called[column] not in found]
     if absent:
         raise UserError(f"{path}: found no column {', '.join(absent)}, which --columns names; {_has(found)}")
+    if near := misspelt([column for column in found if column != WHOLE_LIST], list(called.values())):
+        raise UserError(f"{path}: found a column {near[0]}, did you mean {near[1]}? Rename it, or remove it")
     for record in records:
         for column, cell in record.cells.items():
             if UNWRITABLE.search(cell):
@@ -123,7 +128,7 @@ def _read_csv(path: Path, text: str, called: Mapping[str, str], faults: list[str
                 continue
             if not header:
                 header = _header(cells)
-                if duplicates := [name for name in header if name and header.count(name) > 1]:
+                if duplicates := [name for name, times in Counter(filter(None, header)).items() if times > 1]:
                     raise UserError(f"{path}: has two columns {duplicates[0]}; rename one of them")
             elif len(cells) > len(header):
                 faults.append(
@@ -149,17 +154,24 @@ def _read_json_lines(text: str, faults: list[str]) -> list[tuple[int, dict[str, 
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            entry = None
+            entry = parse_json(line)
+        except (ValueError, RecursionError) as error:
+            faults.append(f"row {number}: is not JSON: {error}")
+            continue
         if not isinstance(entry, dict):
             faults.append(f'row {number}: wanted one JSON object per line, such as {{"clip": "c1", ...}}')
             continue
+        names = Counter(name.casefold() for name in entry)
+        if len(names) < len(entry):
+            faults.append(f"row {number}: found the key {names.most_common(1)[0][0]} twice, wanted it once")
         entry = {name.casefold(): value for name, value in entry.items()}
-        labels = entry.pop("labels", None)
+        labels = entry.pop(WHOLE_LIST, None)
+        if labels == []:
+            faults.append(f"row {number}: labels: found none, wanted at least one")
+        shared = {name: _cell(value) for name, value in entry.items()}
         for label in labels if isinstance(labels, list) else [{} if labels is None else labels]:
             own = label if isinstance(label, dict) else {"label": label}
-            cells = {name: _cell(value) for name, value in {**entry, **own}.items()}
+            cells = shared | {name.casefold(): _cell(value) for name, value in own.items()}
             if invalid := [name for name, cell in cells.items() if cell is None]:
                 faults.append(f"row {number}: {invalid[0]}: found {shortened(entry | own)}, wanted a string")
             rows.append((number, {name: cell or "" for name, cell in cells.items()}))
@@ -178,21 +190,26 @@ def _cell(value: Any) -> str | None:
 def gather_clips(records: Iterable[Record], faults: list[str]) -> dict[str, TableClip]:
     """The clips of a table's rows by id, in the order of their first rows; faults are added to `faults`."""
     clips: dict[str, TableClip] = {}
-    rows_of: dict[tuple[str, str, str], int] = {}
+    spelled: dict[str, str] = {}
+    label_of: dict[tuple[str, str], tuple[str, int]] = {}
+    rows_of: dict[tuple[str, str], int] = {}
     for record in records:
         name, label = record.cells["clip"], record.cells.get("label", "")
-        if not name or not label:
-            faults.append(f"row {record.row}: {'label' if name else 'clip'}: is empty")
+        if not as_seen(name) or not as_seen(label):
+            faults.append(f"row {record.row}: {'label' if as_seen(name) else 'clip'}: is empty")
             continue
+        if (known := spelled.setdefault(as_seen(name), name)) != name:
+            faults.append(f"row {record.row}: clip {name!a} looks like clip {known!a}, {SPELL_ALIKE}")
         clip = clips.setdefault(name, TableClip(name, record.row))
-        first = rows_of.setdefault((name, "label", label), record.row)
-        if label in clip.labels:
-            faults.append(f"row {record.row}: clip {name} has the label {label!r} in row {first} already")
+        looks = (name, as_seen(label))
+        if looks in label_of:
+            faults.append(f"row {record.row}: clip {name} has {_again(label, *label_of[looks])}")
+        label_of.setdefault(looks, (label, record.row))
         clip.labels.append(label)
         clip.grades.append(_read_grade(record, faults))
         for column in CLIP_COLUMNS:
             if value := record.cells.get(column, ""):
-                first = rows_of.setdefault((name, column, ""), record.row)
+                first = rows_of.setdefault((name, column), record.row)
                 known = clip.about.setdefault(column, value)
                 if known != value:
                     faults.append(
@@ -202,6 +219,13 @@ def gather_clips(records: Iterable[Record], faults: list[str]) -> dict[str, Tabl
     for clip in clips.values():
         faults += [f"row {clip.row}: clip {clip.id} {fault}" for fault in _clip_faults(clip)]
     return clips
+
+
+def _again(label: str, known: str, row: int) -> str:
+    """What is wrong with a label that is, or looks like, the `known` one of the same clip."""
+    if label == known:
+        return f"the label {label!r} in row {row} already"
+    return f"the label {label!a}, which looks like {known!a} in row {row}, {SPELL_ALIKE}"
 
 
 def _read_grade(record: Record, faults: list[str]) -> int | None:
@@ -241,13 +265,16 @@ def domain_faults(clips: Iterable[TableClip]) -> list[str]:
 
 def add_preferences(records: Iterable[Record], clips: Mapping[str, TableClip], faults: list[str]) -> None:
     """Add people's preferences between labels to the clips; faults are added to `faults`."""
+    positions: dict[str, dict[str, int]] = {}
     for record in records:
         name, *labels = (record.cells[column] for column in PREFERENCES)
         if name not in clips:
             faults.append(f"row {record.row}: clip {name!r} is not in the table")
             continue
         clip = clips[name]
-        unknown = [label for label in labels if label not in clip.labels]
+        if name not in positions:
+            positions[name] = {label: place for place, label in enumerate(clip.labels)}
+        unknown = [label for label in labels if label not in positions[name]]
         if unknown:
             faults.append(f"row {record.row}: clip {name} has no label {unknown[0]!r}")
         elif labels[0] == labels[1]:
@@ -255,5 +282,5 @@ def add_preferences(records: Iterable[Record], clips: Mapping[str, TableClip], f
         elif clip.is_source:
             faults.append(f"row {record.row}: clip {name} is in the source domain; preferences are for target clips")
         else:
-            better, worse = (clip.labels.index(label) for label in labels)
+            better, worse = (positions[name][label] for label in labels)
             clip.preferences.append((better, worse))

@@ -1,7 +1,7 @@
 """The layout of a clip's features in an HDF5 file, and messages about features in another one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -11,7 +11,7 @@ from lr2ppo.data.features.names import CLIP_PARTS
 from lr2ppo.errors import UserError
 
 # A clip's attributes.
-SOURCES = ("text_source", "frames_source")
+SOURCES = ("text_source", "frames_source", "images_source")
 # Deflate compresses at best, on zeros, to 1/1032.
 MAX_COMPRESSION = 1100
 
@@ -29,10 +29,18 @@ class ClipShape:
 
 @dataclass(frozen=True)
 class Sources:
-    """Fingerprints of what a clip's features were made from: its labels and description, and its frames."""
+    """Fingerprints of what a clip's features were made from: labels and description, frames, and the frames' paths.
+
+    Files of earlier versions lack that of the paths, `images`.
+    """
 
     text: str
     frames: str
+    images: str | None
+
+    def agree(self, now: "Sources") -> bool:
+        """Whether a clip's features need not be made again, if they would be made from `now`."""
+        return self in (now, replace(now, images=None))
 
 
 @dataclass(frozen=True)
@@ -113,8 +121,8 @@ def read_shape(file: h5py.File, clip_id: str, info: FileInfo) -> ClipShape:
 def read_sources(file: h5py.File, clip_id: str, path: Path) -> Sources | None:
     """What a clip's features were made from; None if the file does not say, as published ones."""
     group = h5py.Group(open_group(file, clip_id))
-    text, frames = (read_fixed_text(group, name, path) for name in SOURCES)
-    return None if text is None or frames is None else Sources(text, frames)
+    text, frames, images = (read_fixed_text(group, name, path) for name in SOURCES)
+    return None if text is None or frames is None else Sources(text, frames, images)
 
 
 def _read_sizes(shapes: Mapping[str, tuple[int, ...] | None]) -> tuple[int, int, int, int, int]:

@@ -1,6 +1,10 @@
-"""Clip ids as names in a feature file, where slashes nest groups."""
+"""Names that people give: clip ids, which a feature file uses too, and what they may have misspelt."""
 
 import re
+import unicodedata
+from collections.abc import Collection
+from difflib import get_close_matches
+from functools import lru_cache
 from reprlib import repr as shortened
 
 from lr2ppo.files import UNWRITABLE
@@ -8,6 +12,8 @@ from lr2ppo.files import UNWRITABLE
 # The arrays in a clip's group; label_span and text_len may be missing.
 CLIP_PARTS = ("text_len", "label_span", "text_emb", "img_emb")
 LONGEST_ID = 1000
+# How alike an unknown key and a known one are, from 0 to 1, if the one is taken for a mistake for the other.
+ALIKE = 0.8
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f]")
 
 
@@ -15,7 +21,7 @@ def id_fault(clip_id: str) -> str | None:
     """What is wrong with a clip's id, as `found ..., wanted ...`; None if it names one group and no other id does."""
     found = f"found {shortened(clip_id)}"
     parts = clip_id.split("/")
-    if not clip_id.strip():
+    if not as_seen(clip_id):
         return f"{found}, wanted a string that is not blank"
     if len(clip_id) > LONGEST_ID:
         return f"{found} of {len(clip_id):,} characters, wanted at most {LONGEST_ID:,}"
@@ -27,3 +33,25 @@ def id_fault(clip_id: str) -> str | None:
     if taken := set(parts).intersection(CLIP_PARTS):
         return f"{found}, wanted no part {taken.pop()}, which names an array of features"
     return None
+
+
+def as_seen(text: str) -> str:
+    """A text as people see it: texts that look the same are equal, whatever their blanks, accents and format marks."""
+    if not text.isascii():
+        text = "".join(mark for mark in text if unicodedata.category(mark) != "Cf")
+    return unicodedata.normalize("NFC", " ".join(text.split()))
+
+
+def misspelt(found: Collection[str], known: Collection[str]) -> tuple[str, str] | None:
+    """The first key found that is almost a known one which is missing, and that one; None if there is none."""
+    missing = tuple(key for key in known if key not in found)
+    for key in found if missing else ():
+        if key not in known and (near := _nearest(key.casefold(), missing)):
+            return key, near[0]
+    return None
+
+
+# A file has the same few keys in each of its entries.
+@lru_cache(maxsize=100)
+def _nearest(key: str, known: tuple[str, ...]) -> list[str]:
+    return get_close_matches(key, known, n=1, cutoff=ALIKE)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lr2ppo.data.features.encoders import common_encoding, read_encoding
 from lr2ppo.data.features.hdf5 import find_array, list_clips, open_array, open_features, open_group
-from lr2ppo.data.features.layout import ClipShape, read_info, read_shape, read_sources
+from lr2ppo.data.features.layout import ClipShape, Sources, read_info, read_shape, read_sources
 from lr2ppo.errors import UserError, path_errors_as_user_errors
 from lr2ppo.files import match_paths
 
@@ -68,11 +68,10 @@ class FeatureStore:
         shard = self._shard(clip_id)
         return read_shape(self._files[shard], clip_id, self._info[shard])
 
-    def text_source(self, clip_id: str) -> str | None:
-        """The `text_fingerprint` of the clip that the text features were made from; None if the file does not say."""
+    def sources(self, clip_id: str) -> Sources | None:
+        """What the clip's features were made from; None if the file does not say."""
         shard = self._shard(clip_id)
-        sources = read_sources(self._files[shard], clip_id, self.paths[shard])
-        return None if sources is None else sources.text
+        return read_sources(self._files[shard], clip_id, self.paths[shard])
 
     def widths(self, clip_id: str) -> tuple[int, int]:
         """The text and image widths of the domain of a clip's file."""

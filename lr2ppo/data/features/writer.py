@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
@@ -89,8 +90,9 @@ class FeatureWriter:
             for name in SOURCES:
                 group.attrs.pop(name, None)
             if sources is not None:
-                for name, value in zip(SOURCES, (sources.text, sources.frames), strict=True):
-                    group.attrs[name] = np.bytes_(value.encode())
+                for name, value in zip(SOURCES, astuple(sources), strict=True):
+                    if value is not None:
+                        group.attrs[name] = np.bytes_(value.encode())
             for part, values in stored.items():
                 group[part] = values
             self._file.flush()

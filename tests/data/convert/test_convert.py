@@ -19,7 +19,7 @@ from PIL import Image
 
 from lr2ppo.cli import main
 from lr2ppo.data import annotations
-from lr2ppo.data.annotations import Clip, Need, read_clips
+from lr2ppo.data.annotations import Clip, Need, count_pairs, read_clips
 from lr2ppo.data.convert.frame_files import folder_name
 from lr2ppo.data.convert.splits import draw_pairs, draw_splits
 from lr2ppo.data.convert.table import TableClip
@@ -303,6 +303,27 @@ def test_all_faults_are_reported_by_row_and_nothing_is_written(
         ),
         (HEADER, [["c/img_emb", *row[1:]] for row in ROWS[:3]], (), "found 'c/img_emb', wanted no part img_emb"),
         (HEADER, [["c" * 1001, *row[1:]] for row in ROWS[:3]], (), "of 1,001 characters, wanted at most 1,000"),
+        (
+            [*HEADER[:2], "descriptions", *HEADER[3:]],
+            ROWS,
+            (),
+            "found a column descriptions, did you mean description?",
+        ),
+        ([*HEADER, "Groups"], [[*row, "x"] for row in ROWS], (), "found a column groups, did you mean group?"),
+        (HEADER, [[*row[:4], "1_0"] for row in ROWS], (), "row 2: grade: found '1_0', wanted a whole number"),
+        (
+            HEADER,
+            [[*ROWS[0][:3], label, "1"] for label in ("caf\u00e9", "cafe\u0301")],
+            (),
+            "row 3: clip c0 has the label 'cafe\\u0301', which looks like 'caf\\xe9' in row 2, but is",
+        ),
+        (
+            HEADER,
+            [[clip, *ROWS[0][1:]] for clip in ("the boat", "the  boat")],
+            (),
+            "row 3: clip 'the  boat' looks like clip 'the boat', but is spelled otherwise",
+        ),
+        (HEADER, [[*ROWS[0][:3], "\u200b", "1"]], (), "row 2: label: is empty"),
         (HEADER, [[*ROWS[0][:3], "bo\0at", "1"]], (), "row 2: label: found 'bo\\x00at', which holds an invalid"),
     ],
 )
@@ -353,6 +374,57 @@ def test_a_line_that_lacks_a_key_is_reported_by_its_row(folder: Path, capsys: py
         "said.jsonl row 3: clip '' is not in the table",
     ):
         assert fault in message
+
+
+def test_a_line_of_a_clip_without_labels_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = as_json_clips(ROWS).splitlines()
+    lines += ['{"clip": "c10", "frames": ["pictures/0.png"], "labels": []}', '{"clip": "c11", "clip": "c12"}', "{"]
+    (folder / "t.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    message = refused(capsys, folder / "t.jsonl", "--out", folder / "out")
+    assert "row 11: labels: found none, wanted at least one" in message
+    assert "row 12: is not JSON: found the key 'clip' twice in one object" in message
+    assert "row 13: is not JSON: " in message
+
+
+def test_columns_that_are_not_read_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = write_table(folder / "table.csv", [[*row, "x", "y"] for row in ROWS], [*HEADER, "Film", "note"])
+    run(table, "--out", folder / "out")
+    assert "note: columns of the table that are not read: film, note" in capsys.readouterr().out
+
+
+def test_a_group_is_one_however_its_name_is_spelled() -> None:
+    spellings = ["caf\u00e9 1", "cafe\u0301 1", "caf\u00e9  1", "caf\u00e9\u200b 1"]
+    clips = [TableClip(name, 1, ["x"], [0], {"group": group}) for name, group in zip("abcd", spellings, strict=True)]
+    assert len({clip.unit for clip in clips}) == 1
+
+
+def test_the_pairs_of_a_clip_of_very_many_labels_are_not_listed() -> None:
+    big = TableClip("big", 1, [str(label) for label in range(200_000)], [label % 3 for label in range(200_000)])
+    (own,) = draw_pairs([big], 1e-7, np.random.default_rng(0))
+    assert len(own) == round(1e-7 * count_pairs(np.array(big.grades))) > 1000
+    with pytest.raises(
+        UserError, match=r"found 13,333,.* pairs .*wanted at most 4,000,000; lower --pair-share to 0\.0003"
+    ):
+        draw_pairs([big], 0.1, np.random.default_rng(0))
+
+
+@settings(deadline=None, max_examples=50)
+@given(clips=tables(), share=st.floats(0.1, 1), seed=st.integers(0, 9))
+def test_a_seed_draws_the_pairs_that_it_has_always_drawn(clips: list[TableClip], share: float, seed: int) -> None:
+    """The plain way: list all pairs, shuffle, take the first."""
+    every = [
+        (number, better, worse)
+        for number, clip in enumerate(clips)
+        if clip.is_graded
+        for better, high in enumerate(clip.grades)
+        for worse, low in enumerate(clip.grades)
+        if high is not None and low is not None and high > low
+    ]
+    if every:
+        taken = np.random.default_rng(seed).permutation(len(every))[: max(1, round(share * len(every)))]
+        pairs = draw_pairs(clips, share, np.random.default_rng(seed))
+        found = [(number, *pair) for number, own in enumerate(pairs) for pair in own.tolist()]
+        assert found == [every[place] for place in sorted(taken)]
 
 
 def test_a_folder_that_is_not_empty_is_not_changed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
