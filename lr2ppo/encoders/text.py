@@ -89,6 +89,16 @@ class TextEncoder(nn.Module):
         vocabulary = sorted(cast(Mapping[str, int], self.tokenizer.get_vocab()).items())
         return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:12]
 
+    def tokenizer_parts(self) -> str:
+        """A short hash of all that decides which tokens a text becomes: merges, spaces, added tokens and vocabulary."""
+        parts = byte_level_parts(json.loads(self.tokenizer.backend_tokenizer.to_str()))
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+    def settings(self) -> str:
+        """What decides the features besides tensors and tokenizer, in words."""
+        config = self.model.config
+        return f"{config.num_attention_heads} heads, {config.hidden_act}, epsilon {config.layer_norm_eps:g}"
+
     def tokenize(self, texts: Sequence[tuple[str, str]]) -> Mapping[str, Tensor]:
         """Tokenize as `<s> label </s></s> description </s>`, cut to `max_tokens` and padded: [B, T] ids and mask."""
         return cast(Mapping[str, Tensor], self._encode(texts))

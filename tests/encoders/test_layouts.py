@@ -619,6 +619,7 @@ def test_a_config_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     refused(
         TextEncoder.load, text, json.dumps(good | {"is_decoder": True}), "found is_decoder True, only False is read"
     )
+    refused(TextEncoder.load, text, json.dumps(good | {"pad_token_id": 3}), "found pad_token_id 3, only 1 is read")
     timm = {"architecture": "vit_tiny_patch16_224"}
     refused(ImageEncoder.load, timm_file, json.dumps(timm | {"model_args": {"depth": 3_000_000}}), "weights have 1")
     refused(ImageEncoder.load, timm_file, json.dumps(timm | {"model_args": {"act_layer": "relu"}}), "found .*act_layer")

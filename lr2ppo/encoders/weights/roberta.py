@@ -19,10 +19,15 @@ SEGMENTS = "embeddings.token_type_embeddings.weight"
 UNUSED_POSITIONS = 2
 # What is read of a Hugging Face config: all else is for training, or is refused unless it has this value.
 ARGUMENTS = (
-    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
-    *("max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id"),
+    *("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "hidden_act"),
+    *("max_position_embeddings", "type_vocab_size"),
 )
-ENCODER_ONLY = {"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"}
+ENCODER_ONLY = {
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "position_embedding_type": "absolute",
+    "pad_token_id": 1,
+}
 
 
 def load_roberta(path: Path) -> RobertaModel:
@@ -65,14 +70,15 @@ def _read_arguments(weights: Weights, given: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a Hugging Face config that describe the encoder; raises `UserError` if they cannot be used."""
     place, depth = weights.source.parent / "config.json", weights.depth()
     # A model of many layers would take all time and memory before its tensors are compared.
-    if given.get("num_hidden_layers", depth) != depth:
+    if given.get("num_hidden_layers") not in (None, depth):
         raise UserError(
             f"{place}: found num_hidden_layers {show(given['num_hidden_layers'])}, its weights have {depth}"
         )
     for key, wanted in ENCODER_ONLY.items():
-        if given.get(key, wanted) != wanted:
+        if given.get(key) not in (None, wanted):
             raise UserError(f"{place}: found {key} {show(given[key])}, only {show(wanted)} is read")
-    return {"num_hidden_layers": depth} | {name: given[name] for name in ARGUMENTS if name in given}
+    fixed = {"num_hidden_layers": depth, "layer_norm_eps": norm_eps(weights, given)}
+    return {name: given[name] for name in ARGUMENTS if given.get(name) is not None} | fixed
 
 
 def _config_from(weights: Weights, given: dict[str, Any]) -> dict[str, Any]:
