@@ -2,9 +2,13 @@
 
 import hashlib
 import pickle
+import pickletools
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
+from zipfile import ZipFile
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +19,15 @@ from lr2ppo.errors import UserError, raise_faults
 from lr2ppo.files import write_atomically
 
 TENSOR_FILES = "a safetensors file or a state dict saved with torch.save"
+# What the pickle of a state dict names: less than torch permits, which includes calls that take any memory.
+STATE_DICT_NAMES = re.compile(
+    r"collections OrderedDict|torch \w+Storage|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
+)
+# The operations of a pickle that name something.
+NAMING = ("GLOBAL", "STACK_GLOBAL", "INST")
+ARCHIVE = b"PK\x03\x04"
+# Tensors that share memory, as tied weights do, can be more than their file, but not by much.
+MOST_SHARING = 2
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -43,7 +56,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     # A safetensors file starts with the length of its JSON header, a torch file with a zip or pickle signature.
     if start[8:] == b"{":
         return _read_safetensors(path)
-    if start.startswith((b"PK\x03\x04", b"\x80")):
+    if start.startswith((ARCHIVE, b"\x80")):
         return _read_pickle(path)
     raise UserError(f"{path}: is neither a safetensors file nor one saved with torch.save; is it the right file?")
 
@@ -78,7 +91,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
+    size = path.stat().st_size
     try:
+        _check_pickle(path, size)
         with warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -98,7 +113,39 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path}: found {', '.join(strays[:5])}{' and more' * (len(strays) > 5)}, which are not tensors; "
             "wanted a plain state dict (save only model.state_dict())"
         )
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
+    if claimed > MOST_SHARING * size:
+        raise UserError(
+            f"{path}: found {size:,} bytes that stand for tensors of {claimed:,}; wanted each number stored, as "
+            "torch.save does for contiguous tensors"
+        )
     return {str(name): tensor for name, tensor in content.items()}
+
+
+def _check_pickle(path: Path, size: int) -> None:
+    """Raise ValueError if an archive is compressed, UnpicklingError if a pickle names more than tensors."""
+    with path.open("rb") as file:
+        # As torch tells them apart. Before its version 1.6: three pickles about the format, the state dict, its parts.
+        is_archive = file.read(len(ARCHIVE)) == ARCHIVE
+        file.seek(0)
+        if not is_archive:
+            for _ in range(5):
+                _check_names(file)
+            return
+        with ZipFile(file) as archive:
+            entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > size:
+                raise ValueError("its parts are compressed, which torch.save never does")
+            for entry in entries:
+                if entry.filename.lower().endswith(".pkl"):
+                    with archive.open(entry) as pickled:
+                        _check_names(pickled)
+
+
+def _check_names(file: IO[bytes]) -> None:
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name in NAMING and not STATE_DICT_NAMES.fullmatch(str(argument)):
+            raise pickle.UnpicklingError(str(argument))
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -10,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from lr2ppo.errors import UserError
 from lr2ppo.files import (
@@ -75,6 +77,49 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, kind: str) -> Non
         torch.save(content, tmp_path / "code.bin", _use_new_zipfile_serialization=kind == "zip")
     assert "perhaps code, and none of it was run" in message(tmp_path / "code.bin")
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("in_zip", [True, False])
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"row": torch.zeros(1, 64).expand(10**9, 64)},
+        {"half": torch.zeros(1, 1, dtype=torch.float16).expand(60_000, 60_000)},
+        {"meta": torch.empty(10**9, device="meta")},
+        {str(number): torch.zeros(9_000).expand(9, 9_000) for number in range(9)},
+        dict.fromkeys("abcdef", torch.zeros(9_000)),
+    ],
+)
+def test_tensors_larger_than_their_file_are_refused(tmp_path: Path, tensors: dict[str, Tensor], in_zip: bool) -> None:
+    torch.save(tensors, tmp_path / "large.bin", _use_new_zipfile_serialization=in_zip)
+    assert any(part in message(tmp_path / "large.bin") for part in ("that stand for tensors of", "more than tensors"))
+
+
+def test_tied_weights_are_read(tmp_path: Path) -> None:
+    tied = torch.zeros(1000, 8)
+    torch.save({"words": tied, "head": tied.T, "half": torch.zeros(9).half()}, tmp_path / "tied.bin")
+    assert read_tensors(tmp_path / "tied.bin").keys() == {"words", "head", "half"}
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    torch.save({"zeros": torch.zeros(10**6)}, tmp_path / "plain.bin")
+    with ZipFile(tmp_path / "plain.bin") as plain, ZipFile(tmp_path / "small.bin", "w", ZIP_DEFLATED) as small:
+        for entry in plain.infolist():
+            small.writestr(entry.filename, plain.read(entry))
+    assert "its parts are compressed" in message(tmp_path / "small.bin")
+
+
+class Zeros:
+    """Becomes a number of zero bytes if it is unpickled, which torch permits."""
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return (bytearray, (10**6,))
+
+
+@pytest.mark.parametrize("in_zip", [True, False])
+def test_calls_that_make_no_tensor_are_refused(tmp_path: Path, in_zip: bool) -> None:
+    torch.save(TENSORS | {"zeros": Zeros()}, tmp_path / "call.bin", _use_new_zipfile_serialization=in_zip)
+    assert "holds more than tensors" in message(tmp_path / "call.bin")
 
 
 @suffixes
@@ -269,6 +314,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
 KILLED_WRITING = """
 import os, signal, sys
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 from lr2ppo.files import write_atomically
 write_atomically(Path(sys.argv[1]), lambda partial: os.kill(os.getpid(), signal.SIGKILL))
 """

@@ -187,9 +187,8 @@ def extract_folder(
             chosen = choose_device(device, local_rank())
             text_encoder = text_encoder.to(chosen)
             image_encoder = ImageEncoder.load(image, frame_tokens).to(chosen)
-            notes = describe_encoding(text_encoder, text, image_encoder, image, dtype).model_dump()
-            metadata = {name: notes.pop(name) for name in ("text_encoder", "image_encoder", "frame_tokens")}
-            metadata["tokens_per_frame"] = image_encoder.tokens_per_frame
+            encoding = describe_encoding(text_encoder, text, image_encoder, image, dtype)
+            metadata = encoding.facts() | {"tokens_per_frame": image_encoder.tokens_per_frame}
             mine = clips[processes.rank :: processes.world_size]
             changed = find_changed(mine, frames_root, out, metadata, dtype)
         with report_once(processes):
@@ -197,7 +196,7 @@ def extract_folder(
         with report_once(processes):
             share = find_share(clips, out, metadata, dtype, processes.rank, processes.world_size)
     if share.clips:
-        with FeatureWriter(share.path, metadata, dtype, notes) as writer:
+        with FeatureWriter(share.path, metadata, dtype, encoding.paths()) as writer:
             extract(share.clips, frames_root, text_encoder, image_encoder, writer, show_progress=processes.is_main)
     if processes.is_main:
         of_all = f", its share of {share.missing}" if processes.world_size > 1 else ""

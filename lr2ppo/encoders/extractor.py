@@ -83,6 +83,9 @@ def describe_encoding(
         text_path=str(text_path),
         tokenizer_path=str(folder),
         image_path=str(image_path),
+        text_settings=text.settings(),
+        image_settings=image.settings(),
+        tokenizer_parts=text.tokenizer_parts(),
     )
 
 

@@ -21,6 +21,8 @@ FrameTokens = Literal["class", "patches"]
 PATCH_GRID = 4
 # The part of a resized picture that is kept.
 LEAST_CROP = 0.1
+# All that timm's transform takes.
+PREPARATION = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
 
 def _check_preparation(model: VisionTransformer) -> None:
@@ -40,7 +42,8 @@ class ImageEncoder(nn.Module):
         self.model = model.eval()
         use_fast_linear(self.model)
         self.frame_tokens = frame_tokens
-        self.transform = create_transform(**resolve_model_data_config(model), is_training=False)
+        self._preparation = resolve_model_data_config(model)
+        self.transform = create_transform(**self._preparation, is_training=False)
 
     @classmethod
     def load(cls, path: Path | str, frame_tokens: FrameTokens = "class") -> Self:
@@ -53,6 +56,7 @@ class ImageEncoder(nn.Module):
         try:
             _check_preparation(model)
             encoder = cls(model, frame_tokens)
+            encoder.settings()
             model.patch_embed(encoder.transform(Image.new("RGB", (32, 16)))[None])
         except Exception as error:
             # timm raises many types for bad settings.
@@ -66,6 +70,15 @@ class ImageEncoder(nn.Module):
     @property
     def tokens_per_frame(self) -> int:
         return 1 if self.frame_tokens == "class" else PATCH_GRID**2
+
+    def settings(self) -> str:
+        """What decides the features besides tensors and `frame_tokens`, in words: the model's, then how it sees."""
+        block = self.model.blocks[0]
+        model = (
+            f"{block.attn.num_heads} heads, {type(block.mlp.act).__name__}, epsilon {block.norm1.eps:g}, "
+            f"{type(block).__name__}, {self.model.num_prefix_tokens} tokens before the patches"
+        )
+        return ", ".join([model, *(f"{key} {_in_words(self._preparation[key])}" for key in PREPARATION)])
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """All tokens after the last norm, class token first: `[B, 3, H, W] -> [B, 1 + patches, D]`."""
@@ -86,3 +99,10 @@ class ImageEncoder(nn.Module):
         """Features of images: `[images, tokens_per_frame, D]`."""
         pixels = torch.stack([self.transform(to_rgb(image)) for image in images])
         return self.frame_features(self.encode_pixels(pixels.to(next(self.model.parameters()).device)))
+
+
+def _in_words(value: object) -> str:
+    """A setting's value, the same for a list and a tuple, and for 1 and 1.0."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(_in_words, value))
+    return f"{value:.9g}" if isinstance(value, int | float) else str(value)

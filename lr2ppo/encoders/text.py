@@ -5,22 +5,24 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from tokenizers.processors import RobertaProcessing
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerFast, RobertaModel
+from transformers import BatchEncoding, PreTrainedTokenizerFast, RobertaModel
 
 from lr2ppo.encoders.weights.files import read_json
 from lr2ppo.encoders.weights.roberta import UNUSED_POSITIONS, load_roberta
-from lr2ppo.errors import UserError
+from lr2ppo.errors import UserError, show
 from lr2ppo.ops.linear import use_fast_linear
 
 MAX_TOKENS = 196
 # How many more tokens than needed are made of a long text: the last ones before a cut may differ from the uncut text's.
 MARGIN_TOKENS = 16
+# Parts of a BPE that no byte-level one has; dropout would make other tokens each time.
+UNUSED_PARTS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
@@ -55,9 +57,11 @@ class TextEncoder(nn.Module):
         encoder = cls(model, load_tokenizer(folder), tokenizer_folder=folder)
         if tokenizer:
             encoder.require_tokenizer()
-        if encoder._tokenizer is not None and len(encoder._tokenizer) > model.config.vocab_size:
+        # Numbers may have gaps.
+        tokens = 0 if encoder._tokenizer is None else 1 + max(encoder._tokenizer.get_vocab().values())
+        if tokens > model.config.vocab_size:
             raise UserError(
-                f"{folder}: found a tokenizer of {len(encoder._tokenizer)} tokens, the encoder {source} has "
+                f"{folder}: found a tokenizer of {tokens} tokens, the encoder {source} has "
                 f"{model.config.vocab_size}; wanted the encoder's own"
             )
         return encoder
@@ -84,6 +88,16 @@ class TextEncoder(nn.Module):
         """A short hash of the tokenizer's vocabulary, to distinguish tokenizers."""
         vocabulary = sorted(cast(Mapping[str, int], self.tokenizer.get_vocab()).items())
         return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:12]
+
+    def tokenizer_parts(self) -> str:
+        """A short hash of all that decides which tokens a text becomes: merges, spaces, added tokens and vocabulary."""
+        parts = byte_level_parts(json.loads(self.tokenizer.backend_tokenizer.to_str()))
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+    def settings(self) -> str:
+        """What decides the features besides tensors and tokenizer, in words."""
+        config = self.model.config
+        return f"{config.num_attention_heads} heads, {config.hidden_act}, epsilon {config.layer_norm_eps:g}"
 
     def tokenize(self, texts: Sequence[tuple[str, str]]) -> Mapping[str, Tensor]:
         """Tokenize as `<s> label </s></s> description </s>`, cut to `max_tokens` and padded: [B, T] ids and mask."""
@@ -132,27 +146,49 @@ class TextEncoder(nn.Module):
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
-    """The tokenizer of a folder, None if it has none; raises `UserError` if its files cannot be read."""
+    """The tokenizer of a folder, None if it has none; raises `UserError` if it is no byte-level BPE as RoBERTa's."""
     whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if not (whole.is_file() or (vocabulary.is_file() and merges.is_file())):
         return None
-    settings = folder / "tokenizer_config.json"
     try:
         tokenizer = (
-            Tokenizer.from_file(str(whole))
+            Tokenizer.from_str(json.dumps(byte_level_parts(read_json(whole))))
             if whole.is_file()
             else ByteLevelBPETokenizer(str(vocabulary), str(merges))._tokenizer
         )
         if tokenizer.get_vocab().keys() >= {*SPECIAL_TOKENS}:
             return roberta_tokenizer(tokenizer)
-        if settings.is_file() and "tokenizer_class" in read_json(settings):
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except UserError:
         raise
     except Exception as error:
         # The tokenizers library raises plain Exceptions.
         raise UserError(f"{folder}: its tokenizer files cannot be read: {error}; copy them again") from None
     raise UserError(f"{folder}: its tokenizer lacks tokens of RoBERTa; wanted {', '.join(SPECIAL_TOKENS)}")
+
+
+def byte_level_parts(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a tokenizer.json that decide which tokens a text becomes, in one form for all its versions.
+
+    Raises ValueError if it is no byte-level BPE: other tokenizers can take any time and memory for a text.
+    """
+    model, splits = content.get("model"), content.get("pre_tokenizer")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        raise ValueError(f"found model {show(model and model.get('type'))}, wanted 'BPE'")
+    if not isinstance(splits, dict) or splits.get("type") != "ByteLevel":
+        raise ValueError(f"found pre_tokenizer {show(splits)}, wanted the one of type 'ByteLevel'")
+    for owner, key in ((content, "normalizer"), *((model, key) for key in UNUSED_PARTS)):
+        if owner.get(key):
+            raise ValueError(f"found {key} {show(owner[key])}, wanted none, as RoBERTa's")
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    spaces = {key: splits.get(key, True) for key in ("add_prefix_space", "use_regex")}
+    byte_level = {"type": "ByteLevel", "trim_offsets": True, **spaces}
+    return {
+        "version": "1.0",
+        "added_tokens": content.get("added_tokens", []),
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": model["vocab"], "merges": merges, "unk_token": model.get("unk_token")},
+    }
 
 
 def roberta_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:

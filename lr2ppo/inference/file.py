@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lr2ppo.data.annotations import Clip, read_clips
+from lr2ppo.data.features.encoders import ADDED
 from lr2ppo.data.frames import frames_fingerprint, require_frames
 from lr2ppo.errors import UserError, path_errors_as_user_errors
 from lr2ppo.files import check_inside, check_output, parse_json, read_json, write_json
@@ -104,13 +105,13 @@ def _check_identity(out: Path, identity_file: Path, identity: Facts) -> None:
         recorded = read_json(identity_file)
     except (OSError, ValueError, RecursionError):
         raise UserError(f"{out}: exists without {identity_file}, which names its model; give another --out") from None
-    if recorded != identity:
-        recorded = recorded if isinstance(recorded, dict) else {}
-        differing = [
-            f"{name} {recorded.get(name)}, now {value}"
-            for name, value in identity.items()
-            if recorded.get(name) != value
-        ]
+    recorded = recorded if isinstance(recorded, dict) else {}
+    differing = [
+        f"{name} {recorded.get(name)}, now {value}"
+        for name, value in identity.items()
+        if (name in recorded or name not in ADDED) and recorded.get(name) != value
+    ]
+    if differing:
         raise UserError(f"{out}: was started with another model: {'; '.join(differing)}; give another --out")
 
 

@@ -32,7 +32,7 @@ from lr2ppo.report.load import find_rows
 from lr2ppo.runs.lookup import RESULTS, find_groups, find_run, read_data, read_temperature
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.terminal import say
-from lr2ppo.training.inputs import check_fit, left_out_note, open_inputs
+from lr2ppo.training.inputs import check_encoders, check_fit, left_out_note, open_inputs
 
 REPORT = "report.html"
 
@@ -48,6 +48,7 @@ def evaluate(config: EvaluateConfig) -> None:
     model = load_model(folder / "best")
     store = open_store(data)
     check_fit(model.encoder.config, store, data.frames, str(folder))
+    warning = check_encoders([folder], store)
     key = "test" if config.split == "test" else "validation"
     with join_processes(config.device) as processes:
         inputs = open_inputs(data, {key: "grades"}, store, model.encoder.config, processes)
@@ -77,6 +78,8 @@ def evaluate(config: EvaluateConfig) -> None:
         write_split(folder / CASES, config.split, describe_cases(dataset.clips, scores))
     what = "scores" if isinstance(model, RelevanceRanker) else "share of pairs won"
     of_all = f"{len(dataset)} clips, labels ordered by {what}; {describe_intervals([row])}{left_out_note(dataset)}"
+    if warning:
+        say(warning)
     say(f"{folder}, {config.split} split, {of_all}\n")
     say(format_table(comparison, results["chance"]))
     report = write_report(find_rows([str(folder)], config.logs), config.split, folder / REPORT)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +12,7 @@ from tqdm import tqdm
 from lr2ppo.config.schema import DataConfig, ModelConfig, PointwiseConfig, RewardConfig, RunConfig
 from lr2ppo.data.annotations import Need
 from lr2ppo.data.dataset import ClipDataset, open_dataset
+from lr2ppo.data.features.encoders import encoding_differences, read_features_file
 from lr2ppo.data.features.store import FeatureStore
 from lr2ppo.data.validate import GIVE_OTHER_IDS, LEAVE_OUT, CheckedClips, check_values, disagreements, overlap
 from lr2ppo.distributed.processes import Processes
@@ -86,6 +87,27 @@ def resolve_model(config: C, sources: Mapping[str, Path], store: FeatureStore) -
     )
     filled_in = {"model": shape} if "model" in type(config).model_fields else {}
     return config.model_copy(update=filled_in), shape
+
+
+def check_encoders(sources: Iterable[Path], store: FeatureStore) -> str:
+    """Compare the encoders of a store's features with those that runs were trained on.
+
+    Returns a warning, empty if all or none of them name their encoders. Raises `UserError` if two differ.
+    """
+    encodings = {str(store.paths[0]): store.encoding}
+    encodings |= {str(folder): read_features_file(folder) for folder in sources}
+    known = {place: encoding for place, encoding in encodings.items() if encoding is not None}
+    for place, encoding in known.items():
+        first = next(iter(known))
+        if differences := encoding_differences(known[first], encoding):
+            raise UserError(
+                f"{place}: was trained on features of other encoders than {first}: found {'; '.join(differences)}; "
+                "give the features that it was trained on (data.root, data.features), or another run"
+            )
+    unknown = [place for place in encodings if place not in known]
+    if not known or not unknown:
+        return ""
+    return f"warning: {', '.join(unknown)}: the features name no encoders; cannot check that they are the same"
 
 
 def complete_model_config(model: ModelConfig, store: FeatureStore, frames: int) -> ModelConfig:

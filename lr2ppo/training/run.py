@@ -30,7 +30,7 @@ from lr2ppo.training.checkpoint import (
     remove_checkpoints,
     write_checkpoint,
 )
-from lr2ppo.training.inputs import Inputs, clip_warnings, open_inputs, resolve_model
+from lr2ppo.training.inputs import Inputs, check_encoders, clip_warnings, open_inputs, resolve_model
 from lr2ppo.training.learner import Learner
 from lr2ppo.training.log import RunLog
 from lr2ppo.training.progress import Progress
@@ -92,6 +92,8 @@ class TrainingRun(Generic[C]):
         config, sources = resolve_sources(config, checkpoint)
         store = open_store(config.data)
         config, shape = resolve_model(config, sources, store)
+        if warning := check_encoders(sources.values(), store):
+            notes = (*notes, warning)
         if checkpoint is not None:
             check_resumable(folder, config, store)
         files: dict[str, Need] = {"train": STAGES[config.stage].reads, "validation": "grades"}

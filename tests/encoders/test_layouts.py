@@ -413,6 +413,59 @@ def test_a_tokenizer_that_is_not_the_encoders_is_refused(
         TextEncoder.load(tmp_path)
 
 
+def test_a_tokenizer_folder_runs_no_code_and_names_no_other_file(text_file: Path, tmp_path: Path) -> None:
+    """transformers would build a tokenizer of any class, from the code and the files that the folder names."""
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (tmp_path / "words.txt").write_text("[UNK]\na\n")
+    for settings in (
+        {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}},
+        {"tokenizer_class": "BertTokenizer", "vocab_file": str(tmp_path / "words.txt")},
+    ):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        with pytest.raises(UserError, match="lacks tokens of RoBERTa"):
+            TextEncoder.load(text_file, tokenizer=tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+GROW = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+SPLIT = {"type": "Split", "pattern": {"Regex": "^(a|aa|a?)+$"}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normalizer": {"type": "Sequence", "normalizers": [GROW] * 34}}, "found normalizer .*wanted none"),
+        ({"pre_tokenizer": SPLIT}, "found pre_tokenizer .*wanted the one of type 'ByteLevel'"),
+        ({"model": {"type": "WordLevel", "vocab": {}, "unk_token": "<unk>"}}, "found model 'WordLevel', wanted 'BPE'"),
+        ({"model": None}, "found model None, wanted 'BPE'"),
+        ({"model": {"vocab": {}, "merges": [], "dropout": 0.5}}, "found dropout 0.5, wanted none"),
+        ({"model": {"vocab": {"a": -1}, "merges": []}}, "cannot be read"),
+        ({"model": {"vocab": {"a": 0}, "merges": [["a", 1]]}}, "cannot be read"),
+        ({"model": {"vocab": {"a": 0}, "merges": None}}, "cannot be read"),
+        ({"added_tokens": 3}, "cannot be read"),
+    ],
+)
+def test_only_tokenizers_of_byte_level_bpe_are_read(
+    text_file: Path, tokenizer: RobertaTokenizerFast, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content | change))
+    with pytest.raises(UserError, match=f"{tmp_path}: its tokenizer files cannot be read: .*{message}|{message}"):
+        TextEncoder.load(text_file, tokenizer=tmp_path)
+
+
+def test_a_token_beyond_the_encoders_vocabulary_is_refused(
+    text_file: Path, tokenizer: RobertaTokenizerFast, tmp_path: Path
+) -> None:
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content["model"]["vocab"]["a"] = 10**6
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="found a tokenizer of 1000001 tokens"):
+        TextEncoder.load(text_file, tokenizer=tmp_path)
+
+
 def test_extraction_without_a_tokenizer_ends_before_any_work(
     text_file: Path, tokenizer: RobertaTokenizerFast, tmp_path: Path, capsys: Any
 ) -> None:
@@ -562,6 +615,15 @@ def test_a_config_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     refused(ImageEncoder.load, timm_file, '{"architecture": "vit_of_nobody"}', "timm cannot build the ViT")
     refused(ImageEncoder.load, timm_file, '{"architecture": "resnet18"}', "found ResNet, wanted a vision transformer")
     refused(ImageEncoder.load, timm_file, '{"architecture": "vit_tiny_patch16_224"}', r"blocks\.1\..* is missing")
+    refused(TextEncoder.load, text, json.dumps(good | {"num_hidden_layers": 3_000_000}), "3000000, its weights have 1")
+    refused(
+        TextEncoder.load, text, json.dumps(good | {"is_decoder": True}), "found is_decoder True, only False is read"
+    )
+    refused(TextEncoder.load, text, json.dumps(good | {"pad_token_id": 3}), "found pad_token_id 3, only 1 is read")
+    timm = {"architecture": "vit_tiny_patch16_224"}
+    refused(ImageEncoder.load, timm_file, json.dumps(timm | {"model_args": {"depth": 3_000_000}}), "weights have 1")
+    refused(ImageEncoder.load, timm_file, json.dumps(timm | {"model_args": {"act_layer": "relu"}}), "found .*act_layer")
+    refused(ImageEncoder.load, timm_file, json.dumps(timm | {"model_args": [1]}), r"found model_args \[1\]")
     refused(ImageEncoder.load, timm_file, "[1]", "found a list, wanted a JSON object")
     refused(TextEncoder.load, text, "{", "is not readable JSON")
     config.unlink()

@@ -14,12 +14,16 @@ from lr2ppo.files import read_json, write_json
 
 FEATURES_FILE = "features.json"
 COMPARED = ("text_encoder", "image_encoder", "tokenizer", "frame_tokens", "max_text_tokens")
+# Files and runs of earlier versions do not name these; they are compared where both sides do.
+ADDED = ("text_settings", "image_settings", "tokenizer_parts")
 
 
 class Encoding(Section):
     """The encoders and settings that made a file's features; encoders and tokenizer are named `name@fingerprint`.
 
-    The paths are those given at extraction; the encoders may have moved since.
+    The fingerprints are of the encoders' tensors and of the tokenizer's vocabulary; the settings say in words what else
+    decides the features, such as attention heads, and `tokenizer_parts` is a fingerprint of the whole tokenizer. The
+    paths are those given at extraction; the encoders may have moved since.
     """
 
     text_encoder: str
@@ -31,13 +35,26 @@ class Encoding(Section):
     text_path: str
     tokenizer_path: str
     image_path: str
+    text_settings: str | None = None
+    image_settings: str | None = None
+    tokenizer_parts: str | None = None
+
+    def facts(self) -> dict[str, str | int]:
+        """What decided the features, by name: no paths, and nothing that is not known."""
+        known = {name: getattr(self, name) for name in (*COMPARED, *ADDED)}
+        return {name: value for name, value in known.items() if value is not None}
+
+    def paths(self) -> dict[str, str]:
+        """Where the encoders were."""
+        return {"text_path": self.text_path, "tokenizer_path": self.tokenizer_path, "image_path": self.image_path}
 
     def fingerprints(self) -> dict[str, str | int]:
         """The values that are equal in equal encodings: no names and no paths."""
-        return {name: _fingerprint(getattr(self, name)) for name in COMPARED}
+        return {name: without_name(value) for name, value in self.facts().items()}
 
 
-def _fingerprint(value: str | int) -> str | int:
+def without_name(value: str | int) -> str | int:
+    """The fingerprint of `name@fingerprint`, or the whole value: encoders may be renamed."""
     return value.rpartition("@")[2] if isinstance(value, str) else value
 
 
@@ -46,10 +63,11 @@ def encoding_differences(found: Encoding | None, wanted: Encoding | None) -> lis
     if found is None or wanted is None:
         names = [str(each and f"{each.text_encoder} and {each.image_encoder}") for each in (found, wanted)]
         return [] if found is wanted else [f"encoders {names[0]}, wanted {names[1]}"]
+    known = wanted.fingerprints()
     return [
         f"{name} {getattr(found, name)}, wanted {getattr(wanted, name)}"
         for name, value in found.fingerprints().items()
-        if value != wanted.fingerprints()[name]
+        if name in known and value != known[name]
     ]
 
 
@@ -57,7 +75,7 @@ def read_encoding(file: h5py.File, path: Path) -> Encoding | None:
     """Read the encoding from a feature file; None if an attribute is missing, as in published files."""
     texts = (name for name, field in Encoding.model_fields.items() if field.annotation is not int)
     stored: dict[str, Any] = {name: read_fixed_text(file, name, path) for name in texts}
-    if None in stored.values():
+    if any(value is None and name not in ADDED for name, value in stored.items()):
         return None
     try:
         return Encoding.model_validate(stored | {"max_text_tokens": read_attribute(file, "max_text_tokens", path)})

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lr2ppo.data.features.encoders import ADDED, without_name
 from lr2ppo.data.features.hdf5 import HDF5_ERRORS, damaged, list_clips, open_features
 from lr2ppo.data.features.layout import SOURCES, Sources, read_attribute, read_sources
 from lr2ppo.data.features.names import CLIP_PARTS, id_fault
@@ -26,7 +27,10 @@ LARGEST = {name: torch.finfo(getattr(torch, name)).max for name in ("float32", "
 
 
 class FeatureWriter:
-    """Write a feature file clip by clip; an existing file with the same `metadata` and `dtype` is continued."""
+    """Write a feature file clip by clip; an existing file with the same `metadata` and `dtype` is continued.
+
+    Encoders that were only renamed are the same: of `name@fingerprint`, the fingerprint is compared.
+    """
 
     def __init__(
         self, path: Path, metadata: Metadata, dtype: StoredType = "float32", notes: Metadata = MappingProxyType({})
@@ -45,7 +49,9 @@ class FeatureWriter:
             read_clip_names(path, metadata, dtype)
         with _errors_named(self._path, "be written or continued", "remove it to start again, or give another path"):
             self._file = h5py.File(path, "a")
-            for name, value in {**metadata, **notes, "dtype": dtype}.items():
+            # What an older file does not say about its clips must not be said by those added now.
+            said = {**metadata, "dtype": dtype} if len(self._file) == 0 else {}
+            for name, value in {**said, **notes}.items():
                 # Fixed length: a damaged variable-length string can crash the process that reads it.
                 self._file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
 
@@ -157,11 +163,17 @@ def _check_metadata(file: h5py.File, path: Path, metadata: Metadata, dtype: Stor
     except HDF5_ERRORS as error:
         raise damaged(path, error) from None
     found = wanted if is_new else {key: read_attribute(file, key, path) for key in wanted}
-    stored = {key: value for key, value in found.items() if value is not None}
     # Old files without a dtype hold float32.
-    if {"dtype": "float32"} | stored != wanted:
+    stored = {"dtype": "float32"} | {key: value for key, value in found.items() if value is not None}
+    differing = [
+        key
+        for key, value in wanted.items()
+        if (key in stored or key not in ADDED) and without_name(stored.get(key, "")) != without_name(value)
+    ]
+    if differing:
+        before, now = ({key: values[key] for key in differing if key in values} for values in (stored, wanted))
         raise UserError(
-            f"{path}: holds features made with {_listed(stored)}, now asked for {_listed(wanted)}; "
+            f"{path}: holds features made with {_listed(before)}, now asked for {_listed(now)}; "
             "remove the file or give another --out"
         )
 

@@ -180,7 +180,7 @@ LAYOUTS = (HF_ROBERTA, TENCENT_ROBERTA, TIMM_VIT, HF_VIT, HF_VIT_5, TENCENT_VIT)
 
 @dataclass(frozen=True)
 class Weights:
-    """An encoder's tensors, floats as float32, by their names in the file; `names` maps these to the model's."""
+    """An encoder's tensors as in its file, by their names there; `names` maps these to the model's."""
 
     source: Path
     layout: Layout
@@ -201,10 +201,14 @@ class Weights:
                 faults.append(f"{name}: found shape {list(self.tensors[name].shape)}, wanted {axes[ours]} axes")
         raise_faults(self.source, faults, "is it the right file, and complete?")
 
-    def check(self, shapes: Mapping[str, torch.Size]) -> None:
-        """Raise `UserError` naming each tensor that is missing, unknown or of another shape than in `shapes`."""
+    def checked(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+        """The tensors as float32, by the model's names.
+
+        Raises `UserError`, before it takes memory for them, naming each that is missing, unknown or of another shape.
+        """
         wanted = {name: shapes[ours] for name, ours in self.names.items() if ours in shapes}
         check_tensors(wanted, self.tensors, self.source)
+        return {name: tensor.float() for name, tensor in self.renamed().items()}
 
     def width(self) -> int:
         """The most common width of the tensors, so that a misshapen one is reported rather than used."""
@@ -234,9 +238,5 @@ def match_layout(tensors: Mapping[str, Tensor], source: Path, encoder: Encoder) 
         )
     if layout.encoder != encoder:
         raise UserError(f"{source}: holds a {ENCODER_TITLES[layout.encoder]}, wanted {WANTED[encoder]}")
-    kept = {
-        name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in tensors.items()
-        if not layout.ignores(name)
-    }
+    kept = {name: tensor for name, tensor in tensors.items() if not layout.ignores(name)}
     return Weights(source, layout, kept, names)

@@ -10,13 +10,24 @@ from transformers.utils import logging as transformers_logging
 
 from lr2ppo.encoders.weights.files import count_heads, norm_eps, read_config, read_weights
 from lr2ppo.encoders.weights.layouts import WANTED, Weights
-from lr2ppo.errors import UserError
+from lr2ppo.errors import UserError, show
 
 WORDS = "embeddings.word_embeddings.weight"
 POSITIONS = "embeddings.position_embeddings.weight"
 SEGMENTS = "embeddings.token_type_embeddings.weight"
 # RoBERTa numbers positions from 2; TencentPretrain leaves out the rows before.
 UNUSED_POSITIONS = 2
+# What is read of a Hugging Face config: all else is for training, or is refused unless it has this value.
+ARGUMENTS = (
+    *("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "hidden_act"),
+    *("max_position_embeddings", "type_vocab_size"),
+)
+ENCODER_ONLY = {
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "position_embedding_type": "absolute",
+    "pad_token_id": 1,
+}
 
 
 def load_roberta(path: Path) -> RobertaModel:
@@ -24,14 +35,13 @@ def load_roberta(path: Path) -> RobertaModel:
     weights = read_weights(path, "text")
     model = _build(weights)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    tensors = weights.renamed()
     if weights.layout.is_hugging_face:
-        weights.check(shapes)
+        tensors = weights.checked(shapes)
     else:
         positions, width = shapes[POSITIONS]
         shapes[POSITIONS] = torch.Size([positions - UNUSED_POSITIONS, width])
-        shapes[SEGMENTS] = torch.Size([max(1, len(tensors[SEGMENTS])), width])
-        weights.check(shapes)
+        shapes[SEGMENTS] = torch.Size([max(1, len(weights.renamed()[SEGMENTS])), width])
+        tensors = weights.checked(shapes)
         tensors[POSITIONS] = pad(tensors[POSITIONS], (0, 0, UNUSED_POSITIONS, 0))
         # RoBERTa has one token type, the last row in TencentPretrain's files.
         tensors[SEGMENTS] = tensors[SEGMENTS][-1:]
@@ -45,8 +55,7 @@ def _build(weights: Weights) -> RobertaModel:
     if not weights.layout.is_hugging_face:
         arguments = _config_from(weights, given)
     elif given:
-        # Features are computed in float32, regardless of the config.
-        arguments = {name: value for name, value in given.items() if name not in ("dtype", "torch_dtype")}
+        arguments = _read_arguments(weights, given)
     else:
         raise UserError(f"{weights.source}: found no config.json beside it, wanted {WANTED['text']}")
     try:
@@ -55,6 +64,21 @@ def _build(weights: Weights) -> RobertaModel:
     except Exception as error:
         # transformers raises many types for a bad config, which mean the same to a user.
         raise UserError(f"{weights.source.parent / 'config.json'}: does not describe a RoBERTa: {error}") from None
+
+
+def _read_arguments(weights: Weights, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a Hugging Face config that describe the encoder; raises `UserError` if they cannot be used."""
+    place, depth = weights.source.parent / "config.json", weights.depth()
+    # A model of many layers would take all time and memory before its tensors are compared.
+    if given.get("num_hidden_layers") not in (None, depth):
+        raise UserError(
+            f"{place}: found num_hidden_layers {show(given['num_hidden_layers'])}, its weights have {depth}"
+        )
+    for key, wanted in ENCODER_ONLY.items():
+        if given.get(key) not in (None, wanted):
+            raise UserError(f"{place}: found {key} {show(given[key])}, only {show(wanted)} is read")
+    fixed = {"num_hidden_layers": depth, "layer_norm_eps": norm_eps(weights, given)}
+    return {name: given[name] for name in ARGUMENTS if given.get(name) is not None} | fixed
 
 
 def _config_from(weights: Weights, given: dict[str, Any]) -> dict[str, Any]:

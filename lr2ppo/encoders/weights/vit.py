@@ -12,11 +12,16 @@ from torch import Tensor, nn
 
 from lr2ppo.encoders.weights.files import count_heads, norm_eps, read_config, read_json, read_weights
 from lr2ppo.encoders.weights.layouts import TENCENT_VIT, TIMM_VIT, Weights
-from lr2ppo.errors import UserError
+from lr2ppo.errors import UserError, show
 from lr2ppo.tensors import check_tensors
 
 # The model for files without a timm config: it sets the preprocessing and all but the sizes.
 BASE_VIT = "vit_base_patch16_224"
+# The arguments of a timm config that are read; they set sizes.
+ARGUMENTS = {
+    *("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth", "num_heads"),
+    *("mlp_ratio", "qkv_bias", "reg_tokens"),
+}
 
 
 def load_vit(path: Path) -> VisionTransformer:
@@ -24,16 +29,27 @@ def load_vit(path: Path) -> VisionTransformer:
     weights = read_weights(path, "image")
     config = read_config(weights)
     if weights.layout is TIMM_VIT and "architecture" in config:
+        _check_arguments(weights, config)
         model = _build(f"local-dir:{weights.source.parent}", weights.source)
         check_tensors({name: t.shape for name, t in model.state_dict().items()}, weights.tensors, weights.source)
-        state = dict(weights.tensors)
+        state = {name: tensor.float() for name, tensor in weights.tensors.items()}
     else:
         model = _build(BASE_VIT, weights.source, **_arguments_from(weights, config))
-        weights.check(_shapes(model, weights))
-        state = _join_qkv(weights.renamed())
+        state = _join_qkv(weights.checked(_shapes(model, weights)))
         state["pos_embed"] = state["pos_embed"].reshape(model.pos_embed.shape)
     model.load_state_dict(state, assign=True)
     return model
+
+
+def _check_arguments(weights: Weights, config: dict[str, Any]) -> None:
+    """Raise `UserError` if a timm config has arguments of other models, or another depth than its weights."""
+    place, arguments = weights.source.parent / "config.json", config.get("model_args") or {}
+    if not isinstance(arguments, dict) or (others := sorted(arguments.keys() - ARGUMENTS)):
+        found = ", ".join(map(show, others)) if isinstance(arguments, dict) else show(arguments)
+        raise UserError(f"{place}: found model_args {found}, only {', '.join(sorted(ARGUMENTS))} are read")
+    # A model of many layers would take all time and memory before its tensors are compared.
+    if (depth := arguments.get("depth", weights.depth())) != weights.depth():
+        raise UserError(f"{place}: found depth {show(depth)}, its weights have {weights.depth()}")
 
 
 def _build(name: str, source: Path, **arguments: Any) -> VisionTransformer:

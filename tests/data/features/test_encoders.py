@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,15 +13,17 @@ import numpy as np
 import pytest
 import torch
 
+from lr2ppo.config.load import load_config
 from lr2ppo.data import FeatureStore
-from lr2ppo.data.features.encoders import FEATURES_FILE, Encoding, read_features_file
+from lr2ppo.data.features.encoders import ADDED, FEATURES_FILE, Encoding, read_features_file
 from lr2ppo.data.features.writer import StoredType
 from lr2ppo.data.frames import read_frames
 from lr2ppo.encoders.extractor import EncoderPaths, open_encoders
 from lr2ppo.errors import UserError
 from lr2ppo.models.weights import load_model
+from lr2ppo.stages.evaluate import evaluate
 from lr2ppo.training.run import TrainingRun
-from tests.helpers.trained_world import TrainedWorld
+from tests.helpers.trained_world import MINI, TrainedWorld
 
 
 @pytest.fixture
@@ -133,6 +137,116 @@ def test_an_extraction_resumes_with_the_same_encoders_at_another_path(
     assert encoding.image_path == str(world.encoders / "vit")
     with h5py.File(path) as file:
         assert "test-0000" in file
+
+
+def change_json(path: Path, change: Callable[[Any], object]) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("field", "file", "change"),
+    [
+        ("tokenizer_parts", "roberta/tokenizer.json", lambda whole: whole["model"]["merges"].pop()),
+        ("image_settings", "vit/config.json", lambda config: config["pretrained_cfg"].update(mean=[0.9, 0.1, 0.1])),
+        ("text_settings", "roberta/config.json", lambda config: config.update(num_attention_heads=1)),
+        ("max_text_tokens", "roberta/config.json", None),
+    ],
+)
+def test_an_extraction_is_not_continued_with_other_settings(
+    world: TrainedWorld,
+    trained_world: TrainedWorld,
+    capsys: Any,
+    field: str,
+    file: str,
+    change: Callable[[Any], object] | None,
+) -> None:
+    shutil.copytree(trained_world.encoders, world.encoders)
+    path = world.data / "clean_feat.h5"
+    if change is None:
+        with h5py.File(path, "a") as stored:
+            stored.attrs[field] = 30
+    else:
+        change_json(world.encoders / file, change)
+    before = path.read_bytes()
+    with pytest.raises(SystemExit):
+        world.extract()
+    refusal = f"holds features made with {field} .*, now asked for {field} .*--out"
+    assert re.search(refusal, capsys.readouterr().err)
+    assert path.read_bytes() == before
+
+
+def test_a_file_of_an_earlier_version_is_continued_and_names_no_more_than_before(
+    world: TrainedWorld, trained_world: TrainedWorld
+) -> None:
+    shutil.copytree(trained_world.encoders, world.encoders)
+    (world.encoders / "vit").rename(world.encoders / "eyes")
+    path = world.data / "clean_feat.h5"
+    with h5py.File(path, "a") as file:
+        del file["test-0000"]
+        for name in ADDED:
+            del file.attrs[name]
+    before = encoding_of(path)
+    assert before is not None
+    world.extract("--image", str(world.encoders / "eyes"))
+    found = encoding_of(path)
+    assert found is not None
+    assert found.facts() == before.facts()
+    assert found.image_path == str(world.encoders / "eyes")
+
+
+@pytest.fixture
+def others(world: TrainedWorld, trained_world: TrainedWorld) -> TrainedWorld:
+    """The runs, with features that are named as of another encoder."""
+    shutil.copytree(trained_world.logs, world.logs)
+    change(world.data / "clean_feat.h5", image_encoder="vit@0123456789ab")
+    return world
+
+
+def evaluation(world: TrainedWorld, run: str) -> None:
+    place = [f"logs={world.logs}", f"root={world.data}"]
+    evaluate(load_config(MINI / "evaluate.yaml", "evaluate", [f"name={run}", *place, "device=cpu", "workers=0"]))
+
+
+OTHERS = (
+    r"trained on features of other encoders than .*clean_feat\.h5: found image_encoder vit@0123456789ab, wanted vit@"
+)
+
+
+@pytest.mark.parametrize("run", ["pointwise/one", "ppo/one"])
+def test_a_run_is_not_evaluated_on_features_of_other_encoders(others: TrainedWorld, run: str) -> None:
+    with pytest.raises(UserError, match=rf"{run}: was {OTHERS}"):
+        evaluation(others, run)
+
+
+@pytest.mark.parametrize("stage", ["reward", "ppo"])
+def test_a_run_does_not_start_from_one_of_other_encoders(others: TrainedWorld, stage: str) -> None:
+    sources = ["ranker=one"] + ["reward=one"] * (stage == "ppo")
+    with pytest.raises(UserError, match=rf"pointwise/one: was {OTHERS}"):
+        others.train(stage, "mixed", *sources)
+    assert not (others.logs / stage / "mixed").exists()
+
+
+def test_two_source_runs_of_other_encoders_are_refused_even_if_the_features_name_none(others: TrainedWorld) -> None:
+    change(others.data / "clean_feat.h5", image_encoder=["of any length"])
+    change_json(
+        others.logs / "reward" / "one" / FEATURES_FILE, lambda facts: facts["encoders"].update(text_encoder="b@1")
+    )
+    with pytest.raises(UserError, match=r"reward/one: was trained on features of other encoders than .*pointwise/one"):
+        others.train("ppo", "mixed", "ranker=one", "reward=one")
+
+
+def test_features_that_name_no_encoders_give_a_warning(others: TrainedWorld, capsys: Any) -> None:
+    change(others.data / "clean_feat.h5", image_encoder=["of any length"])
+    evaluation(others, "pointwise/one")
+    assert (
+        "clean_feat.h5: the features name no encoders; cannot check that they are the same" in capsys.readouterr().out
+    )
+    for run in ("pointwise/one", "ppo/one"):
+        change_json(others.logs / run / FEATURES_FILE, lambda facts: facts.update(encoders=None))
+    evaluation(others, "pointwise/one")
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_a_run_resumes_only_with_features_of_the_same_encoders(
