@@ -29,6 +29,8 @@ MOST_YAML = 2**18
 # Digits of longer numbers take a time that grows with their square.
 LONGEST_NUMBER = 1000
 TEXT_TAG = "tag:yaml.org,2002:str"
+# The weights in the folder of a model.
+WEIGHTS_FILE = "model.safetensors"
 # Names of files that are being written, and that a killed process leaves.
 PARTIAL_SUFFIX = ".partial"
 KINDS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.comparison import METRIC_TITLES
-from lr2ppo.evaluation.results import read_by_split
+from lr2ppo.evaluation.results import evaluation_fault, read_by_split
 from lr2ppo.evaluation.table import CELL
 from lr2ppo.runs.lookup import RESULTS, best_validation, read_finished
 from lr2ppo.runs.stages import STAGES, Stage
@@ -74,8 +74,10 @@ def compare_stage(stage: Stage, run: Path) -> str:
         _row("ours, validation", {name: ours[name] for name in published.metrics}),
         _row("difference", {name: ours[name] - theirs[name] for name in published.metrics}, sign="+"),
     ]
-    test = read_by_split(run / RESULTS).get("test")
-    if test is not None:
+    test, fault = read_by_split(run / RESULTS).get("test"), evaluation_fault(run, "test")
+    if test is not None and fault is not None:
+        lines.append(f"  ours, test: not shown, the run {fault}")
+    elif test is not None:
         lines.append(_row("ours, test", {name: test[name]["mean"] for name in published.metrics}))
         intervals = [f"[{test[name]['low']:.3f} {test[name]['high']:.3f}]" for name in published.metrics]
         lines.append(" " * NAME_WIDTH + "".join(f"{interval:>{CELL}}" for interval in intervals))

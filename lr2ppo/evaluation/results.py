@@ -15,6 +15,7 @@ from lr2ppo.evaluation.comparison import METRIC_NAMES, ClipKey, Row, Run, name_r
 from lr2ppo.evaluation.metrics import CUTOFFS, chance_ndcg
 from lr2ppo.evaluation.scoring import Scores, pad_lists, ranking_metrics
 from lr2ppo.files import read_json, write_json
+from lr2ppo.runs.lookup import RESULTS, is_outdated
 from lr2ppo.runs.records import Case, Interval, SplitResult, check_record
 
 CASES = "cases.json"
@@ -26,13 +27,26 @@ def write_split(path: Path, split: str, value: Any) -> None:
 
 
 def read_cases(folder: Path, split: str) -> list[dict[str, Any]]:
-    """Read a run's cases of a split, as from `describe_cases`; raises `UserError` if it was not evaluated on it."""
-    parts = read_by_split(folder / CASES)
-    if split not in parts:
+    """Read a run's cases of a split, as from `describe_cases`.
+
+    Raises `UserError` if it was not evaluated on the split, or with other weights than it has now.
+    """
+    fault = evaluation_fault(folder, split)
+    if fault is not None:
         command = shlex.join(["sh", "ppo_eval.sh", run_name(folder), f"split={split}"])
-        raise UserError(f"{folder}: has not been evaluated on {split}; run: {command}")
-    cases: list[dict[str, Any]] = parts[split]
+        raise UserError(f"{folder}: {fault}; run: {command}")
+    cases: list[dict[str, Any]] = read_by_split(folder / CASES)[split]
     return cases
+
+
+def evaluation_fault(folder: Path, split: str) -> str | None:
+    """Say why a run's evaluation on a split cannot be shown as the run's; None if it can."""
+    results, cases = (read_by_split(folder / name) for name in (RESULTS, CASES))
+    if split not in results or split not in cases:
+        return f"has not been evaluated on {split}"
+    if is_outdated(folder, results[split]):
+        return f"was evaluated on {split} with other weights than it has now"
+    return None
 
 
 def describe_cases(clips: Sequence[Clip], scores: Sequence[Scores]) -> list[dict[str, Any]]:

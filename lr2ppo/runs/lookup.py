@@ -7,7 +7,8 @@ such a folder has only weights. `read_run` and `read_finished` handle both, so t
 import json
 import math
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from pydantic import ValidationError
 
 from lr2ppo.config.schema import DataConfig, ModelConfig
 from lr2ppo.errors import UserError
-from lr2ppo.files import read_json, read_text, read_yaml
-from lr2ppo.runs.records import Finished, check_record, check_row
+from lr2ppo.files import WEIGHTS_FILE, file_fingerprint, read_json, read_text, read_yaml
+from lr2ppo.runs.records import Evaluated, Finished, check_record, check_row
 from lr2ppo.runs.stages import STAGES, stage_for_model
 
 CONFIG, FINISHED, PROGRESS = "config.yaml", "finished.json", "progress.json"
@@ -112,19 +113,76 @@ def find_source_run(reference: str, stage: str, preset: str, logs: Path) -> Path
 def source_runs(folder: Path) -> dict[str, Path | None]:
     """Find the runs that a run started from, by their keys in its config; None for a missing one.
 
+    A run that has other weights since, as it was trained again, is missing too: see `explain_missing`.
+    """
+    config, kept = read_run(folder), read_inputs(folder)
+    return {
+        key: next((place for place in _source_places(folder, config, key) if has_weights(place, kept.get(key))), None)
+        for key in STAGES[config["stage"]].sources
+        if config.get(key) not in NO_RUN
+    }
+
+
+def explain_missing(folder: Path, key: str) -> str:
+    """Say what became of a run that a run started from and that is missing now."""
+    config = read_run(folder)
+    gone = not _source_places(folder, config, key)
+    return f"{config[key]} {'no longer exists' if gone else 'was trained again since and has other weights'}"
+
+
+def _source_places(folder: Path, config: Mapping[str, Any], key: str) -> list[Path]:
+    """Where there is a run by the name of one that a run started from, the likelier first.
+
     A run of the same logs folder is searched beside this run first: the folder may have moved, and its old path may
     now hold another run.
     """
-    config = read_run(folder)
-    found: dict[str, Path | None] = {}
-    for key, stage in STAGES[config["stage"]].sources.items():
-        if config.get(key) in NO_RUN:
-            continue
-        path = Path(str(config[key]))
-        beside = folder.resolve().parents[1] / stage / path.name
-        places = [beside, path] if path.is_relative_to(str(config.get("logs"))) else [path, beside]
-        found[key] = next((place for place in places if _is_run_of(place, stage)), None)
+    path, stage = Path(str(config[key])), STAGES[config["stage"]].sources[key]
+    beside = folder.resolve().parents[1] / stage / path.name
+    places = [beside, path] if path.is_relative_to(str(config.get("logs"))) else [path, beside]
+    return [place for place in places if _is_run_of(place, stage)]
+
+
+def weights_fingerprint(folder: Path) -> str | None:
+    """The SHA-256 of a run's best weights; None if it has none. Raises `UserError` if they cannot be read.
+
+    A process reads the weights once, and again if the file changed.
+    """
+    path = folder / "best" / WEIGHTS_FILE
+    try:
+        stat = path.stat()
+        return _fingerprint(path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror or error}; train the run again with --fresh"
+        ) from None
+
+
+@cache
+def _fingerprint(path: Path, changes: tuple[int, ...]) -> str:
+    """The fingerprint of a file whose state is `changes`."""
+    return file_fingerprint(path)
+
+
+def has_weights(folder: Path, fingerprint: str | None) -> bool:
+    """Whether a run still has the weights of a fingerprint; also if one of both is unknown, as in earlier versions."""
+    return fingerprint is None or weights_fingerprint(folder) in (fingerprint, None)
+
+
+def read_evaluated(folder: Path) -> dict[str, Any]:
+    """Read every split's part of `results.json`, checked as far as it says what was evaluated; empty if there is none.
+
+    Raises ValueError if the file is damaged.
+    """
+    found = read_mapping(folder / RESULTS)
+    check_record(dict[str, Evaluated], found, RESULTS)
     return found
+
+
+def is_outdated(folder: Path, result: Mapping[str, Any]) -> bool:
+    """Whether a split's part of `results.json` is about other weights than the run has now."""
+    return not has_weights(folder, result.get("fingerprints", {}).get("weights"))
 
 
 def _is_run_of(folder: Path, stage: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from lr2ppo.config.schema import DataConfig, EvaluateConfig
 from lr2ppo.data.annotations import graded
 from lr2ppo.data.dataset import ClipDataset, open_store
-from lr2ppo.distributed.processes import autocast, join_processes
+from lr2ppo.distributed.processes import Processes, autocast, join_processes
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.calibration import describe_reward_model
 from lr2ppo.evaluation.comparison import Row, compare, describe_best, describe_intervals, describe_size
@@ -16,7 +16,9 @@ from lr2ppo.evaluation.results import (
     CASES,
     chance_means,
     describe_cases,
+    evaluation_fault,
     measure_run,
+    read_by_split,
     read_table_rows,
     run_name,
     write_split,
@@ -24,13 +26,25 @@ from lr2ppo.evaluation.results import (
 from lr2ppo.evaluation.scoring import Scores, clip_margins, score_clips, win_rates
 from lr2ppo.evaluation.table import format_differences, format_table, wrap, write_csv
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
-from lr2ppo.models.weights import load_model
+from lr2ppo.models.weights import describe_model, load_model
 from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.report import write_report
 from lr2ppo.report.load import find_rows
-from lr2ppo.runs.lookup import RESULTS, find_groups, find_run, read_data, read_temperature
+from lr2ppo.runs.lookup import (
+    RESULTS,
+    find_groups,
+    find_run,
+    has_weights,
+    read_data,
+    read_finished,
+    read_temperature,
+    weights_fingerprint,
+)
 from lr2ppo.runs.stages import STAGES
-from lr2ppo.training.inputs import check_fit, left_out_note, open_inputs
+from lr2ppo.training.inputs import Inputs, check_fit, has_order, left_out_note, open_inputs
+
+# The keys of `data` that name the files of the splits.
+SPLITS = {"test": "test", "val": "validation"}
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -39,10 +53,12 @@ def evaluate(config: EvaluateConfig) -> None:
         raise UserError("name: is missing; run sh ppo_eval.sh RUN, or give name=RUN")
     folder = find_run(config.name, STAGES, config.logs)
     data = run_data(folder, config.root)
+    # Before they are loaded: if they change in between, they are not taken for those evaluated.
+    weights = weights_fingerprint(folder)
     model = load_model(folder / "best")
     store = open_store(data)
     check_fit(model.encoder.config, store, data.frames, str(folder))
-    key = "test" if config.split == "test" else "validation"
+    key = SPLITS[config.split]
     with join_processes(config.device) as processes:
         inputs = open_inputs(data, {key: "grades"}, store, model.encoder.config, processes)
         (dataset,) = inputs.datasets
@@ -52,7 +68,8 @@ def evaluate(config: EvaluateConfig) -> None:
             if isinstance(model, PartialOrderModel):
                 margins = clip_margins(model, dataset, processes, config.clips_per_batch, config.workers)
                 scores = [win_rates(judged_clip) for judged_clip in margins]
-                judged = {"judgement": judge_split(folder, dataset, margins, config)}
+                if has_order(dataset):
+                    judged = {"judgement": judge_split(folder, dataset, margins, config)}
             else:
                 scores = score_clips(model, dataset, processes, config.clips_per_batch, config.workers)
         if not processes.is_main:
@@ -64,17 +81,44 @@ def evaluate(config: EvaluateConfig) -> None:
             "chance": chance_means(row),
             "clips": len(dataset),
             "annotations": str(data.root / getattr(data, key)),
-            "fingerprints": {"annotations": inputs.fingerprints[key], "features": inputs.fingerprints["features"]},
+            "fingerprints": evaluated_fingerprints(weights, inputs),
             **judged,
         }
-        write_split(folder / RESULTS, config.split, results)
+        if not has_weights(folder, weights):
+            raise UserError(
+                f"{folder}: its weights changed while they were evaluated; evaluate it once it has finished"
+            )
+        # The results last: they say of which weights both are.
         write_split(folder / CASES, config.split, describe_cases(dataset.clips, scores))
+        write_split(folder / RESULTS, config.split, results)
     what = "scores" if isinstance(model, RelevanceRanker) else "share of pairs won"
     of_all = f"{len(dataset)} clips, labels ordered by {what}; {describe_intervals([row])}{left_out_note(dataset)}"
     print(f"{folder}, {config.split} split, {of_all}\n")
+    if read_finished(folder) is None:
+        print("note: the run has not finished: these are its best weights so far; evaluate it again at its end\n")
     print(format_table(comparison, results["chance"]))
     report = write_report(find_rows([str(folder)], config.logs), config.split, folder / "report.html")
     print(f"\nwritten: {folder / RESULTS}, {folder / CASES}, {report}")
+
+
+def is_evaluated(folder: Path, split: str, data: DataConfig, processes: Processes) -> bool:
+    """Whether a run's evaluation on a split is of the weights it has and of these data, all known by fingerprints.
+
+    Raises `UserError` if the data cannot be used.
+    """
+    if evaluation_fault(folder, split) is not None:
+        return False
+    shape = describe_model(folder / "best")[1]
+    inputs = open_inputs(data, {SPLITS[split]: "grades"}, open_store(data), shape, processes)
+    found = read_by_split(folder / RESULTS)[split].get("fingerprints", {})
+    return bool(found == evaluated_fingerprints(weights_fingerprint(folder), inputs))
+
+
+def evaluated_fingerprints(weights: str | None, inputs: Inputs) -> dict[str, str | None]:
+    """The fingerprints of all that an evaluation depends on: weights, and the annotations and features of one file."""
+    features = inputs.fingerprints["features"]
+    (annotations,) = (found for key, found in inputs.fingerprints.items() if key != "features")
+    return {"weights": weights, "annotations": annotations, "features": features}
 
 
 def run_data(folder: Path, root: Path | None) -> DataConfig:

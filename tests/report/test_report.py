@@ -135,7 +135,7 @@ def test_rows_evaluated_on_other_clips_are_named_and_left_out(logs: Path, seeds:
     (other / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     rows = find_rows(["ppo/seed-1,ppo/seed-2", "ppo/seed-3", str(other)], seeds)
     text = write_report(rows, "test", tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "not at all: reward/other." in text
+    assert "Not in the table: reward/other was evaluated on other clips." in text
 
 
 def test_the_page_needs_nothing_but_itself(page: Path) -> None:
