@@ -15,7 +15,7 @@ from lr2ppo.evaluation.comparison import METRIC_NAMES, ClipKey, Row, Run, name_r
 from lr2ppo.evaluation.metrics import CUTOFFS, chance_ndcg
 from lr2ppo.evaluation.scoring import Scores, pad_lists, ranking_metrics
 from lr2ppo.files import read_json, write_json
-from lr2ppo.runs.lookup import RESULTS, is_outdated
+from lr2ppo.runs.lookup import RESULTS, differing_settings, is_outdated
 from lr2ppo.runs.records import Case, Interval, SplitResult, check_record
 
 CASES = "cases.json"
@@ -47,6 +47,20 @@ def evaluation_fault(folder: Path, split: str) -> str | None:
     if is_outdated(folder, results[split]):
         return f"was evaluated on {split} with other weights than it has now"
     return None
+
+
+def trained_on_note(result: Mapping[str, Any]) -> str:
+    """Warn of the clips of a split's results that the run, or one that it started from, was trained on; else empty."""
+    found = result.get("trained_on", [])
+    return f"warning: {len(found)} of the {result['clips']} clips are trained on, such as {found[0]}" if found else ""
+
+
+def row_notes(name: str, folders: Sequence[Path], split: str) -> list[str]:
+    """Say what a row of evaluated runs should not be read without: see `trained_on_note`, `differing_settings`."""
+    notes = [(folder, trained_on_note(read_by_split(folder / RESULTS).get(split, {}))) for folder in folders]
+    found = [f"{run_name(folder)}: {note}" for folder, note in notes if note]
+    differing = differing_settings(folders)
+    return found + ([f"{name}: note: its runs differ in {', '.join(differing)}"] if differing else [])
 
 
 def describe_cases(clips: Sequence[Clip], scores: Sequence[Scores]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lr2ppo.evaluation.comparison import METRIC_TITLES, are_comparable, compare, describe_best, describe_intervals
-from lr2ppo.evaluation.results import evaluation_fault, read_by_split, read_table_rows, run_name
+from lr2ppo.evaluation.results import evaluation_fault, read_by_split, read_table_rows, run_name, trained_on_note
 from lr2ppo.files import write_atomically
 from lr2ppo.inference.onnx import OnnxReport
 from lr2ppo.inference.trained import Trained
@@ -75,6 +75,8 @@ def _table(split: str, results: dict[str, Any]) -> Iterator[str]:
             f"| {title} | {found['mean']:.3f} | {found['low']:.3f} to {found['high']:.3f} "
             f"| {results['chance'][name]:.3f} |"
         )
+    if note := trained_on_note(results):
+        yield f"\n{note[:1].upper()}{note[1:]}."
 
 
 def _beside_sources(run: Path, split: str) -> str:

@@ -9,7 +9,15 @@ from lr2ppo.config.load import config_leaves, load_config
 from lr2ppo.data.annotations import Clip
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.comparison import ClipMetrics, Row, Run, name_rows
-from lr2ppo.evaluation.results import CASES, cases_clips, evaluation_fault, measure_run, read_by_split, run_name
+from lr2ppo.evaluation.results import (
+    CASES,
+    cases_clips,
+    evaluation_fault,
+    measure_run,
+    read_by_split,
+    row_notes,
+    run_name,
+)
 from lr2ppo.runs.lookup import (
     METRICS,
     RESULTS,
@@ -81,6 +89,7 @@ class ReportedRow:
 
     name: str
     runs: Sequence[ReportedRun]
+    notes: Sequence[str]
 
     @property
     def stage(self) -> str:
@@ -113,7 +122,10 @@ def gather_rows(groups: Sequence[Sequence[Path]], split: str) -> list[ReportedRo
     """Read all of the runs of each row; raises `UserError` if one of their files is damaged."""
     rows = [[gather_run(folder, split) for folder in group] for group in groups]
     names = name_rows([[run.name for run in runs] for runs in rows])
-    return [ReportedRow(name, runs) for name, runs in zip(names, rows, strict=True)]
+    return [
+        ReportedRow(name, runs, row_notes(name, folders, split))
+        for name, runs, folders in zip(names, rows, groups, strict=True)
+    ]
 
 
 def gather_run(folder: Path, split: str) -> ReportedRun:

@@ -122,6 +122,7 @@ def results_section(compared: Compared) -> dict[str, Any]:
     return {
         "size": describe_size(rows),
         "intervals": describe_intervals(rows),
+        "notes": [note for row in compared.reported for note in row.notes],
         "titles": [METRIC_TITLES[name] for name in metrics],
         "chance": [chance[name] for name in metrics],
         "rows": [

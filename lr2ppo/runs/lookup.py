@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lr2ppo.config.load import config_leaves
 from lr2ppo.config.schema import DataConfig, ModelConfig
 from lr2ppo.errors import UserError
 from lr2ppo.files import WEIGHTS_FILE, file_fingerprint, read_json, read_text, read_yaml
@@ -29,6 +30,8 @@ WEIGHTS = Path("best", "config.json")
 CONVERTED_FROM = "converted_from"
 # Keys that name the runs that a run starts from.
 SOURCES = sorted({key for stage in STAGES.values() for key in stage.sources})
+# Settings in which runs differ that are made the same way: their names and seeds, and where they ran.
+OWN_KEYS = ("name", "seed", "logs", "device", "data.root", "data.workers", "safety.", *SOURCES)
 # Values of a config key that do not name a source run.
 NO_RUN = (None, "none", "newest")
 # The preset of published checkpoints, and its data section as in configs/lrmovienet.
@@ -76,7 +79,7 @@ def split_row(reference: str) -> list[str]:
 def find_groups(references: Sequence[str], logs: Path) -> list[list[Path]]:
     """Find the folders of groups of runs, each given as RUN or as RUN,RUN,...: see `find_run`.
 
-    Raises `UserError` if a run does not exist or is named twice.
+    Raises `UserError` if a run does not exist or is named twice, or if a group is not of different runs of one stage.
     """
     groups = [[find_run(name, STAGES, logs) for name in split_row(reference)] for reference in references]
     found: set[Path] = set()
@@ -84,7 +87,46 @@ def find_groups(references: Sequence[str], logs: Path) -> list[list[Path]]:
         if folder.resolve() in found:
             raise UserError(f"{folder}: this run is named twice; name each run once")
         found.add(folder.resolve())
+    for group in groups:
+        _check_group(group)
     return groups
+
+
+def _check_group(folders: Sequence[Path]) -> None:
+    """Raise `UserError` unless runs are different runs of one stage; their weights are read only if there are several.
+
+    Runs with other seeds may have equal weights: those of stage 3 that keep the weights they started from.
+    """
+    first, stage = folders[0], read_run(folders[0])["stage"]
+    seen: dict[tuple[str, object], Path] = {}
+    for folder in folders if len(folders) > 1 else ():
+        config, weights = read_run(folder), weights_fingerprint(folder)
+        if config["stage"] != stage:
+            raise UserError(
+                f"{folder}: is a run of stage {config['stage']}, {first} one of {stage}; a row A,B is of runs of one "
+                "stage, so give each a row of its own: A B"
+            )
+        if weights is None:
+            continue
+        same = seen.setdefault((weights, config.get("seed")), folder)
+        if same is not folder:
+            raise UserError(f"{folder}: has the weights and the seed of {same}: it is the same run; name only one")
+
+
+def differing_settings(folders: Sequence[Path]) -> list[str]:
+    """Return the keys of the settings in which runs differ besides their seeds, names and places."""
+    settings = [read_settings(folder) for folder in folders]
+    keys = {key: None for own in settings for key in own if not key.startswith(OWN_KEYS)}
+    return [key for key in keys if any(own.get(key) != settings[0].get(key) for own in settings)]
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Read a run's settings by dotted keys; keys newer than the run have their defaults."""
+    tree = read_run(folder)
+    try:
+        return dict(config_leaves(STAGES[tree["stage"]].config.model_validate(tree).model_dump(mode="json")))
+    except ValidationError:
+        return dict(config_leaves(tree))
 
 
 def find_source_run(reference: str, stage: str, preset: str, logs: Path) -> Path:

@@ -95,6 +95,7 @@ class SplitResult(Evaluated):
     clips: Whole
     annotations: str
     chance: dict[str, float]
+    trained_on: list[str] = []
     judgement: Judgement | None = None
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lr2ppo.config.schema import DataConfig, EvaluateConfig
-from lr2ppo.data.annotations import graded
+from lr2ppo.data.annotations import Clip, graded, read_valid_clips
 from lr2ppo.data.dataset import ClipDataset, open_store
+from lr2ppo.data.validate import overlap
 from lr2ppo.distributed.processes import Processes, autocast, join_processes
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.calibration import describe_reward_model
@@ -20,11 +21,14 @@ from lr2ppo.evaluation.results import (
     measure_run,
     read_by_split,
     read_table_rows,
+    row_notes,
     run_name,
+    trained_on_note,
     write_split,
 )
 from lr2ppo.evaluation.scoring import Scores, clip_margins, score_clips, win_rates
 from lr2ppo.evaluation.table import format_differences, format_table, wrap, write_csv
+from lr2ppo.files import file_fingerprint
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import describe_model, load_model
 from lr2ppo.ops.linear import use_fast_linear
@@ -37,7 +41,9 @@ from lr2ppo.runs.lookup import (
     has_weights,
     read_data,
     read_finished,
+    read_inputs,
     read_temperature,
+    source_runs,
     weights_fingerprint,
 )
 from lr2ppo.runs.stages import STAGES
@@ -84,6 +90,8 @@ def evaluate(config: EvaluateConfig) -> None:
             "fingerprints": evaluated_fingerprints(weights, inputs),
             **judged,
         }
+        if shared := find_trained_on(folder, data.root, dataset.clips):
+            results["trained_on"] = shared
         if not has_weights(folder, weights):
             raise UserError(
                 f"{folder}: its weights changed while they were evaluated; evaluate it once it has finished"
@@ -97,6 +105,8 @@ def evaluate(config: EvaluateConfig) -> None:
     if read_finished(folder) is None:
         print("note: the run has not finished: these are its best weights so far; evaluate it again at its end\n")
     print(format_table(comparison, results["chance"]))
+    if note := trained_on_note(results):
+        print(f"\n{note}")
     report = write_report(find_rows([str(folder)], config.logs), config.split, folder / "report.html")
     print(f"\nwritten: {folder / RESULTS}, {folder / CASES}, {report}")
 
@@ -121,6 +131,20 @@ def evaluated_fingerprints(weights: str | None, inputs: Inputs) -> dict[str, str
     return {"weights": weights, "annotations": annotations, "features": features}
 
 
+def find_trained_on(folder: Path, root: Path, clips: Sequence[Clip]) -> list[str]:
+    """Return the ids of clips that a run, or one that it started from, was trained on.
+
+    Only annotations that are as they were then count; they are searched in the run's data folder and in `root`.
+    """
+    own, trained_on = read_data(folder), read_inputs(folder).get("train")
+    paths = [path for path in (own.root / own.train, root / own.train) if path.is_file()]
+    known = next((path for path in paths if file_fingerprint(path) == trained_on), None)
+    found = set() if known is None else set(overlap(read_valid_clips(known)[0], clips))
+    for source in source_runs(folder).values():
+        found |= set() if source is None else set(find_trained_on(source, root, clips))
+    return sorted(found)
+
+
 def run_data(folder: Path, root: Path | None) -> DataConfig:
     """The data that a run was trained on, under another root if one is given."""
     data = read_data(folder)
@@ -140,13 +164,17 @@ def show_table(references: Sequence[str], config: EvaluateConfig, csv: Path | No
 
     Writes all values to `csv` if it is given.
     """
-    rows = read_table_rows(find_groups(references, config.logs), config.split)
+    groups = find_groups(references, config.logs)
+    rows = read_table_rows(groups, config.split)
     comparison = compare(rows, config.bootstrap_samples, config.seed)
     print(wrap(f"{config.split} split, {describe_size(rows)}; {describe_intervals(rows)}") + "\n")
     print(format_table(comparison, chance_means(rows[0])))
     if len(rows) > 1:
         print(f"\n{format_differences(comparison)}")
     print("\n" + wrap(describe_best(comparison)))
+    for row, group in zip(rows, groups, strict=True):
+        for note in row_notes(row.name, group, config.split):
+            print(wrap(note))
     if csv is not None:
         write_csv(comparison, csv)
         print(f"\nwritten: {csv}")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from pydantic import ValidationError
 from tqdm import tqdm
 
 from lr2ppo.config.load import config_leaves, dump_config
@@ -21,7 +20,7 @@ from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError, raise_faults
 from lr2ppo.files import write_atomically
 from lr2ppo.runs.lock import lock_run
-from lr2ppo.runs.lookup import FINISHED, NO_RUN, SOURCES, find_source_run, read_inputs, read_run
+from lr2ppo.runs.lookup import FINISHED, NO_RUN, SOURCES, find_source_run, read_inputs, read_run, read_settings
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.training.checkpoint import Checkpoint, newest_checkpoint, remove_checkpoints
 
@@ -85,7 +84,7 @@ def resolve_sources(config: C, started: Path | None) -> tuple[C, dict[str, Path]
 
 def check_resumable(folder: Path, config: RunConfig, store: FeatureStore) -> None:
     """Raise `UserError` if a run started with other settings, or with features of other encoders, than it has now."""
-    before, now = _leaves_of(folder, type(config)), dict(config_leaves(config.model_dump(mode="json")))
+    before, now = read_settings(folder), dict(config_leaves(config.model_dump(mode="json")))
     # The runs that it started from may have moved.
     compared_by_weights = {key for key in SOURCES if key in read_inputs(folder) and now.get(key) not in NO_RUN}
     differing = [
@@ -151,15 +150,6 @@ def _find_checkpoint(folder: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
         raise UserError(f"{folder}: exists and is not a run; use another name, or add --fresh to remove it")
     checkpoint, faults = newest_checkpoint(folder / CHECKPOINTS)
     return checkpoint, tuple(faults)
-
-
-def _leaves_of(folder: Path, schema: type[RunConfig]) -> dict[str, object]:
-    """A run's settings by dotted keys; keys newer than the run have their defaults."""
-    tree = read_run(folder)
-    try:
-        return dict(config_leaves(schema.model_validate(tree).model_dump(mode="json")))
-    except ValidationError:
-        return dict(config_leaves(tree))
 
 
 def _remove(folder: Path) -> None:

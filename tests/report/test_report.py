@@ -74,6 +74,8 @@ def seeds(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in ("pointwise", "ppo"):
         for seed in (1, 2, 3):
             run = shutil.copytree(logs / stage / "a", root / stage / f"seed-{seed}")
+            config = (run / "config.yaml").read_text(encoding="utf-8")
+            (run / "config.yaml").write_text(re.sub("(?m)^seed: .*", f"seed: {seed}", config), encoding="utf-8")
             cases = json.loads((run / "cases.json").read_text(encoding="utf-8"))
             for case in cases["test"]:
                 case["scores"] = (np.array(case["scores"]) + rng.normal(0, 0.1, len(case["scores"]))).tolist()
