@@ -32,6 +32,8 @@ LONGEST_NUMBER = 1000
 TEXT_TAG, INTEGER_TAG, FLOAT_TAG = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float"))
 # A number as people write it, which a text may hold.
 DECIMAL = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+# The weights in the folder of a model.
+WEIGHTS_FILE = "model.safetensors"
 # Names of files that are being written, and that a killed process leaves.
 PARTIAL_SUFFIX = ".partial"
 KINDS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.comparison import METRIC_TITLES
-from lr2ppo.evaluation.results import read_by_split
+from lr2ppo.evaluation.results import evaluation_fault, read_by_split, trained_on_note
 from lr2ppo.evaluation.table import CELL
 from lr2ppo.runs.lookup import RESULTS, best_validation, read_finished
 from lr2ppo.runs.stages import STAGES, Stage
@@ -74,11 +74,14 @@ def compare_stage(stage: Stage, run: Path) -> str:
         _row("ours, validation", {name: ours[name] for name in published.metrics}),
         _row("difference", {name: ours[name] - theirs[name] for name in published.metrics}, sign="+"),
     ]
-    test = read_by_split(run / RESULTS).get("test")
-    if test is not None:
+    test, fault = read_by_split(run / RESULTS).get("test"), evaluation_fault(run, "test")
+    if test is not None and fault is not None:
+        lines.append(f"  ours, test: not shown, the run {fault}")
+    elif test is not None:
         lines.append(_row("ours, test", {name: test[name]["mean"] for name in published.metrics}))
         intervals = [f"[{test[name]['low']:.3f} {test[name]['high']:.3f}]" for name in published.metrics]
         lines.append(" " * NAME_WIDTH + "".join(f"{interval:>{CELL}}" for interval in intervals))
+        lines += [f"  {note}"] if (note := trained_on_note(test)) else []
     seconds = (read_finished(run) or {})["seconds"]
     lines.append(f"  time: published {published.minutes} min on 4 GPUs, ours {seconds / 60:.1f} min")
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from lr2ppo.evaluation.comparison import METRIC_NAMES, ClipKey, Row, Run, name_r
 from lr2ppo.evaluation.metrics import CUTOFFS, chance_ndcg
 from lr2ppo.evaluation.scoring import Scores, pad_lists, ranking_metrics
 from lr2ppo.files import read_json, write_json
+from lr2ppo.runs.lookup import RESULTS, differing_settings, is_outdated
 from lr2ppo.runs.records import Case, Interval, SplitResult, check_record
 
 CASES = "cases.json"
@@ -26,13 +27,40 @@ def write_split(path: Path, split: str, value: Any) -> None:
 
 
 def read_cases(folder: Path, split: str) -> list[dict[str, Any]]:
-    """Read a run's cases of a split, as from `describe_cases`; raises `UserError` if it was not evaluated on it."""
-    parts = read_by_split(folder / CASES)
-    if split not in parts:
+    """Read a run's cases of a split, as from `describe_cases`.
+
+    Raises `UserError` if it was not evaluated on the split, or with other weights than it has now.
+    """
+    fault = evaluation_fault(folder, split)
+    if fault is not None:
         command = shlex.join(["sh", "ppo_eval.sh", run_name(folder), f"split={split}"])
-        raise UserError(f"{folder}: has not been evaluated on {split}; run: {command}")
-    cases: list[dict[str, Any]] = parts[split]
+        raise UserError(f"{folder}: {fault}; run: {command}")
+    cases: list[dict[str, Any]] = read_by_split(folder / CASES)[split]
     return cases
+
+
+def evaluation_fault(folder: Path, split: str) -> str | None:
+    """Say why a run's evaluation on a split cannot be shown as the run's; None if it can."""
+    results, cases = (read_by_split(folder / name) for name in (RESULTS, CASES))
+    if split not in results or split not in cases:
+        return f"has not been evaluated on {split}"
+    if is_outdated(folder, results[split]):
+        return f"was evaluated on {split} with other weights than it has now"
+    return None
+
+
+def trained_on_note(result: Mapping[str, Any]) -> str:
+    """Warn of the clips of a split's results that the run, or one that it started from, was trained on; else empty."""
+    found = result.get("trained_on", [])
+    return f"warning: {len(found)} of the {result['clips']} clips are trained on, such as {found[0]}" if found else ""
+
+
+def row_notes(name: str, folders: Sequence[Path], split: str) -> list[str]:
+    """Say what a row of evaluated runs should not be read without: see `trained_on_note`, `differing_settings`."""
+    notes = [(folder, trained_on_note(read_by_split(folder / RESULTS).get(split, {}))) for folder in folders]
+    found = [f"{run_name(folder)}: {note}" for folder, note in notes if note]
+    differing = differing_settings(folders)
+    return found + ([f"{name}: note: its runs differ in {', '.join(differing)}"] if differing else [])
 
 
 def describe_cases(clips: Sequence[Clip], scores: Sequence[Scores]) -> list[dict[str, Any]]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lr2ppo.evaluation.comparison import METRIC_TITLES, are_comparable, compare, describe_best, describe_intervals
-from lr2ppo.evaluation.results import CASES, read_by_split, read_table_rows
+from lr2ppo.evaluation.results import evaluation_fault, read_by_split, read_table_rows, run_name, trained_on_note
 from lr2ppo.files import write_atomically
 from lr2ppo.inference.onnx import OnnxReport
 from lr2ppo.inference.trained import Trained
 from lr2ppo.models.weights import describe_model
-from lr2ppo.runs.lookup import CONVERTED_FROM, RESULTS, read_finished, read_run, source_runs
+from lr2ppo.runs.lookup import CONVERTED_FROM, RESULTS, explain_missing, read_finished, read_run, source_runs
 
 SPLITS = {"test": "test split", "val": "validation split, which selected the weights"}
 
@@ -52,12 +52,17 @@ def _metrics(trained: Trained) -> str:
     if trained.run is None or not results:
         return f"## Metrics\n\nNot evaluated before export: `sh ppo_eval.sh {shlex.quote(trained.use.name)}`."
     parts = [
-        part
-        for split in SPLITS
-        if split in results
-        for part in ("\n".join(_table(split, results[split])), _beside_sources(trained.run, split))
+        part for split in SPLITS if split in results for part in _describe_split(trained.run, split, results[split])
     ]
     return "## Metrics\n\n" + "\n\n".join(filter(None, parts))
+
+
+def _describe_split(run: Path, split: str, results: dict[str, Any]) -> tuple[str, ...]:
+    fault = evaluation_fault(run, split)
+    if fault is not None:
+        command = shlex.join(["sh", "ppo_eval.sh", run_name(run), f"split={split}"])
+        return (f"The run {fault}: `{command}`, then export it again.",)
+    return "\n".join(_table(split, results)), _beside_sources(run, split)
 
 
 def _table(split: str, results: dict[str, Any]) -> Iterator[str]:
@@ -70,14 +75,14 @@ def _table(split: str, results: dict[str, Any]) -> Iterator[str]:
             f"| {title} | {found['mean']:.3f} | {found['low']:.3f} to {found['high']:.3f} "
             f"| {results['chance'][name]:.3f} |"
         )
+    if note := trained_on_note(results):
+        yield f"\n{note[:1].upper()}{note[1:]}."
 
 
 def _beside_sources(run: Path, split: str) -> str:
     """Say how a run compares with those it started from that were evaluated on the same clips; nothing if it cannot."""
     folders = [*(source for source in source_runs(run).values() if source is not None), run]
-    evaluated = [folder for folder in folders if split in read_by_split(folder / CASES)]
-    if run not in evaluated:
-        return ""
+    evaluated = [folder for folder in folders if evaluation_fault(folder, split) is None]
     rows = read_table_rows([[folder] for folder in evaluated], split)
     rows = [row for row in rows if are_comparable(row, rows[-1])]
     return f"{describe_best(compare(rows))} With {describe_intervals(rows)}."
@@ -94,7 +99,10 @@ def _data(trained: Trained) -> str:
             f"## Data\n\nThe weights were converted from `{converted_from}`, and their training data are "
             f"unknown. They are evaluated on `{data['root']}`, preset `{config['preset']}`."
         )
-    sources = "".join(f"\n- {key}: `{config[key]}`" for key in source_runs(trained.run))
+    sources = "".join(
+        f"\n- {key}: `{config[key]}`" if found else f"\n- {key}: {explain_missing(trained.run, key)}"
+        for key, found in source_runs(trained.run).items()
+    )
     return (
         f"## Data\n\n- Folder: `{data['root']}`, preset `{config['preset']}`, seed {config['seed']}\n"
         f"- Training: `{data['train']}`; validation: `{data['validation']}`; test: `{data['test']}`{sources}"

@@ -12,7 +12,7 @@ from lr2ppo.errors import UserError
 from lr2ppo.files import read_json
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import describe_model
-from lr2ppo.runs.lookup import find_run, read_data, read_run, read_temperature, source_runs
+from lr2ppo.runs.lookup import explain_missing, find_run, read_data, read_run, read_temperature, source_runs
 from lr2ppo.runs.stages import STAGES
 
 # Subfolders of an exported folder: its reward model, and the run it started from.
@@ -102,11 +102,11 @@ def _find_reward(folder: Path) -> tuple[Path | None, str]:
     if "reward" not in sources:
         return None, f"{folder}: is a {config['stage']} run without a reward model; name a ppo or a reward run"
     found = sources["reward"]
-    return found, "" if found else f"{folder}: its reward model {config['reward']} no longer exists"
+    return found, "" if found else f"{folder}: its reward model {explain_missing(folder, 'reward')}"
 
 
 def _find_before(folder: Path, encoding: Encoding | None) -> Trained | None:
-    """Return the ranker that a ranker's run started from; None if it is gone or was trained on other features."""
+    """Return the ranker that a ranker's run started from; None if it is missing or was trained on other features."""
     is_ranker = describe_model(folder / "best")[0] is RelevanceRanker
     found = source_runs(folder).get("ranker") if is_ranker else None
     if found is None:

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from lr2ppo.config.schema import ModelConfig
 from lr2ppo.errors import UserError
-from lr2ppo.files import read_json, write_json
+from lr2ppo.files import WEIGHTS_FILE, read_json, write_json
 from lr2ppo.models.rankers import PartialOrderModel, RelevanceRanker
 from lr2ppo.tensors import check_tensors, read_tensors, write_tensors
 
 Model = RelevanceRanker | PartialOrderModel
-WEIGHTS_FILE = "model.safetensors"
 KINDS: dict[str, type[RelevanceRanker] | type[PartialOrderModel]] = {
     "RelevanceRanker": RelevanceRanker,
     "PartialOrderModel": PartialOrderModel,

@@ -9,7 +9,15 @@ from lr2ppo.config.load import config_leaves, load_config
 from lr2ppo.data.annotations import Clip
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.comparison import ClipMetrics, Row, Run, name_rows
-from lr2ppo.evaluation.results import CASES, cases_clips, measure_run, read_by_split, run_name
+from lr2ppo.evaluation.results import (
+    CASES,
+    cases_clips,
+    evaluation_fault,
+    measure_run,
+    read_by_split,
+    row_notes,
+    run_name,
+)
 from lr2ppo.runs.lookup import (
     METRICS,
     RESULTS,
@@ -50,7 +58,7 @@ class SplitResults:
 class ReportedRun:
     """A run: `config` by dotted keys, `curves` by name, `inputs` the fingerprints of what it read.
 
-    `finished` and `evaluation` are None if it is not yet.
+    `finished` is None if it is not yet; `evaluation` is None if it has none to show, and `fault` says why.
     """
 
     folder: Path
@@ -60,6 +68,7 @@ class ReportedRun:
     finished: Mapping[str, Any] | None
     inputs: Mapping[str, Any]
     evaluation: SplitResults | None
+    fault: str | None
 
     @property
     def name(self) -> str:
@@ -80,6 +89,7 @@ class ReportedRow:
 
     name: str
     runs: Sequence[ReportedRun]
+    notes: Sequence[str]
 
     @property
     def stage(self) -> str:
@@ -112,12 +122,15 @@ def gather_rows(groups: Sequence[Sequence[Path]], split: str) -> list[ReportedRo
     """Read all of the runs of each row; raises `UserError` if one of their files is damaged."""
     rows = [[gather_run(folder, split) for folder in group] for group in groups]
     names = name_rows([[run.name for run in runs] for runs in rows])
-    return [ReportedRow(name, runs) for name, runs in zip(names, rows, strict=True)]
+    return [
+        ReportedRow(name, runs, row_notes(name, folders, split))
+        for name, runs, folders in zip(names, rows, groups, strict=True)
+    ]
 
 
 def gather_run(folder: Path, split: str) -> ReportedRun:
     """Read all of a run; raises `UserError` if one of its files is damaged."""
-    config = read_run(folder)
+    config, fault = read_run(folder), evaluation_fault(folder, split)
     try:
         curves = read_curves(folder)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -129,7 +142,8 @@ def gather_run(folder: Path, split: str) -> ReportedRun:
         curves=curves,
         finished=read_finished(folder),
         inputs=read_inputs(folder),
-        evaluation=_read_evaluation(folder, split),
+        evaluation=_read_evaluation(folder, split) if fault is None else None,
+        fault=fault,
     )
 
 
@@ -159,9 +173,7 @@ def preset_differences(run: ReportedRun) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _read_evaluation(folder: Path, split: str) -> SplitResults | None:
-    results, cases = (read_by_split(folder / name).get(split) for name in (RESULTS, CASES))
-    if results is None or cases is None:
-        return None
+def _read_evaluation(folder: Path, split: str) -> SplitResults:
+    results, cases = (read_by_split(folder / name)[split] for name in (RESULTS, CASES))
     clips, scores = cases_clips(cases)
     return SplitResults(results, cases, clips, measure_run(run_name(folder), clips, scores))

@@ -85,7 +85,7 @@ def render_report(rows: Sequence[ReportedRow], split: str, frames: Path | None =
         split=split,
         rows=rows,
         results=None if compared is None else results_section(compared),
-        not_compared=[row.name for row in rows if compared is None or row not in compared.reported],
+        not_compared=[explain_left_out(row) for row in rows if compared is None or row not in compared.reported],
         published=published_section(runs),
         training=[(stage.title, figures.draw_training(stage, own), _best_steps(own)) for stage, own in stages],
         reward=reward_section(runs),
@@ -108,6 +108,12 @@ def compare_rows(rows: Sequence[ReportedRow]) -> Compared | None:
     return Compared(same, evaluations, compare(measured))
 
 
+def explain_left_out(row: ReportedRow) -> str:
+    """Say why a row is not in the table of results."""
+    faults = [f"{run.name} {run.fault}" for run in row.runs if run.fault is not None]
+    return ", ".join(faults) or f"{row.name} was evaluated on other clips"
+
+
 def results_section(compared: Compared) -> dict[str, Any]:
     """Return the results section: a headline, the table with intervals, differences of every pair and two figures."""
     comparison, stages, pair = compared.comparison, [row.stage for row in compared.reported], compared.pair
@@ -116,6 +122,7 @@ def results_section(compared: Compared) -> dict[str, Any]:
     return {
         "size": describe_size(rows),
         "intervals": describe_intervals(rows),
+        "notes": [note for row in compared.reported for note in row.notes],
         "titles": [METRIC_TITLES[name] for name in metrics],
         "chance": [chance[name] for name in metrics],
         "rows": [

@@ -9,6 +9,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from lr2ppo.errors import UserError
+from lr2ppo.files import WEIGHTS_FILE
 from lr2ppo.runs.lock import is_locked
 from lr2ppo.runs.lookup import (
     CONFIG,
@@ -18,7 +19,9 @@ from lr2ppo.runs.lookup import (
     PROGRESS,
     RESULTS,
     WEIGHTS,
+    is_outdated,
     is_run,
+    read_evaluated,
     read_finished,
     read_mapping,
     read_rows,
@@ -48,6 +51,7 @@ class RunStatus:
     """The status of a run, read from its folder; times are seconds since 1970, and None means unknown.
 
     `state` is running, stopped, finished, evaluated, converted (not trained here) or damaged, which `fault` explains.
+    `evaluated` are the splits it was evaluated on, `outdated` those on which it was with other weights.
     `goes_on_from` is the step of a stopped run's newest checkpoint, which may be earlier than its last step.
     """
 
@@ -65,6 +69,7 @@ class RunStatus:
     seconds_left: float | None = None
     goes_on_from: int | None = None
     evaluated: tuple[str, ...] = ()
+    outdated: tuple[str, ...] = ()
     fault: str | None = None
 
 
@@ -118,12 +123,13 @@ def _read(folder: Path, status: RunStatus) -> RunStatus:
     if best is not None:
         status = replace(status, metric=metric, best=best[f"validation/{metric}"], best_step=best["step"])
     status = replace(status, preset=config.get("preset"))
-    evaluated = tuple(read_mapping(folder / RESULTS))
-    if finished is not None and CONVERTED_FROM in finished:
-        return replace(status, state="converted", evaluated=evaluated)
     if finished is not None:
+        evaluated, outdated = _read_evaluated(folder)
+        status = replace(status, evaluated=evaluated, outdated=outdated)
+        if CONVERTED_FROM in finished:
+            return replace(status, state="converted")
         state = "evaluated" if evaluated else "finished"
-        return replace(status, state=state, step=finished["steps"], steps=finished["steps"], evaluated=evaluated)
+        return replace(status, state=state, step=finished["steps"], steps=finished["steps"])
     step = progress["step"] if "step" in progress else rows[-1]["step"] if rows else 0
     status = replace(status, step=step, steps=progress.get("steps"))
     if is_locked(folder):
@@ -132,6 +138,21 @@ def _read(folder: Path, status: RunStatus) -> RunStatus:
     goes_on_from = int(kept[-1].split("-")[1]) if kept else 0
     # A killed run may be further than its last progress file.
     return replace(status, state="stopped", step=max(step, goes_on_from), goes_on_from=goes_on_from)
+
+
+def _read_evaluated(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the splits that a run was evaluated on with the weights it has, and with others."""
+    splits, weights = read_evaluated(folder), folder / "best" / WEIGHTS_FILE
+    evaluated = {result.get("fingerprints", {}).get("weights") for result in splits.values()}
+    # Reading the weights of many runs takes long; weights older than an evaluation of all splits are those of it.
+    if len(evaluated) == 1 and _is_older(weights, folder / RESULTS):
+        return tuple(splits), ()
+    outdated = tuple(split for split, result in splits.items() if is_outdated(folder, result))
+    return tuple(split for split in splits if split not in outdated), outdated
+
+
+def _is_older(first: Path, second: Path) -> bool:
+    return first.exists() and first.stat().st_mtime_ns <= second.stat().st_mtime_ns
 
 
 def format_runs(runs: Sequence[RunStatus], now: float) -> list[str]:
@@ -170,7 +191,8 @@ def _state(run: RunStatus) -> str:
         return f"stopped, resumes from {run.goes_on_from}"
     if run.seconds_left is not None:
         return f"running, {_age(0, run.seconds_left)} left"
-    return f"{run.state}{': ' * bool(run.evaluated)}{', '.join(run.evaluated)}"
+    outdated = f"; with other weights: {', '.join(run.outdated)}" if run.outdated else ""
+    return f"{run.state}{': ' * bool(run.evaluated)}{', '.join(run.evaluated)}{outdated}"
 
 
 def _age(at: float | None, now: float) -> str:

@@ -6,16 +6,18 @@ such a folder has only weights. `read_run` and `read_finished` handle both, so t
 
 import math
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from lr2ppo.config.load import config_leaves
 from lr2ppo.config.schema import DataConfig, ModelConfig
 from lr2ppo.errors import UserError
-from lr2ppo.files import parse_json, read_json, read_text, read_yaml
-from lr2ppo.runs.records import Finished, check_record, check_row
+from lr2ppo.files import WEIGHTS_FILE, file_fingerprint, parse_json, read_json, read_text, read_yaml
+from lr2ppo.runs.records import Evaluated, Finished, check_record, check_row
 from lr2ppo.runs.stages import STAGES, stage_for_model
 
 CONFIG, FINISHED, PROGRESS = "config.yaml", "finished.json", "progress.json"
@@ -27,6 +29,8 @@ WEIGHTS = Path("best", "config.json")
 CONVERTED_FROM = "converted_from"
 # Keys that name the runs that a run starts from.
 SOURCES = sorted({key for stage in STAGES.values() for key in stage.sources})
+# Settings in which runs differ that are made the same way: their names and seeds, and where they ran.
+OWN_KEYS = ("name", "seed", "logs", "device", "data.root", "data.workers", "safety.", *SOURCES)
 # Values of a config key that do not name a source run.
 NO_RUN = (None, "none", "newest")
 # The preset of published checkpoints, and its data section as in configs/lrmovienet.
@@ -74,7 +78,7 @@ def split_row(reference: str) -> list[str]:
 def find_groups(references: Sequence[str], logs: Path) -> list[list[Path]]:
     """Find the folders of groups of runs, each given as RUN or as RUN,RUN,...: see `find_run`.
 
-    Raises `UserError` if a run does not exist or is named twice.
+    Raises `UserError` if a run does not exist or is named twice, or if a group is not of different runs of one stage.
     """
     groups = [[find_run(name, STAGES, logs) for name in split_row(reference)] for reference in references]
     found: set[Path] = set()
@@ -82,7 +86,46 @@ def find_groups(references: Sequence[str], logs: Path) -> list[list[Path]]:
         if folder.resolve() in found:
             raise UserError(f"{folder}: this run is named twice; name each run once")
         found.add(folder.resolve())
+    for group in groups:
+        _check_group(group)
     return groups
+
+
+def _check_group(folders: Sequence[Path]) -> None:
+    """Raise `UserError` unless runs are different runs of one stage; their weights are read only if there are several.
+
+    Runs with other seeds may have equal weights: those of stage 3 that keep the weights they started from.
+    """
+    first, stage = folders[0], read_run(folders[0])["stage"]
+    seen: dict[tuple[str, object], Path] = {}
+    for folder in folders if len(folders) > 1 else ():
+        config, weights = read_run(folder), weights_fingerprint(folder)
+        if config["stage"] != stage:
+            raise UserError(
+                f"{folder}: is a run of stage {config['stage']}, {first} one of {stage}; a row A,B is of runs of one "
+                "stage, so give each a row of its own: A B"
+            )
+        if weights is None:
+            continue
+        same = seen.setdefault((weights, config.get("seed")), folder)
+        if same is not folder:
+            raise UserError(f"{folder}: has the weights and the seed of {same}: it is the same run; name only one")
+
+
+def differing_settings(folders: Sequence[Path]) -> list[str]:
+    """Return the keys of the settings in which runs differ besides their seeds, names and places."""
+    settings = [read_settings(folder) for folder in folders]
+    keys = {key: None for own in settings for key in own if not key.startswith(OWN_KEYS)}
+    return [key for key in keys if any(own.get(key) != settings[0].get(key) for own in settings)]
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Read a run's settings by dotted keys; keys newer than the run have their defaults."""
+    tree = read_run(folder)
+    try:
+        return dict(config_leaves(STAGES[tree["stage"]].config.model_validate(tree).model_dump(mode="json")))
+    except ValidationError:
+        return dict(config_leaves(tree))
 
 
 def find_source_run(reference: str, stage: str, preset: str, logs: Path) -> Path:
@@ -111,19 +154,76 @@ def find_source_run(reference: str, stage: str, preset: str, logs: Path) -> Path
 def source_runs(folder: Path) -> dict[str, Path | None]:
     """Find the runs that a run started from, by their keys in its config; None for a missing one.
 
+    A run that has other weights since, as it was trained again, is missing too: see `explain_missing`.
+    """
+    config, kept = read_run(folder), read_inputs(folder)
+    return {
+        key: next((place for place in _source_places(folder, config, key) if has_weights(place, kept.get(key))), None)
+        for key in STAGES[config["stage"]].sources
+        if config.get(key) not in NO_RUN
+    }
+
+
+def explain_missing(folder: Path, key: str) -> str:
+    """Say what became of a run that a run started from and that is missing now."""
+    config = read_run(folder)
+    gone = not _source_places(folder, config, key)
+    return f"{config[key]} {'no longer exists' if gone else 'was trained again since and has other weights'}"
+
+
+def _source_places(folder: Path, config: Mapping[str, Any], key: str) -> list[Path]:
+    """Where there is a run by the name of one that a run started from, the likelier first.
+
     A run of the same logs folder is searched beside this run first: the folder may have moved, and its old path may
     now hold another run.
     """
-    config = read_run(folder)
-    found: dict[str, Path | None] = {}
-    for key, stage in STAGES[config["stage"]].sources.items():
-        if config.get(key) in NO_RUN:
-            continue
-        path = Path(str(config[key]))
-        beside = folder.resolve().parents[1] / stage / path.name
-        places = [beside, path] if path.is_relative_to(str(config.get("logs"))) else [path, beside]
-        found[key] = next((place for place in places if _is_run_of(place, stage)), None)
+    path, stage = Path(str(config[key])), STAGES[config["stage"]].sources[key]
+    beside = folder.resolve().parents[1] / stage / path.name
+    places = [beside, path] if path.is_relative_to(str(config.get("logs"))) else [path, beside]
+    return [place for place in places if _is_run_of(place, stage)]
+
+
+def weights_fingerprint(folder: Path) -> str | None:
+    """The SHA-256 of a run's best weights; None if it has none. Raises `UserError` if they cannot be read.
+
+    A process reads the weights once, and again if the file changed.
+    """
+    path = folder / "best" / WEIGHTS_FILE
+    try:
+        stat = path.stat()
+        return _fingerprint(path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror or error}; train the run again with --fresh"
+        ) from None
+
+
+@cache
+def _fingerprint(path: Path, changes: tuple[int, ...]) -> str:
+    """The fingerprint of a file whose state is `changes`."""
+    return file_fingerprint(path)
+
+
+def has_weights(folder: Path, fingerprint: str | None) -> bool:
+    """Whether a run still has the weights of a fingerprint; also if one of both is unknown, as in earlier versions."""
+    return fingerprint is None or weights_fingerprint(folder) in (fingerprint, None)
+
+
+def read_evaluated(folder: Path) -> dict[str, Any]:
+    """Read every split's part of `results.json`, checked as far as it says what was evaluated; empty if there is none.
+
+    Raises ValueError if the file is damaged.
+    """
+    found = read_mapping(folder / RESULTS)
+    check_record(dict[str, Evaluated], found, RESULTS)
     return found
+
+
+def is_outdated(folder: Path, result: Mapping[str, Any]) -> bool:
+    """Whether a split's part of `results.json` is about other weights than the run has now."""
+    return not has_weights(folder, result.get("fingerprints", {}).get("weights"))
 
 
 def _is_run_of(folder: Path, stage: str) -> bool:

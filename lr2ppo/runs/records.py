@@ -83,13 +83,19 @@ class Judgement(Record):
     calibration: Annotated[list[Bin], Field(min_length=1)]
 
 
-class SplitResult(Record):
+class Evaluated(Record):
+    """What a split's part of `results.json` is about: fingerprints of the weights and of the split's files."""
+
+    fingerprints: dict[str, str] = {}
+
+
+class SplitResult(Evaluated):
     """A split's part of `results.json`, beside an interval for each metric."""
 
     clips: Whole
     annotations: str
     chance: dict[str, float]
-    fingerprints: dict[str, str] = {}
+    trained_on: list[str] = []
     judgement: Judgement | None = None
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lr2ppo.config.schema import DataConfig, EvaluateConfig
-from lr2ppo.data.annotations import graded
+from lr2ppo.data.annotations import Clip, graded, read_valid_clips
 from lr2ppo.data.dataset import ClipDataset, open_store
-from lr2ppo.distributed.processes import autocast, join_processes
+from lr2ppo.data.validate import overlap
+from lr2ppo.distributed.processes import Processes, autocast, join_processes
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.calibration import describe_reward_model
 from lr2ppo.evaluation.comparison import Row, compare, describe_best, describe_intervals, describe_size
@@ -16,25 +17,42 @@ from lr2ppo.evaluation.results import (
     CASES,
     chance_means,
     describe_cases,
+    evaluation_fault,
     measure_run,
+    read_by_split,
     read_table_rows,
+    row_notes,
     run_name,
+    trained_on_note,
     write_split,
 )
 from lr2ppo.evaluation.scoring import Scores, clip_margins, score_clips, win_rates
 from lr2ppo.evaluation.table import format_differences, format_table, wrap, write_csv
-from lr2ppo.files import check_inside, check_output
+from lr2ppo.files import check_inside, check_output, file_fingerprint
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
-from lr2ppo.models.weights import load_model
+from lr2ppo.models.weights import describe_model, load_model
 from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.report import write_report
 from lr2ppo.report.load import find_rows
-from lr2ppo.runs.lookup import RESULTS, find_groups, find_run, read_data, read_temperature
+from lr2ppo.runs.lookup import (
+    RESULTS,
+    find_groups,
+    find_run,
+    has_weights,
+    read_data,
+    read_finished,
+    read_inputs,
+    read_temperature,
+    source_runs,
+    weights_fingerprint,
+)
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.terminal import say
-from lr2ppo.training.inputs import check_encoders, check_fit, left_out_note, open_inputs
+from lr2ppo.training.inputs import Inputs, check_encoders, check_fit, has_order, left_out_note, open_inputs
 
 REPORT = "report.html"
+# The keys of `data` that name the files of the splits.
+SPLITS = {"test": "test", "val": "validation"}
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -45,11 +63,13 @@ def evaluate(config: EvaluateConfig) -> None:
     for name in (RESULTS, CASES, REPORT):
         check_inside(folder / name)
     data = run_data(folder, config.root)
+    # Before they are loaded: if they change in between, they are not taken for those evaluated.
+    weights = weights_fingerprint(folder)
     model = load_model(folder / "best")
     store = open_store(data)
     check_fit(model.encoder.config, store, data.frames, str(folder))
     warning = check_encoders([folder], store)
-    key = "test" if config.split == "test" else "validation"
+    key = SPLITS[config.split]
     with join_processes(config.device) as processes:
         inputs = open_inputs(data, {key: "grades"}, store, model.encoder.config, processes)
         (dataset,) = inputs.datasets
@@ -59,7 +79,8 @@ def evaluate(config: EvaluateConfig) -> None:
             if isinstance(model, PartialOrderModel):
                 margins = clip_margins(model, dataset, processes, config.clips_per_batch, config.workers)
                 scores = [win_rates(judged_clip) for judged_clip in margins]
-                judged = {"judgement": judge_split(folder, dataset, margins, config)}
+                if has_order(dataset):
+                    judged = {"judgement": judge_split(folder, dataset, margins, config)}
             else:
                 scores = score_clips(model, dataset, processes, config.clips_per_batch, config.workers)
         if not processes.is_main:
@@ -71,19 +92,64 @@ def evaluate(config: EvaluateConfig) -> None:
             "chance": chance_means(row),
             "clips": len(dataset),
             "annotations": str(data.root / getattr(data, key)),
-            "fingerprints": {"annotations": inputs.fingerprints[key], "features": inputs.fingerprints["features"]},
+            "fingerprints": evaluated_fingerprints(weights, inputs),
             **judged,
         }
-        write_split(folder / RESULTS, config.split, results)
+        if shared := find_trained_on(folder, data.root, dataset.clips):
+            results["trained_on"] = shared
+        if not has_weights(folder, weights):
+            raise UserError(
+                f"{folder}: its weights changed while they were evaluated; evaluate it once it has finished"
+            )
+        # The results last: they say of which weights both are.
         write_split(folder / CASES, config.split, describe_cases(dataset.clips, scores))
+        write_split(folder / RESULTS, config.split, results)
     what = "scores" if isinstance(model, RelevanceRanker) else "share of pairs won"
     of_all = f"{len(dataset)} clips, labels ordered by {what}; {describe_intervals([row])}{left_out_note(dataset)}"
     if warning:
         say(warning)
     say(f"{folder}, {config.split} split, {of_all}\n")
+    if read_finished(folder) is None:
+        say("note: the run has not finished: these are its best weights so far; evaluate it again at its end\n")
     say(format_table(comparison, results["chance"]))
+    if note := trained_on_note(results):
+        say(f"\n{note}")
     report = write_report(find_rows([str(folder)], config.logs), config.split, folder / REPORT)
     say(f"\nwritten: {folder / RESULTS}, {folder / CASES}, {report}")
+
+
+def is_evaluated(folder: Path, split: str, data: DataConfig, processes: Processes) -> bool:
+    """Whether a run's evaluation on a split is of the weights it has and of these data, all known by fingerprints.
+
+    Raises `UserError` if the data cannot be used.
+    """
+    if evaluation_fault(folder, split) is not None:
+        return False
+    shape = describe_model(folder / "best")[1]
+    inputs = open_inputs(data, {SPLITS[split]: "grades"}, open_store(data), shape, processes)
+    found = read_by_split(folder / RESULTS)[split].get("fingerprints", {})
+    return bool(found == evaluated_fingerprints(weights_fingerprint(folder), inputs))
+
+
+def evaluated_fingerprints(weights: str | None, inputs: Inputs) -> dict[str, str | None]:
+    """The fingerprints of all that an evaluation depends on: weights, and the annotations and features of one file."""
+    features = inputs.fingerprints["features"]
+    (annotations,) = (found for key, found in inputs.fingerprints.items() if key != "features")
+    return {"weights": weights, "annotations": annotations, "features": features}
+
+
+def find_trained_on(folder: Path, root: Path, clips: Sequence[Clip]) -> list[str]:
+    """Return the ids of clips that a run, or one that it started from, was trained on.
+
+    Only annotations that are as they were then count; they are searched in the run's data folder and in `root`.
+    """
+    own, trained_on = read_data(folder), read_inputs(folder).get("train")
+    paths = [path for path in (own.root / own.train, root / own.train) if path.is_file()]
+    known = next((path for path in paths if file_fingerprint(path) == trained_on), None)
+    found = set() if known is None else set(overlap(read_valid_clips(known)[0], clips))
+    for source in source_runs(folder).values():
+        found |= set() if source is None else set(find_trained_on(source, root, clips))
+    return sorted(found)
 
 
 def run_data(folder: Path, root: Path | None) -> DataConfig:
@@ -105,13 +171,17 @@ def show_table(references: Sequence[str], config: EvaluateConfig, csv: Path | No
 
     Writes all values to `csv` if it is given.
     """
-    rows = read_table_rows(find_groups(references, config.logs), config.split)
+    groups = find_groups(references, config.logs)
+    rows = read_table_rows(groups, config.split)
     comparison = compare(rows, config.bootstrap_samples, config.seed)
     say(wrap(f"{config.split} split, {describe_size(rows)}; {describe_intervals(rows)}") + "\n")
     say(format_table(comparison, chance_means(rows[0])))
     if len(rows) > 1:
         say(f"\n{format_differences(comparison)}")
     say("\n" + wrap(describe_best(comparison)))
+    for row, group in zip(rows, groups, strict=True):
+        for note in row_notes(row.name, group, config.split):
+            say(wrap(note))
     if csv is not None:
         write_csv(comparison, check_output(csv))
         say(f"\nwritten: {csv}")

@@ -7,13 +7,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from lr2ppo.config.load import known_keys, load_config
 from lr2ppo.config.schema import RunConfig
+from lr2ppo.distributed.processes import Processes
 from lr2ppo.distributed.signals import forwarded_signals
 from lr2ppo.errors import UserError
-from lr2ppo.runs.lookup import FINISHED, RESULTS, read_mapping
+from lr2ppo.runs.lookup import FINISHED
 from lr2ppo.runs.stages import STAGES, Stage
+from lr2ppo.stages.evaluate import is_evaluated
 from lr2ppo.terminal import say
+from lr2ppo.training.run import open_all
 from lr2ppo.training.run_folder import run_folder
 
 # Replaced by the seed in a setting, such as data.root=data/mini-{seed}.
@@ -26,8 +31,18 @@ class Training:
     """A run of a stage, and the settings of its command."""
 
     stage: Stage
+    config: RunConfig
     folder: Path
     settings: Sequence[str]
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.folder / FINISHED).is_file()
+
+    @property
+    def sources(self) -> list[Path]:
+        """The folders of the runs that it starts from, of the same name."""
+        return [self.config.logs / stage / self.folder.name for stage in self.stage.sources.values()]
 
     @property
     def name(self) -> str:
@@ -38,22 +53,24 @@ def run_pipeline(name: str, preset: Path, settings: Sequence[str] = (), seeds: S
     """Train and evaluate all stages of the run NAME, or NAME-SEED for each seed, that are not finished.
 
     A setting applies to every stage with its key, `STAGE:key=value` only to that stage; `{seed}` in it is replaced by
-    the seed. Returns the runs as STAGE/NAME. Raises `UserError` before any run starts if a setting cannot be used;
-    exits with the exit code of a command that fails.
+    the seed. Returns the runs as STAGE/NAME. Raises `UserError` before any run starts if a setting cannot be used or a
+    finished run has other settings or other data; exits with the exit code of a command that fails.
     """
     trainings = [training for run in _runs(name, seeds) for training in _plan(*run, preset, settings)]
+    alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
+    _check_finished(trainings, alone)
     for training in trainings:
-        if (training.folder / FINISHED).is_file():
+        if training.is_finished:
             say(f"== {training.name}: finished already")
         else:
             _start("train", training.stage.name, f"--config={preset / training.stage.name}.yaml", *training.settings)
     for training in trainings:
-        if SPLIT in read_mapping(training.folder / RESULTS):
+        data = training.config.data
+        if is_evaluated(training.folder, SPLIT, data, alone):
             say(f"== {training.name}: evaluated already")
         else:
-            logs = training.folder.parents[1]
-            evaluate = ["evaluate", f"--config={preset / 'evaluate'}.yaml"]
-            _start(*evaluate, f"name={training.name}", f"logs={logs}", f"split={SPLIT}")
+            settings = [f"name={training.name}", f"logs={training.config.logs}", f"root={data.root}", f"split={SPLIT}"]
+            _start("evaluate", f"--config={preset / 'evaluate'}.yaml", *settings)
     return [training.name for training in trainings]
 
 
@@ -78,7 +95,21 @@ def _plan(name: str, own: Sequence[str], preset: Path, settings: Sequence[str]) 
         mine = [_bare(setting, stage) for setting in given if _belongs(setting, stage)]
         mine += [f"name={name}", *own, *(f"{key}={name}" for key in stage.sources)]
         config: RunConfig = load_config(preset / f"{stage.name}.yaml", stage.name, mine)
-        yield Training(stage, run_folder(config), mine)
+        yield Training(stage, config, run_folder(config), mine)
+
+
+def _check_finished(trainings: Sequence[Training], alone: Processes) -> None:
+    """Raise `UserError` if a finished run is not the one that its command would train now."""
+    for training in trainings:
+        if not training.is_finished:
+            continue
+        missing = [source for source in training.sources if not (source / FINISHED).is_file()]
+        if missing:
+            raise UserError(
+                f"{training.folder}: is finished, but {missing[0]}, which it starts from, is not; use another name, or "
+                "remove this run"
+            )
+        open_all(training.config, alone, training.folder)
 
 
 def _belongs(setting: str, stage: Stage) -> bool:

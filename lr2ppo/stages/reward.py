@@ -23,11 +23,6 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
     run = TrainingRun.open(config, processes, fresh)
     config = run.config
     validation_pairs = graded_pairs(run.validation.clips, config.train.validation_pairs, config.seed)
-    if not validation_pairs:
-        raise UserError(
-            f"{config.data.root / config.data.validation}: found no clip with labels of different grades, "
-            "wanted at least one, to select the best reward model"
-        )
     reward_model = new_model(PartialOrderModel, config.model)
     if "ranker" in run.sources:
         start_from_ranker(reward_model, run.sources["ranker"])

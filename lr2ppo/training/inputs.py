@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
 from lr2ppo.config.schema import DataConfig, ModelConfig, PointwiseConfig, RewardConfig, RunConfig
-from lr2ppo.data.annotations import Need
+from lr2ppo.data.annotations import Need, graded
 from lr2ppo.data.dataset import ClipDataset, open_dataset
 from lr2ppo.data.features.encoders import encoding_differences, read_features_file
 from lr2ppo.data.features.store import FeatureStore
@@ -133,6 +134,19 @@ def check_fit(model: ModelConfig, store: FeatureStore, frames: int, source: str)
         raise UserError(
             f"{source}: features do not fit its model: found {'; '.join(mismatches)} ({store.paths[0]}, "
             f"data.frames={frames}); give the features and data.frames that it was trained on"
+        )
+
+
+def has_order(dataset: ClipDataset) -> bool:
+    """Whether a clip has labels of different grades; else every order is as good."""
+    return any(len(np.unique(graded(clip))) > 1 for clip in dataset.clips)
+
+
+def check_selects(validation: ClipDataset, path: Path) -> None:
+    """Raise `UserError` if the validation clips cannot select the best weights, as every order is as good."""
+    if not has_order(validation):
+        raise UserError(
+            f"{path}: found no clip with labels of different grades, wanted at least one, to select the best weights"
         )
 
 

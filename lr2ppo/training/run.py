@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
@@ -18,9 +18,9 @@ from lr2ppo.distributed.processes import Processes
 from lr2ppo.distributed.signals import StopRequest
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.scoring import Evaluation
-from lr2ppo.files import file_fingerprint, remove_partial_files, write_json
-from lr2ppo.models.weights import WEIGHTS_FILE, Model
-from lr2ppo.runs.lookup import FINISHED, INPUTS, METRICS, best_validation
+from lr2ppo.files import remove_partial_files, write_json
+from lr2ppo.models.weights import Model
+from lr2ppo.runs.lookup import FINISHED, INPUTS, METRICS, best_validation, weights_fingerprint
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.training.checkpoint import (
     Checkpoint,
@@ -30,7 +30,14 @@ from lr2ppo.training.checkpoint import (
     remove_checkpoints,
     write_checkpoint,
 )
-from lr2ppo.training.inputs import Inputs, check_encoders, clip_warnings, open_inputs, resolve_model
+from lr2ppo.training.inputs import (
+    Inputs,
+    check_encoders,
+    check_selects,
+    clip_warnings,
+    open_inputs,
+    resolve_model,
+)
 from lr2ppo.training.learner import Learner
 from lr2ppo.training.log import RunLog
 from lr2ppo.training.progress import Progress
@@ -50,6 +57,39 @@ C = TypeVar("C", bound=RunConfig)
 Values = Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Opened(Generic[C]):
+    """All that a run reads, checked: its resolved config, the runs it starts from by config key, features and clips."""
+
+    config: C
+    sources: Mapping[str, Path]
+    store: FeatureStore
+    inputs: Inputs
+    warnings: tuple[str, ...]
+
+
+def open_all(config: C, processes: Processes, started: Path | None) -> Opened[C]:
+    """Open and check all that a run reads; of a run that has started, in the folder `started`, it must be the same.
+
+    Raises `UserError` on every process if a run that it starts from is missing, data or features cannot be used, or the
+    run started with other settings or other data.
+    """
+    config, sources = resolve_sources(config, started)
+    store = open_store(config.data)
+    config, shape = resolve_model(config, sources, store)
+    warning = check_encoders(sources.values(), store)
+    if started is not None:
+        check_resumable(started, config, store)
+    files: dict[str, Need] = {"train": STAGES[config.stage].reads, "validation": "grades"}
+    inputs = open_inputs(config.data, files, store, shape, processes)
+    check_selects(inputs.datasets[1], config.data.root / config.data.validation)
+    found = {key: weights_fingerprint(run) for key, run in sources.items()}
+    inputs.fingerprints.update({key: fingerprint for key, fingerprint in found.items() if fingerprint is not None})
+    if started is not None:
+        check_same_inputs(started, inputs.fingerprints)
+    return Opened(config, sources, store, inputs, (warning,) if warning else ())
+
+
 class TrainingRun(Generic[C]):
     """A training run: its resolved config, its folder, its clips, and the loop over its batches.
 
@@ -60,19 +100,16 @@ class TrainingRun(Generic[C]):
 
     def __init__(
         self,
-        config: C,
+        opened: Opened[C],
         folder: Path,
         processes: Processes,
         resumed: tuple[Checkpoint | None, tuple[str, ...]],
-        sources: Mapping[str, Path],
-        store: FeatureStore,
-        inputs: Inputs,
     ) -> None:
         """Store what `open` found; nothing is written before `training`."""
-        self.config, self.stage, self.folder = config, STAGES[config.stage], folder
-        self.processes, self.sources = processes, sources
-        self.clips, self.validation = inputs.datasets
-        self._store, self.fingerprints = store, inputs.fingerprints
+        self.config, self.stage, self.folder = opened.config, STAGES[opened.config.stage], folder
+        self.processes, self.sources = processes, opened.sources
+        self.clips, self.validation = opened.inputs.datasets
+        self._store, self.fingerprints = opened.store, opened.inputs.fingerprints
         self.checkpoint, self._notes = resumed
         # A copy: the checkpoint's own says how many processes wrote it.
         self.state = State() if self.checkpoint is None else replace(self.checkpoint.state)
@@ -89,19 +126,8 @@ class TrainingRun(Generic[C]):
         """
         folder = run_folder(config)
         checkpoint, notes = claim_run(folder, processes, fresh)
-        config, sources = resolve_sources(config, checkpoint)
-        store = open_store(config.data)
-        config, shape = resolve_model(config, sources, store)
-        if warning := check_encoders(sources.values(), store):
-            notes = (*notes, warning)
-        if checkpoint is not None:
-            check_resumable(folder, config, store)
-        files: dict[str, Need] = {"train": STAGES[config.stage].reads, "validation": "grades"}
-        inputs = open_inputs(config.data, files, store, shape, processes)
-        inputs.fingerprints.update({key: file_fingerprint(run / "best" / WEIGHTS_FILE) for key, run in sources.items()})
-        if checkpoint is not None:
-            check_same_inputs(folder, inputs.fingerprints)
-        return cls(config, folder, processes, (checkpoint, notes), sources, store, inputs)
+        opened = open_all(config, processes, None if checkpoint is None else folder)
+        return cls(opened, folder, processes, (checkpoint, (*notes, *opened.warnings)))
 
     def read(self, draw: Draw, *models: Model) -> int:
         """Set up the loader for the batches of `draw`; return the number of batches of the whole run per process.

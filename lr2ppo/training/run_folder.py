@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from pydantic import ValidationError
 from tqdm import tqdm
 
 from lr2ppo.config.load import config_leaves, dump_config
@@ -21,7 +20,7 @@ from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError, raise_faults
 from lr2ppo.files import check_no_links, write_atomically
 from lr2ppo.runs.lock import lock_run
-from lr2ppo.runs.lookup import FINISHED, find_source_run, read_inputs, read_run
+from lr2ppo.runs.lookup import FINISHED, NO_RUN, SOURCES, find_source_run, read_inputs, read_run, read_settings
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.terminal import printable
 from lr2ppo.training.checkpoint import Checkpoint, newest_checkpoint, remove_checkpoints
@@ -34,6 +33,7 @@ WHAT_IS_READ = {
     "features": "the features of these clips",
 }
 CHECKPOINTS = "checkpoints"
+START_AGAIN = "use another name, or train it again with --fresh"
 # Settings that may change when a run resumes: they change no result, or the run keeps its value (global batch).
 CHANGEABLE_KEYS = (
     *("logs", "device", "data.root", "data.workers", "train.clips_per_batch", "safety."),
@@ -66,13 +66,13 @@ def claim_run(folder: Path, processes: Processes, fresh: bool) -> tuple[Checkpoi
     return processes.gather(found)[0]
 
 
-def resolve_sources(config: C, checkpoint: Checkpoint | None) -> tuple[C, dict[str, Path]]:
+def resolve_sources(config: C, started: Path | None) -> tuple[C, dict[str, Path]]:
     """Find the runs that a run starts from; return the config with their paths, and the paths by config key.
 
-    A run that resumes keeps the runs it started from, even if newer ones exist. Raises `UserError` if a run is missing
-    or has not finished.
+    A run that has started, in the folder `started`, keeps the runs it started from, even if newer ones exist. Raises
+    `UserError` if a run is missing or has not finished.
     """
-    kept = {} if checkpoint is None else read_run(run_folder(config))
+    kept = {} if started is None else read_run(started)
     sources = {}
     for key, stage in STAGES[config.stage].sources.items():
         reference: str = getattr(config, key)
@@ -84,26 +84,28 @@ def resolve_sources(config: C, checkpoint: Checkpoint | None) -> tuple[C, dict[s
 
 
 def check_resumable(folder: Path, config: RunConfig, store: FeatureStore) -> None:
-    """Raise `UserError` if a run would resume with other settings or with features of other encoders."""
-    before, now = _leaves_of(folder, type(config)), dict(config_leaves(config.model_dump(mode="json")))
+    """Raise `UserError` if a run started with other settings, or with features of other encoders, than it has now."""
+    before, now = read_settings(folder), dict(config_leaves(config.model_dump(mode="json")))
+    # The runs that it started from may have moved.
+    compared_by_weights = {key for key in SOURCES if key in read_inputs(folder) and now.get(key) not in NO_RUN}
     differing = [
         f"{key}: found {now.get(key)!r}, the run started with {before.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(CHANGEABLE_KEYS)
+        if before.get(key) != now.get(key) and not key.startswith(CHANGEABLE_KEYS) and key not in compared_by_weights
     ]
-    raise_faults(folder, differing, "a run resumes with the settings it started with; use another name, or add --fresh")
+    raise_faults(folder, differing, f"a run keeps the settings it started with; {START_AGAIN}")
     # Runs of earlier versions have no such file.
     if (folder / FEATURES_FILE).is_file():
         others = encoding_differences(store.encoding, read_features_file(folder))
         raise_faults(
             folder,
             [f"{store.paths[0]}: made with {fact}" for fact in others],
-            "a run resumes with features of the encoders it started with; use another name, or add --fresh",
+            f"a run keeps the encoders it started with; {START_AGAIN}",
         )
 
 
 def check_same_inputs(folder: Path, fingerprints: Mapping[str, str]) -> None:
-    """Raise `UserError` if a run would resume with other annotations, features or source weights.
+    """Raise `UserError` if a run started with other annotations, features or source weights than these.
 
     Runs of earlier versions kept no fingerprints.
     """
@@ -114,8 +116,7 @@ def check_same_inputs(folder: Path, fingerprints: Mapping[str, str]) -> None:
         for key, now in fingerprints.items()
         if key in before and before[key] != now
     ]
-    advice = "a run resumes with the data it started with; restore it, use another name, or add --fresh"
-    raise_faults(folder, differing, advice)
+    raise_faults(folder, differing, f"a run keeps the data it started with; restore it, {START_AGAIN}")
 
 
 def make_folder(folder: Path, config: RunConfig) -> None:
@@ -160,15 +161,6 @@ def _find_checkpoint(folder: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
         raise UserError(f"{folder}: exists and is not a run; use another name, or add --fresh to remove it")
     checkpoint, faults = newest_checkpoint(folder / CHECKPOINTS)
     return checkpoint, tuple(faults)
-
-
-def _leaves_of(folder: Path, schema: type[RunConfig]) -> dict[str, object]:
-    """A run's settings by dotted keys; keys newer than the run have their defaults."""
-    tree = read_run(folder)
-    try:
-        return dict(config_leaves(schema.model_validate(tree).model_dump(mode="json")))
-    except ValidationError:
-        return dict(config_leaves(tree))
 
 
 def _remove(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 
 import numpy as np
@@ -63,6 +64,10 @@ def test_runs_of_several_seeds_are_one_row(workspace: Workspace) -> None:
     for stage in ("pointwise", "ppo"):
         shutil.copytree(workspace.root / "logs" / stage / "tiny", workspace.root / "logs" / stage / "tiny-2")
     rows = ("pointwise/tiny,pointwise/tiny-2", "ppo/tiny,ppo/tiny-2")
+    assert "it is the same run" in workspace.refused("sh", "ppo_eval.sh", "--table", *rows)
+    for stage in ("pointwise", "ppo"):
+        config = workspace.root / "logs" / stage / "tiny-2" / "config.yaml"
+        config.write_text(re.sub("(?m)^seed: .*", "seed: 99", config.read_text(encoding="utf-8")), encoding="utf-8")
     printed = workspace.ok("sh", "ppo_eval.sh", "--table", *rows)
     assert "2 runs on 8 clips; 95 % t intervals over runs and clips" in printed
     assert "ppo/tiny* x 2" in printed

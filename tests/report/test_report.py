@@ -76,6 +76,8 @@ def seeds(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in ("pointwise", "ppo"):
         for seed in (1, 2, 3):
             run = shutil.copytree(logs / stage / "a", root / stage / f"seed-{seed}")
+            config = (run / "config.yaml").read_text(encoding="utf-8")
+            (run / "config.yaml").write_text(re.sub("(?m)^seed: .*", f"seed: {seed}", config), encoding="utf-8")
             cases = json.loads((run / "cases.json").read_text(encoding="utf-8"))
             for case in cases["test"]:
                 case["scores"] = (np.array(case["scores"]) + rng.normal(0, 0.1, len(case["scores"]))).tolist()
@@ -137,7 +139,7 @@ def test_rows_evaluated_on_other_clips_are_named_and_left_out(logs: Path, seeds:
     (other / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     rows = find_rows(["ppo/seed-1,ppo/seed-2", "ppo/seed-3", str(other)], seeds)
     text = write_report(rows, "test", tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "not at all: reward/other." in text
+    assert "Not in the table: reward/other was evaluated on other clips." in text
 
 
 def test_the_page_needs_nothing_but_itself(page: Path) -> None:

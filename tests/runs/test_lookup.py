@@ -1,5 +1,6 @@
 """Runs are found after their logs have moved, and a folder with only weights is read as a run."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lr2ppo.runs.lookup import (
     PUBLISHED_DATA,
     PUBLISHED_PRESET,
     best_validation,
+    explain_missing,
     find_run,
     find_source_run,
     read_data,
@@ -30,6 +32,9 @@ from tests.conftest import REPOSITORY
 SHAPE = ModelConfig(
     head="flatten", attention="published", width=8, heads=2, dropout=0.0, text_tokens=3, frames=6, tokens_per_frame=2
 )
+
+
+SOURCES_OF_PPO = list(STAGES["ppo"].sources.items())
 
 
 def make_run(logs: Path, stage: str, name: str = "a", **config: Any) -> Path:
@@ -93,6 +98,25 @@ def test_runs_that_are_gone_damaged_or_not_named_are_no_sources(tmp_path: Path) 
     assert source_runs(run) == {"ranker": None}
     assert source_runs(make_run(tmp_path, "reward", ranker="newest")) == {}
     assert source_runs(make_run(tmp_path, "pointwise", "b")) == {}
+
+
+def test_a_run_that_was_trained_again_is_no_source_of_those_that_started_from_it_before(tmp_path: Path) -> None:
+    run = make_all(tmp_path / "logs")
+    weights = {key: tmp_path / "logs" / stage / "a" / "best" / "model.safetensors" for key, stage in SOURCES_OF_PPO}
+    for key, path in weights.items():
+        path.write_text(key, encoding="utf-8")
+    kept = {key: hashlib.sha256(key.encode()).hexdigest() for key in weights}
+    (run / "inputs.json").write_text(json.dumps(kept), encoding="utf-8")
+    assert list(source_runs(run).values()) == [tmp_path / "logs" / stage / "a" for _, stage in SOURCES_OF_PPO]
+    weights["reward"].write_text("others", encoding="utf-8")
+    assert source_runs(run) == {"ranker": tmp_path / "logs" / "pointwise" / "a", "reward": None}
+    assert explain_missing(run, "reward") == f"{tmp_path}/logs/reward/a was trained again since and has other weights"
+    # The same weights elsewhere are still those it started from.
+    moved = tmp_path / "moved"
+    (tmp_path / "logs").rename(moved)
+    make_all(tmp_path / "logs")
+    (moved / "reward" / "a" / "best" / "model.safetensors").write_text("reward", encoding="utf-8")
+    assert source_runs(moved / "ppo" / "a")["reward"] == moved / "reward" / "a"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The pipeline trains and evaluates what is not finished, over seeds."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 import yaml
 
 from lr2ppo.errors import UserError
+from lr2ppo.models import RelevanceRanker
+from lr2ppo.models.weights import describe_model, save_model
 from lr2ppo.stages.pipeline import run_pipeline
 from tests.conftest import REPOSITORY
 
@@ -39,6 +42,73 @@ def test_stages_not_yet_done_are_trained_and_evaluated_over_seeds(
     assert printed.count(": finished already") == 6
     assert printed.count(": evaluated already") == 5
     assert (logs / "ppo" / "study-2" / "finished.json").read_bytes() == kept
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data and the trained and evaluated runs `logs/STAGE/p`; tests copy it."""
+    root = tmp_path_factory.mktemp("pipeline")
+    shutil.copytree(tiny_world, root / "data")
+    run_pipeline("p", PRESET, settings(root))
+    return root
+
+
+def settings(root: Path, *more: str) -> list[str]:
+    return [*SHORT, "train.max_labels=6", f"data.root={root / 'data'}", f"logs={root / 'logs'}", *more]
+
+
+def change_grade(root: Path, file: str) -> None:
+    path = root / "data" / file
+    clips = json.loads(path.read_text(encoding="utf-8"))
+    clips[0]["tags"][0]["target"] = 2 - clips[0]["tags"][0]["target"]
+    path.write_text(json.dumps(clips), encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_finished_runs_of_other_settings_data_or_sources_are_not_taken_for_those_asked_for(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(trained, root)
+    capfd.readouterr()
+    with pytest.raises(UserError, match=r"pointwise/p: .*loss\.beta: found 0\.9, .*another name, or train it again"):
+        run_pipeline("p", PRESET, settings(root, "pointwise:loss.beta=0.9"))
+    with pytest.raises(UserError, match=r"ppo/p: .*loss\.margin: found 0\.5"):
+        run_pipeline("p", PRESET, settings(root, "ppo:loss.margin=0.5"))
+    change_grade(root, "first_stage_data.json")
+    with pytest.raises(UserError, match=r"pointwise/p: the annotations of data\.train: found other content"):
+        run_pipeline("p", PRESET, settings(root))
+    assert capfd.readouterr().out == ""
+    change_grade(root, "first_stage_data.json")
+
+    ranker = root / "logs" / "pointwise" / "p"
+    kept = (ranker / "finished.json").read_bytes()
+    (ranker / "finished.json").unlink()
+    with pytest.raises(UserError, match=r"reward/p: is finished, but .*pointwise/p, which it starts from, is not"):
+        run_pipeline("p", PRESET, settings(root))
+    (ranker / "finished.json").write_bytes(kept)
+    # Trained again under its name: the runs of later stages started from other weights.
+    save_model(ranker / "best", RelevanceRanker(describe_model(ranker / "best")[1]))
+    with pytest.raises(UserError, match=r"reward/p: the weights of its ranker run: found other content"):
+        run_pipeline("p", PRESET, settings(root))
+
+
+@pytest.mark.slow
+def test_runs_that_moved_with_their_data_are_those_asked_for_and_evaluated_again_only_on_other_data(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(trained, root)
+    run_pipeline("p", PRESET, settings(root))
+    printed = capfd.readouterr().out
+    assert (printed.count(": finished already"), printed.count(": evaluated already")) == (3, 3)
+    change_grade(root, "test_data.json")
+    run_pipeline("p", PRESET, settings(root))
+    printed = capfd.readouterr().out
+    assert (printed.count(": finished already"), printed.count(": evaluated already")) == (3, 0)
+    assert f"root={root / 'data'}" in printed
+    run_pipeline("p", PRESET, settings(root))
+    assert capfd.readouterr().out.count(": evaluated already") == 3
 
 
 @pytest.mark.parametrize(

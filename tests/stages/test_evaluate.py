@@ -1,0 +1,215 @@
+"""An evaluation is shown only as what it is: of its weights, its clips, and runs that make one row."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lr2ppo import LabelRanker
+from lr2ppo.config.load import load_config
+from lr2ppo.distributed.processes import Processes
+from lr2ppo.errors import UserError
+from lr2ppo.files import file_fingerprint, read_json, write_json
+from lr2ppo.inference.export import export
+from lr2ppo.inference.trained import open_trained
+from lr2ppo.models import PartialOrderModel, RelevanceRanker
+from lr2ppo.models.weights import save_model
+from lr2ppo.report import write_report
+from lr2ppo.report.load import find_rows
+from lr2ppo.runs.listing import read_status
+from lr2ppo.runs.lookup import weights_fingerprint
+from lr2ppo.runs.stages import STAGES
+from lr2ppo.stages.evaluate import evaluate, show_table
+from tests.conftest import REPOSITORY
+from tests.helpers.parallel_training import TRAIN
+from tests.helpers.untrained_world import SHAPE, make_untrained_world
+
+pytestmark = pytest.mark.slow
+
+Evaluate = Callable[..., None]
+CONFIG = REPOSITORY / "configs" / "mini" / "evaluate.yaml"
+
+
+@pytest.fixture
+def logs(tmp_path: Path, tiny_world: Path) -> Path:
+    """Untrained runs `pointwise/one`, `reward/one` and `ppo/one`."""
+    make_untrained_world(tmp_path, tiny_world)
+    return tmp_path / "logs"
+
+
+@pytest.fixture
+def evaluated(logs: Path) -> Evaluate:
+    """Evaluates a run of the untrained world."""
+
+    def run(name: str, *more: str) -> None:
+        settings = [f"name={name}", f"logs={logs}", "device=cpu", "workers=0", "bootstrap_samples=20", *more]
+        evaluate(load_config(CONFIG, "evaluate", settings))
+
+    return run
+
+
+def table(logs: Path, *runs: str, split: str = "test") -> None:
+    show_table(runs, load_config(CONFIG, "evaluate", [f"logs={logs}", f"split={split}", "bootstrap_samples=20"]))
+
+
+def train_on(folder: Path) -> None:
+    """Replace a run's best weights, as a run that resumes does."""
+    torch.manual_seed(1)
+    save_model(folder / "best", RelevanceRanker(SHAPE))
+
+
+def test_an_evaluation_of_earlier_weights_is_not_shown_as_that_of_the_run(
+    logs: Path, evaluated: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = logs / "ppo" / "one"
+    for split in ("test", "val"):
+        evaluated("ppo/one", f"split={split}")
+    table(logs, "ppo/one")
+    train_on(run)
+    # Another split that is evaluated since does not make this one current.
+    evaluated("ppo/one", "split=val")
+    with pytest.raises(UserError, match=r"evaluated on test with other weights .* sh ppo_eval\.sh ppo/one split=test"):
+        table(logs, "pointwise/one", "ppo/one")
+    table(logs, "ppo/one", split="val")
+    found = read_status(run)
+    assert found is not None
+    assert (found.state, found.evaluated, found.outdated) == ("evaluated", ("val",), ("test",))
+    page = write_report(find_rows(["ppo/one"], logs), "test", tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "ppo/one was evaluated on test with other weights than it has now" in page
+    export(open_trained("ppo/one", logs), tmp_path / "exported")
+    card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+    assert "The run was evaluated on test with other weights than it has now: `sh ppo_eval.sh" in card
+    assert card.count("| metric | mean |") == 1
+
+    evaluated("ppo/one")
+    capsys.readouterr()
+    table(logs, "ppo/one")
+    ndcg = json.loads((run / "results.json").read_text(encoding="utf-8"))["test"]["ndcg"]["mean"]
+    assert f"{ndcg:.3f}" in capsys.readouterr().out
+    found = read_status(run)
+    assert found is not None
+    assert (found.evaluated, found.outdated) == (("test", "val"), ())
+
+
+def test_evaluations_of_earlier_versions_and_of_runs_without_weights_stay_readable(
+    logs: Path, evaluated: Evaluate
+) -> None:
+    table(logs, "ppo/one")
+    evaluated("ppo/one")
+    (logs / "ppo" / "one" / "best" / "model.safetensors").unlink()
+    table(logs, "ppo/one")
+
+
+def test_an_evaluation_says_if_the_run_has_not_finished(
+    logs: Path, evaluated: Evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated("ppo/one")
+    assert "not finished" not in capsys.readouterr().out
+    (logs / "ppo" / "one" / "finished.json").unlink()
+    evaluated("ppo/one")
+    assert "the run has not finished: these are its best weights so far" in capsys.readouterr().out
+
+
+def test_a_reward_model_and_a_ranker_trained_again_are_not_used_as_those_a_run_started_from(
+    logs: Path, tmp_path: Path
+) -> None:
+    run, sources = logs / "ppo" / "one", {"ranker": logs / "pointwise" / "one", "reward": logs / "reward" / "one"}
+    kept = {key: weights_fingerprint(source) for key, source in sources.items()}
+    write_json(run / "inputs.json", kept)
+    trained = open_trained("ppo/one", logs)
+    assert (trained.reward, trained.before is None) == (sources["reward"] / "best", False)
+    assert len(find_rows(["ppo/one"], logs)) == 3
+    save_model(sources["ranker"] / "best", RelevanceRanker(SHAPE))
+    save_model(sources["reward"] / "best", PartialOrderModel(SHAPE))
+    trained = open_trained("ppo/one", logs)
+    assert (trained.reward, trained.before) == (None, None)
+    with pytest.raises(UserError, match=r"its reward model .*reward/one was trained again since"):
+        LabelRanker.load("ppo/one", logs=logs, device="cpu").compare(None, "a", "b")
+    assert find_rows(["ppo/one"], logs) == [[run]]
+    export(trained, tmp_path / "exported")
+    assert not (tmp_path / "exported" / "reward").exists()
+    card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+    assert "- ranker: " in card
+    assert card.count("was trained again since") == 2
+
+
+@pytest.fixture
+def data(tiny_world: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny world to change."""
+    return shutil.copytree(tiny_world, tmp_path / "data")
+
+
+def grade_all_alike(path: Path) -> None:
+    clips = read_json(path)
+    write_json(path, [clip | {"tags": [tag | {"target": 0} for tag in clip["tags"]]} for clip in clips])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_validation_that_selects_no_weights_is_refused_before_the_first_step(
+    stage: str, logs: Path, data: Path, alone: Processes
+) -> None:
+    grade_all_alike(data / "val_data.json")
+    settings = [f"logs={logs}", f"data.root={data}", "name=new", "data.frames=3", "device=cpu"]
+    settings += [f"{key}=one" for key in STAGES[stage].sources]
+    settings += [] if stage == "ppo" else ["model.width=16", "model.heads=2"]
+    config = load_config(CONFIG.with_name(f"{stage}.yaml"), stage, settings)
+    with pytest.raises(UserError, match=r"val_data\.json: found no clip with labels of different grades"):
+        TRAIN[stage](config, alone, False)
+    assert not (logs / stage / "new").exists()
+
+
+def test_a_reward_model_is_evaluated_on_clips_without_pairs_of_different_grades(
+    logs: Path, data: Path, evaluated: Evaluate
+) -> None:
+    grade_all_alike(data / "test_data.json")
+    evaluated("reward/one", f"root={data}")
+    assert "judgement" not in read_json(logs / "reward" / "one" / "results.json")["test"]
+    evaluated("ppo/one", f"root={data}")
+    table(logs, "reward/one", "ppo/one")
+
+
+def test_an_evaluation_on_clips_that_were_trained_on_says_so_wherever_it_is_shown(
+    logs: Path, data: Path, evaluated: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warning = "warning: 32 of the 32 clips are trained on, such as source-0"
+    train = data / "first_stage_data.json"
+    write_json(logs / "pointwise" / "one" / "inputs.json", {"train": file_fingerprint(train)})
+    evaluated("ppo/one", f"root={data}")
+    assert "trained on" not in capsys.readouterr().out
+    shutil.copy(train, data / "test_data.json")
+    # By the run itself, and by the one that it started from.
+    for run in ("pointwise/one", "ppo/one"):
+        evaluated(run, f"root={data}")
+        assert warning in capsys.readouterr().out
+        page = (logs / run / "report.html").read_text(encoding="utf-8")
+        assert f"{run}: {warning}." in page
+    table(logs, "ppo/one")
+    assert f"ppo/one: {warning}" in capsys.readouterr().out
+    export(open_trained("ppo/one", logs), tmp_path / "exported")
+    assert f"W{warning[1:]}." in (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_row_is_of_different_runs_of_one_stage_and_says_which_settings_differ(
+    logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"ppo/one: is a run of stage ppo, .*pointwise/one one of pointwise"):
+        table(logs, "pointwise/one,ppo/one")
+    two = shutil.copytree(logs / "ppo" / "one", logs / "ppo" / "two")
+    with pytest.raises(UserError, match=r"ppo/two: has the weights and the seed of .*ppo/one: it is the same run"):
+        table(logs, "ppo/one,ppo/two")
+    config = yaml.safe_load((two / "config.yaml").read_text(encoding="utf-8"))
+    own = {"name": "two", "seed": 99, "ranker": "logs/pointwise/two", "reward": "logs/reward/two", "logs": "elsewhere"}
+    (two / "config.yaml").write_text(yaml.safe_dump(config | own), encoding="utf-8")
+    table(logs, "ppo/one,ppo/two")
+    assert "differ in" not in capsys.readouterr().out
+    config["train"]["epochs"], config["loss"]["margin"] = 77, 0.7
+    (two / "config.yaml").write_text(yaml.safe_dump(config | own), encoding="utf-8")
+    table(logs, "ppo/one,ppo/two")
+    printed = capsys.readouterr().out
+    assert "note: its runs differ in train.epochs, loss.margin" in printed or (
+        "note: its runs differ in loss.margin, train.epochs" in printed
+    )
