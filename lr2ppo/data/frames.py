@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ Frame = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 Frames = str | PathLike[str] | Image.Image | NDArray[np.uint8] | Sequence[Frame]
 # From the number of frames, the positions of those to use.
 Choose = Callable[[int], NDArray[np.int64]]
+# What is kept of each frame.
+Kept = TypeVar("Kept")
 
 # PIL reads more formats, some by starting other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -40,6 +42,11 @@ MAX_ASPECT_RATIO = 100
 TRANSPARENT_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 # Pixels of more than 8 bits are scaled by the smallest of these ranges that holds them.
 USUAL_BITS = (8, 10, 12, 14, 16, 24, 32)
+# Shades of a grey PNG with few bits a pixel are this many apart in PIL, but not its transparent shade.
+SHADE_STEPS = {"L;2": 85, "L;4": 17}
+ANIMATED = ("GIF", "WEBP", "PNG")
+# TIFF's tag that says whether 0 is white, which PIL reads for 8 bits only.
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 # TIFF's tag for the type of its numbers, and its value for whole numbers from 0.
 SAMPLE_FORMAT, UNSIGNED = 339, (1,)
 # How a video is shown, by its display matrix: a pixel (x, y) goes to (a x + c y, b x + d y), here as (a, b, c, d).
@@ -77,6 +84,8 @@ def open_image(path: Path) -> Image.Image:
             image = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError(f"is not an image of the formats {', '.join(FORMATS)}") from None
+    except MemoryError:
+        raise
     except Exception as error:
         # PIL raises many types for a damaged header, and only warns about a huge image.
         raise ValueError(f"cannot be used: {error}") from None
@@ -90,14 +99,20 @@ def open_image(path: Path) -> Image.Image:
 
 def read_image(path: Path) -> Image.Image:
     """Decode an image to RGB; raises `UserError` if that fails."""
+    with _readable(path), open_image(path) as image:
+        return to_rgb(image)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Within the context, an error of reading an image is raised as `UserError`."""
     try:
-        with (
-            warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
-            open_image(path) as image,
-        ):
-            return to_rgb(image)
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            yield
+    except MemoryError:
+        raise
     except Exception as error:
-        # Likewise for damage after the header.
+        # PIL raises many types for damage after the header, too.
         raise UserError(f"{path}: is not a readable image: {error}; replace it and run again") from None
 
 
@@ -109,14 +124,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     tags = getattr(image, "tag_v2", None)
     is_unsigned = tags is not None and tags.get(SAMPLE_FORMAT, UNSIGNED) == UNSIGNED
+    is_negative = tags is not None and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
+    step = SHADE_STEPS.get(_stored_mode(image), 1)
     image = _turn_upright(image)
+    if step > 1 and isinstance(key := image.info.get("transparency"), int):
+        image.info["transparency"] = key * step
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _scale_to_8_bits(image, is_unsigned).convert("RGB")
+        shades = _scale_to_8_bits(image, is_unsigned)
+        return (ImageOps.invert(shades) if is_negative else shades).convert("RGB")
     if not _is_transparent(image):
         return image.convert("RGB")
     # PIL converts La to LA only.
     shown = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
+
+
+def _stored_mode(image: Image.Image) -> str:
+    """PIL's name for how a file stores its pixels; empty once they are decoded."""
+    tile = getattr(image, "tile", None)
+    return str(tile[0][3]) if tile else ""
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
@@ -182,9 +208,8 @@ def require_frames(clips: Sequence[Clip], frames_root: Path) -> None:
     """Raise `UserError` naming the clips whose frames are missing, and each frame that cannot be used."""
     faults = []
     for clip in clips:
-        missing = missing_frames([clip], frames_root)
-        if not clip.images or missing:
-            faults.append(f"clip {clip.id}: {f'no file {missing[0]}' if missing else 'names no frames'}")
+        if missing := missing_frames([clip], frames_root):
+            faults.append(f"clip {clip.id}: no file {missing[0]}")
     faults += map(str, unusable_frames(clips, frames_root))
     raise_faults(frames_root, faults, "check --frames-root, or replace these frames")
 
@@ -201,38 +226,60 @@ def _frame_fault(root: Path, image: str) -> str | None:
     return None
 
 
-@path_errors_as_user_errors()
 def read_frames(frames: Frames, choose: Choose) -> list[Image.Image]:
-    """Read the chosen frames as RGB images, decoding no others.
+    """Read the chosen frames as RGB images, decoding no others; raises `UserError` as `prepare_frames`."""
+    return prepare_frames(frames, choose, lambda image: image)
 
-    Raises `UserError` if there are none, or if a chosen one cannot be read.
+
+@path_errors_as_user_errors()
+def prepare_frames(frames: Frames, choose: Choose, prepare: Callable[[Image.Image], Kept]) -> list[Kept]:
+    """Read the chosen frames as RGB images, and keep of each only what `prepare` makes of it, before the next is read.
+
+    A frame chosen several times is prepared once. Raises `UserError` if there are none, or if a chosen one cannot be
+    read.
     """
     if isinstance(frames, str | PathLike):
         path = Path(frames)
         if path.is_dir():
-            return _take(list_images(path), choose)
+            return _take(list_images(path), choose, prepare)
         if not path.is_file():
             found = "is neither a file nor a folder" if path.exists() else "no such file or folder"
             raise UserError(f"{path}: {found}; give a folder of images, a video or an image")
         if path.suffix.lower() not in IMAGE_SUFFIXES:
-            return read_video(path, choose)
-        return _take([path], choose)
+            return read_video(path, choose, prepare)
+        return _read_pictures(path, choose, prepare)
     if isinstance(frames, Image.Image) or (isinstance(frames, np.ndarray) and frames.ndim in (0, 3)):
-        return _take([frames], choose)
+        return _take([frames], choose, prepare)
     # A set or a mapping has no order in time.
     if not isinstance(frames, Iterable) or isinstance(frames, bytes | Set | Mapping):
         wanted = "a folder of images, a video, an image, or a list of frames in time order"
         raise UserError(f"frames: found {type(frames).__name__}, wanted {wanted}")
-    return _take(list(frames), choose)
+    return _take(list(frames), choose, prepare)
 
 
-def _take(frames: Sequence[Any], choose: Choose) -> list[Image.Image]:
+def _read_pictures(path: Path, choose: Choose, prepare: Callable[[Image.Image], Kept]) -> list[Kept]:
+    """Read the chosen pictures of an animation, or the one of another image file."""
+    with _readable(path):
+        image = open_image(path)
+        count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
+    positions = choose(count).tolist()
+    kept = {}
+    with image:
+        for position in sorted(set(positions)):
+            with _readable(path):
+                if count > 1:
+                    image.seek(position)
+                picture = to_rgb(image)
+            kept[position] = prepare(picture)
+    return [kept[position] for position in positions]
+
+
+def _take(frames: Sequence[Any], choose: Choose, prepare: Callable[[Image.Image], Kept]) -> list[Kept]:
     if not frames:
         raise UserError("frames: found none, wanted at least one image")
     chosen = choose(len(frames)).tolist()
-    # A frame chosen several times is decoded once.
-    decoded = {position: _decode(position, frames[position]) for position in dict.fromkeys(chosen)}
-    return [decoded[position] for position in chosen]
+    kept = {position: prepare(_decode(position, frames[position])) for position in dict.fromkeys(chosen)}
+    return [kept[position] for position in chosen]
 
 
 def _decode(position: int, frame: Any) -> Image.Image:
@@ -245,6 +292,8 @@ def _decode(position: int, frame: Any) -> Image.Image:
         if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3:
             check_size(frame.shape[1], frame.shape[0])
             return Image.fromarray(frame)
+    except MemoryError:
+        raise
     except Exception as error:
         # A PIL image may be decoded only now, and damaged.
         raise UserError(f"frame {position}: {error}; replace it and run again") from None
@@ -261,34 +310,41 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def sort_by_name(paths: Iterable[Path]) -> list[Path]:
-    """Sort paths by name, with 10 after 9."""
-    return sorted(paths, key=lambda path: [int(part) if part.isdecimal() else part for part in _parts(path.name)])
+    """Sort paths by the names of their folders, then by their own, with 10 after 9."""
+    return sorted(paths, key=lambda path: [_by_number(name) for name in path.parts])
 
 
-def _parts(name: str) -> list[str]:
+def _by_number(name: str) -> list[str | int]:
     """Split a name into alternating text and numbers."""
-    return re.split(r"(\d+)", name)
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def read_video(path: Path, choose: Choose) -> list[Image.Image]:
-    """Read the frames of a video that `choose` picks, as RGB images.
+def read_video(path: Path, choose: Choose, prepare: Callable[[Image.Image], Kept]) -> list[Kept]:
+    """Read the frames of a video that `choose` picks, and keep of each what `prepare` makes of its RGB image.
 
     Raises `UserError` if the file is no video, is damaged, or if PyAV is not installed.
     """
     with _open_video(path) as container:
-        times = sorted(packet.pts for packet in container.demux(video=0) if packet.size and packet.pts is not None)
+        times = sorted(_shown_times(container))
     if not times:
         raise UserError(f"{path}: found no frames with a timestamp; convert it, to mp4 for example")
     positions = choose(len(times)).tolist()
     wanted = sorted({times[position] for position in positions})
-    frames = _seek_each(path, wanted) or _decode_all(path, wanted)
+    frames = _seek_each(path, wanted, prepare) or _decode_all(path, wanted, prepare)
     if not frames:
         raise UserError(f"{path}: none of its frames can be decoded; convert it, to mp4 for example")
     # A truncated file lacks the last frames of its index.
     return [frames[min(frames, key=lambda found: abs(found - times[position]))] for position in positions]
 
 
-def _seek_each(path: Path, times: Sequence[int]) -> dict[int, Image.Image]:
+def _shown_times(container: Any) -> Iterator[int]:
+    """The times of the frames that a player shows: a video cut without new encoding keeps hidden ones."""
+    for packet in container.demux(video=0):
+        if packet.size and packet.pts is not None and not packet.is_discard:
+            yield packet.pts
+
+
+def _seek_each(path: Path, times: Sequence[int], prepare: Callable[[Image.Image], Kept]) -> dict[int, Kept]:
     """The frames at some times, each decoded from the key frame before it; none if seeking is unreliable."""
     frames = {}
     with _open_video(path) as container:
@@ -301,25 +357,27 @@ def _seek_each(path: Path, times: Sequence[int]) -> dict[int, Image.Image]:
                 return {}
             frame = next((each for each in chain([first], shown) if each.pts is not None and each.pts >= time), None)
             if frame is not None:
-                frames[time] = _to_image(frame, container.streams.video[0])
+                frames[time] = prepare(_to_image(frame, container.streams.video[0]))
     return frames
 
 
-def _decode_all(path: Path, times: Sequence[int]) -> dict[int, Image.Image]:
+def _decode_all(path: Path, times: Sequence[int], prepare: Callable[[Image.Image], Kept]) -> dict[int, Kept]:
     """The frames at some times, found by decoding the video from its start."""
-    frames: dict[int, Image.Image] = {}
+    frames: dict[int, Kept] = {}
     left = list(times)
     with _open_video(path) as container:
         for frame in container.decode(video=0):
             while left and frame.pts is not None and frame.pts >= left[0]:
-                frames[left.pop(0)] = _to_image(frame, container.streams.video[0])
+                frames[left.pop(0)] = prepare(_to_image(frame, container.streams.video[0]))
             if not left:
                 break
     return frames
 
 
 def _to_image(frame: Any, stream: Any) -> Image.Image:
-    """Convert a video's frame to RGB: turned as the file says, laid on white."""
+    """Convert a video's frame to RGB: turned as the file says, laid on white; raises ValueError if it is too large."""
+    # A frame may be larger than the header says.
+    check_size(frame.width, frame.height)
     has_alpha = any(component.is_alpha for component in frame.format.components)
     image = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba"))) if has_alpha else frame.to_image()
     tags = {name.lower(): value for name, value in stream.metadata.items()}
@@ -341,6 +399,9 @@ def _open_video(path: Path) -> Iterator[Any]:
     try:
         check_regular(path)
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+        if Image.MAX_IMAGE_PIXELS is not None:
+            # Of every frame, before it is decoded: a frame may be larger than the header says.
+            options["max_pixels"] = str(Image.MAX_IMAGE_PIXELS)
         with av.open(os.path.realpath(path), options=options) as container:
             if not container.streams.video:
                 raise UserError(f"{path}: found no video stream, wanted a video")
@@ -348,6 +409,7 @@ def _open_video(path: Path) -> Iterator[Any]:
             if stream.codec_context is None:
                 raise ValueError("its codec is unknown")
             check_size(stream.width, stream.height)
+            stream.codec_context.options = {name: options[name] for name in options.keys() & {"max_pixels"}}
             yield container
     except (av.FFmpegError, ValueError, OSError) as error:
         raise UserError(f"{path}: is not a readable video: {error}; convert it, to mp4 for example") from None

@@ -120,7 +120,8 @@ def extract(
         tokens = [row.float().cpu().numpy() for row in text(texts)]
         frames = np.zeros((0, image.width), dtype=np.float32)
         if clip.images:
-            pixels = [read_image(frames_root / name) for name in clip.images]
+            # Made small one by one: all pictures of a clip may not fit into memory.
+            pixels = [image.prepare(read_image(frames_root / name)) for name in clip.images]
             frames = image(pixels).float().flatten(0, 1).cpu().numpy()
         out.write(clip.id, tokens, frames, text.label_spans(texts), describe_sources(clip, frames_root))
 

@@ -47,13 +47,13 @@ class ClipEncoder:
         self._dtype: torch.dtype = getattr(torch, encoding.dtype)
 
     @torch.inference_mode()
-    def __call__(self, labels: Sequence[str], description: str, frames: Sequence[Image.Image]) -> EncodedClip:
-        """Encode a clip; repeated frames are encoded once."""
+    def __call__(self, labels: Sequence[str], description: str, frames: Sequence[Image.Image | Tensor]) -> EncodedClip:
+        """Encode a clip, its frames as images or prepared by `image.prepare`; repeated ones are encoded once."""
         texts = [(label, description) for label in labels]
         spans = torch.tensor(self.text.label_spans(texts))
         return EncodedClip([self._as_stored(row) for row in self.text(texts)], spans, self._encode_frames(frames))
 
-    def _encode_frames(self, frames: Sequence[Image.Image]) -> Tensor:
+    def _encode_frames(self, frames: Sequence[Image.Image | Tensor]) -> Tensor:
         """Frame features `[frames * tokens per frame, image width]`."""
         if not frames:
             return torch.zeros(0, self.image.width)

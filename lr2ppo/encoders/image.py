@@ -19,6 +19,8 @@ from lr2ppo.ops.linear import use_fast_linear
 FrameTokens = Literal["class", "patches"]
 # Patch tokens are averaged to a grid of this many rows and columns per frame.
 PATCH_GRID = 4
+# More are encoded in batches, so that memory does not grow with their number.
+FRAMES_AT_ONCE = 64
 # The part of a resized picture that is kept.
 LEAST_CROP = 0.1
 # All that timm's transform takes.
@@ -94,11 +96,21 @@ class ImageEncoder(nn.Module):
         grid = patches.transpose(1, 2).unflatten(2, (rows, columns))
         return F.adaptive_avg_pool2d(grid, PATCH_GRID).flatten(2).transpose(1, 2)
 
+    def prepare(self, image: Image.Image) -> Tensor:
+        """Make an image what the model reads, much smaller than a large picture: `[3, H, W]`."""
+        pixels: Tensor = self.transform(to_rgb(image))
+        return pixels
+
     @torch.inference_mode()
-    def forward(self, images: Sequence[Image.Image]) -> Tensor:
-        """Features of images: `[images, tokens_per_frame, D]`."""
-        pixels = torch.stack([self.transform(to_rgb(image)) for image in images])
-        return self.frame_features(self.encode_pixels(pixels.to(next(self.model.parameters()).device)))
+    def forward(self, images: Sequence[Image.Image | Tensor]) -> Tensor:
+        """Features of images, or of what `prepare` made of them: `[images, tokens_per_frame, D]`."""
+        device = next(self.model.parameters()).device
+        features = []
+        for start in range(0, len(images), FRAMES_AT_ONCE):
+            some = images[start : start + FRAMES_AT_ONCE]
+            pixels = torch.stack([each if isinstance(each, Tensor) else self.prepare(each) for each in some])
+            features.append(self.frame_features(self.encode_pixels(pixels.to(device))))
+        return torch.cat(features)
 
 
 def _in_words(value: object) -> str:

@@ -200,7 +200,7 @@ def load_pictures(paths: Sequence[Path], image: ImageEncoder) -> Tensor:
     """Load all pictures, preprocessed for the encoder, in half precision: `[pictures, 3, H, W]`."""
     pictures = []
     for path in tqdm(paths, desc="reading pictures", unit="picture", disable=None):
-        pictures.append(image.transform(read_image(path)).half())
+        pictures.append(image.prepare(read_image(path)).half())
     return torch.stack(pictures)
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lr2ppo.data.dataset import ClipBatch, ClipItem, choose_frames, collate
-from lr2ppo.data.frames import Choose, Frames, read_frames
+from lr2ppo.data.frames import Choose, Frames, prepare_frames
 from lr2ppo.distributed.processes import choose_device
 from lr2ppo.encoders.extractor import ClipEncoder, EncoderPaths, open_encoders
 from lr2ppo.errors import UserError, path_errors_as_user_errors
@@ -193,7 +193,7 @@ class LabelRanker:
         if not isinstance(query.description, str) or UNWRITABLE.search(query.description):
             raise UserError(f"description: found {shortened(query.description)}, wanted a text")
         choose = partial(choose_frames, max_frames=self._use.frames, order=self._use.frame_order, exact=self._exact)
-        frames = [] if query.frames is None else read_frames(query.frames, choose)
+        frames = [] if query.frames is None else prepare_frames(query.frames, choose, self._clips.image.prepare)
         encoded = self._clips(query.labels, query.description, frames)
         none = torch.zeros(0, dtype=torch.long)
         return ClipItem(

@@ -4,6 +4,8 @@ import os
 import struct
 import subprocess
 import sys
+import weakref
+import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lr2ppo.data.annotations import Clip
-from lr2ppo.data.frames import read_frames, read_image, require_frames
+from lr2ppo.data.frames import prepare_frames, read_frames, read_image, require_frames, sort_by_name
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.pictures import read_thumbnails
 from tests.conftest import REPOSITORY
@@ -243,6 +245,8 @@ def test_a_damaged_picture_given_as_a_pil_image_is_refused_by_its_place() -> Non
 
 READS_EACH = """
 import sys
+import weakref
+import zlib
 from pathlib import Path
 import numpy as np
 from lr2ppo.data.frames import open_image, read_frames
@@ -357,3 +361,124 @@ def test_a_video_with_alpha_is_laid_on_white(tmp_path: Path) -> None:
     path = write_corners(tmp_path / "alpha.mkv", "ffv1", "bgra", source=source)
     wanted = WHITE_AND_BLACK.repeat(2, axis=1).repeat(4, axis=0)[..., None].repeat(3, axis=2)
     assert_close(read_frames(path, np.arange)[0], wanted.astype(np.uint8))
+
+
+def test_a_video_cut_without_new_encoding_gives_the_frames_that_a_player_shows(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "whole.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10, options={"g": "12"})
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        for number in range(10):
+            shade = np.full((32, 64, 3), 20 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(shade, format="rgb24")))
+        container.mux(stream.encode(None))
+    with av.open(str(tmp_path / "whole.mp4")) as whole, av.open(str(tmp_path / "cut.mp4"), "w") as cut:
+        source = whole.streams.video[0]
+        # Its name in versions of PyAV from 14, and before.
+        copied = cut.add_stream_from_template(source) if hasattr(cut, "add_stream_from_template") else None
+        copied = copied or cut.add_stream(template=source)
+        start = int(4 / 10 / source.time_base)
+        for packet in whole.demux(source):
+            if packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, copied
+                cut.mux(packet)
+    shades = [np.asarray(frame).mean() for frame in read_frames(tmp_path / "cut.mp4", np.arange)]
+    np.testing.assert_allclose(shades, [80, 100, 120, 140, 160, 180], atol=4)
+
+
+def test_a_frame_of_a_video_that_is_larger_than_its_header_says_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "grows.avi"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuvj420p"
+        for number in range(4):
+            content = BytesIO()
+            Image.new("RGB", (640, 640) if number else (64, 64), "red").save(content, "JPEG")
+            packet = av.Packet(content.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, number, number, True
+            container.mux(packet)
+    assert [frame.size for frame in read_frames(tmp_path / "grows.avi", np.arange)][-1] == (640, 640)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600 * 600)
+    with pytest.raises(UserError, match=r"grows\.avi: is not a readable video"):
+        read_frames(tmp_path / "grows.avi", np.arange)
+
+
+def test_each_frame_is_prepared_before_the_next_is_decoded(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path in paths:
+        PICTURE.save(path)
+    read: list[weakref.ref[Image.Image]] = []
+
+    def prepare(image: Image.Image) -> tuple[int, int]:
+        assert all(earlier() is None for earlier in read)
+        read.append(weakref.ref(image))
+        return image.size
+
+    for frames in (paths, tmp_path, write_corners(tmp_path / "clip.mkv")):
+        read.clear()
+        sizes = prepare_frames(frames, np.arange, prepare)
+        assert len(sizes) == len(read) == 3
+
+
+def test_too_little_memory_is_no_fault_of_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(image: Image.Image) -> None:
+        raise MemoryError
+
+    PICTURE.save(tmp_path / "0.png")
+    monkeypatch.setattr(Image.Image, "load", fail)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    for read in (read_image, lambda path: read_frames(path, np.arange), lambda path: read_frames([path], np.arange)):
+        with pytest.raises(MemoryError):
+            read(tmp_path / "0.png")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_an_animation_is_read_as_a_video(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"animation.{kind.lower()}"
+    shades = [Image.new("RGB", (32, 16), (50 * number,) * 3) for number in range(5)]
+    shades[0].save(
+        path, kind, save_all=True, append_images=shades[1:], **({"lossless": True} if kind == "WEBP" else {})
+    )
+    found = read_frames(path, lambda count: np.array([count - 1, 1, 1, 0]))
+    assert [int(shades_of(frame)[0, 0]) for frame in found] == [200, 50, 50, 0]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_transparent_shade_of_a_grey_picture_of_few_bits_is_white(tmp_path: Path, bits: int) -> None:
+    levels = 2**bits
+    grey = (np.arange(1024).reshape(4, 256) % levels).astype(np.uint8)
+    rows = np.packbits(np.unpackbits(grey[..., None], axis=2)[..., 8 - bits :].reshape(4, -1), axis=1)
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", 256, 4, bits, 0, 0, 0, 0),
+        b"tRNS": struct.pack(">H", 1),
+        b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)),
+        b"IEND": b"",
+    }
+    chunks = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts.items()
+    ]
+    (tmp_path / "grey.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    wanted = np.where(grey == 1, 255, grey.astype(int) * 255 // (levels - 1))
+    np.testing.assert_array_equal(shades_of(read_image(tmp_path / "grey.png")), wanted)
+
+
+def test_a_deep_tiff_in_which_0_is_white_is_no_negative(tmp_path: Path) -> None:
+    deep = Image.fromarray(65535 - SHADES.astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.tif")
+    content = (tmp_path / "deep.tif").read_bytes()
+    old, new = struct.pack("<HHIHH", 262, 3, 1, 1, 0), struct.pack("<HHIHH", 262, 3, 1, 0, 0)
+    assert content.count(old) == 1
+    (tmp_path / "deep.tif").write_bytes(content.replace(old, new))
+    np.testing.assert_array_equal(shades_of(read_image(tmp_path / "deep.tif")), SHADES)
+
+
+def test_pictures_of_several_folders_are_sorted_by_folder_with_10_after_9() -> None:
+    paths = [Path("c") / f"shot{shot}" / f"{frame}.png" for shot in (1, 2, 10) for frame in (9, 10)]
+    assert sort_by_name(reversed(paths)) == paths
+
+
+def test_a_clip_without_frames_needs_no_files(tmp_path: Path) -> None:
+    require_frames([Clip("c", ("a",))], tmp_path)

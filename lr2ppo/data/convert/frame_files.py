@@ -5,9 +5,11 @@ import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
 
+from PIL import Image
 from tqdm import tqdm
 
 from lr2ppo.data.convert.table import TableClip
@@ -58,7 +60,7 @@ def _find_source(clip: TableClip, root: Path) -> Source:
 
 
 def _find(root: Path, part: str) -> list[Path]:
-    """The images of a file, a folder or a pattern, in the order of their names."""
+    """The images of a file, a folder or a pattern, in the order of their paths."""
     place = root / part
     if os.path.isdir(place):
         return list_images(place)
@@ -74,6 +76,12 @@ def folder_name(clip_id: str) -> str:
     return name.replace(".", "%2E") if name.strip(".") == "" else name
 
 
+def _as_jpeg(picture: Image.Image) -> bytes:
+    content = BytesIO()
+    picture.save(content, format="JPEG", quality=90)
+    return content.getvalue()
+
+
 def place_frames(clip: TableClip, source: Source, out: Path, max_frames: int) -> tuple[str, ...]:
     """Put a clip's frames into the data folder; returns their paths there. Raises `UserError` for an unusable video.
 
@@ -83,10 +91,10 @@ def place_frames(clip: TableClip, source: Source, out: Path, max_frames: int) ->
     (out / folder).mkdir(parents=True)
     names = []
     if source.video is not None:
-        pictures = read_video(source.video, lambda found: evenly_spaced(found, min(found, max_frames)))
+        pictures = read_video(source.video, lambda found: evenly_spaced(found, min(found, max_frames)), _as_jpeg)
         for number, picture in enumerate(pictures):
             names.append(f"{folder}/{number:04d}.jpg")
-            picture.save(out / names[-1], format="JPEG", quality=90)
+            (out / names[-1]).write_bytes(picture)
     for number, path in enumerate(source.frames):
         names.append(f"{folder}/{number:04d}{path.suffix.lower()}")
         file = os.path.realpath(path)

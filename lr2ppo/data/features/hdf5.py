@@ -1,14 +1,17 @@
 """The one way into a feature file, which opens only what the file itself holds.
 
 HDF5 files can lead to other files, pipes and devices: by links, virtual arrays and arrays in external storage. Opening
-and reading any object of a feature file goes through here, and what leads out of the file is refused before that.
+and reading any object of a feature file goes through here, and what leads out of the file is refused before that. So is
+a compressed array that would take far more memory than a clip's features do.
 """
 
-from collections.abc import Iterator
+import math
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import h5py
-from h5py import h5d, h5g, h5l, h5o, h5t
+from h5py import h5d, h5g, h5l, h5o, h5p, h5t, h5z
 
 from lr2ppo.data.features.names import CLIP_PARTS, LONGEST_ID
 from lr2ppo.errors import UserError, advise, shorten_middle
@@ -21,6 +24,19 @@ PARTS = {part.encode() for part in CLIP_PARTS}
 LINKS = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "a link to another file"}
 LONGEST_PLACE = 200
 ADVICE = "copy what it names into the file itself, or remove it and extract the features again"
+# What h5py writes with `compression="lzf"`.
+LZF = 32000
+# The filters that may be applied to a chunk, in this order.
+FILTERS = (h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE, LZF, h5z.FILTER_FLETCHER32)
+# How many bytes each byte of a compressed chunk can become.
+EXPANSION = {h5z.FILTER_DEFLATE: 1032, LZF: 88}
+CHECKSUM_BYTES = 4
+# Small chunks may be larger than their array: h5py makes them up to this size for arrays that can grow.
+SMALL_CHUNK = 2**20
+# Of a compressed array, and of what any of its chunks becomes.
+MOST_INFLATED = 2**28
+PIECE = 2**16
+STORE_PLAINLY = "store it without chunks and compression, or remove it and extract the features again"
 
 
 def open_features(path: Path) -> h5py.File:
@@ -136,17 +152,73 @@ def _require_hard(file: h5py.File, kind: int, place: str) -> None:
 
 
 def _require_own_numbers(file: h5py.File, array: h5d.DatasetID, place: str) -> None:
-    """Raise `UserError` if an array's numbers are elsewhere; does not ask for its shape, which may open other files."""
+    """Raise `UserError` if an array's numbers are elsewhere, or would take far more memory than they are worth."""
     created = array.get_create_plist()
+    # Asking for the shape of these may open other files.
     if created.get_external_count():
         raise _refusal(file, place, "an array whose numbers are in other files", "them in this file")
-    if created.get_layout() not in OWN_LAYOUTS:
+    layout = created.get_layout()
+    if layout not in OWN_LAYOUTS:
         raise _refusal(file, place, "a virtual array, made of other arrays", "its numbers in this file")
+    stored, most = array.get_storage_size(), file.id.get_filesize()
+    if stored > most:
+        raise _refusal(file, place, f"{stored:,} bytes", f"at most the {most:,} of the file", STORE_PLAINLY)
+    if layout == h5d.CHUNKED:
+        _require_bounded_chunks(file, array, created, place)
 
 
-def _refusal(file: h5py.File, place: str, found: str, wanted: str) -> UserError:
+def _require_bounded_chunks(file: h5py.File, array: h5d.DatasetID, created: h5p.PropDCID, place: str) -> None:
+    """Raise `UserError` if reading a chunk could take far more memory than the array."""
+    filters = [created.get_filter(number)[0] for number in range(created.get_nfilters())]
+    if filters != [each for each in FILTERS if each in filters] or {*EXPANSION} <= {*filters}:
+        wanted = "at most shuffle, one of gzip and lzf, and fletcher32"
+        raise _refusal(file, place, f"the filters {', '.join(map(str, filters))}", wanted, STORE_PLAINLY)
+    number_bytes = array.get_type().get_size()
+    chunk = math.prod(created.get_chunk()) * number_bytes
+    most = min(max(SMALL_CHUNK, 4 * math.prod(array.shape) * number_bytes), MOST_INFLATED)
+    if chunk > most:
+        raise _refusal(file, place, f"chunks of {chunk:,} bytes", f"at most {most:,}", STORE_PLAINLY)
+    chunks: list[h5d.StoreInfo] = []
+    array.chunk_iter(chunks.append)
+    for stored in chunks:
+        if not _is_bounded(array, stored, filters, chunk):
+            found = f"a chunk of {stored.size:,} bytes that may become more than its {chunk:,}"
+            raise _refusal(file, place, found, "its numbers alone", STORE_PLAINLY)
+
+
+def _is_bounded(array: h5d.DatasetID, stored: h5d.StoreInfo, filters: Sequence[int], chunk: int) -> bool:
+    """Whether a stored chunk becomes no more than `chunk` bytes, or anyway few."""
+    applied = [each for place, each in enumerate(filters) if not stored.filter_mask >> place & 1]
+    plain = chunk + CHECKSUM_BYTES * (h5z.FILTER_FLETCHER32 in applied)
+    expansion = next((EXPANSION[each] for each in applied if each in EXPANSION), None)
+    if expansion is None:
+        return bool(stored.size == plain)
+    # What cannot be compressed grows a little.
+    if stored.size > plain + plain // 1000 + 64:
+        return False
+    if stored.size * expansion <= MOST_INFLATED:
+        return True
+    return h5z.FILTER_DEFLATE in applied and _inflates_to(array, stored.chunk_offset, chunk)
+
+
+def _inflates_to(array: h5d.DatasetID, offset: tuple[int, ...], most: int) -> bool:
+    """Whether a deflated chunk becomes at most `most` bytes; takes little memory to find out."""
+    stream, size = zlib.decompressobj(), 0
+    _, content = array.read_direct_chunk(offset)
+    try:
+        for start in range(0, len(content), PIECE):
+            size += len(stream.decompress(content[start : start + PIECE]))
+            if size > most:
+                return False
+    except zlib.error:
+        # HDF5 stops here too, and reports it.
+        pass
+    return True
+
+
+def _refusal(file: h5py.File, place: str, found: str, wanted: str, advice: str = ADVICE) -> UserError:
     shown = shorten_middle(place.strip("/"), LONGEST_PLACE)
-    return UserError(f"{file.filename}: {shown!r}: found {found}, wanted {wanted}; {ADVICE}")
+    return UserError(f"{file.filename}: {shown!r}: found {found}, wanted {wanted}; {advice}")
 
 
 def _as_text(name: bytes) -> str | None:

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
+import numpy as np
 
-from lr2ppo.data.features.hdf5 import HDF5_ERRORS, damaged, find_array, open_group
+from lr2ppo.data.features.hdf5 import HDF5_ERRORS, MOST_INFLATED, damaged, find_array, open_group
 from lr2ppo.data.features.names import CLIP_PARTS
 from lr2ppo.errors import UserError
 
@@ -106,11 +107,9 @@ def read_shape(file: h5py.File, clip_id: str, info: FileInfo) -> ClipShape:
         arrays = {name: array for name, array in found.items() if array is not None}
         shapes = {name: array.shape for name, array in arrays.items()}
         labels, tokens, rows, text_width, image_width = _read_sizes(shapes)
-        for name in ("text_emb", "img_emb"):
-            _check_numbers(name, arrays[name], info.in_bfloat16)
-        for name in arrays.keys() & {"text_len", "label_span"}:
-            if arrays[name].dtype.kind not in "iu":
-                raise ValueError(f"{name}: found {arrays[name].dtype}, wanted whole numbers")
+        for name, array in arrays.items():
+            _check_dtype(name, array.dtype, info.in_bfloat16)
+            _check_bytes(name, array)
     except (OSError, RuntimeError, TypeError, LookupError) as error:
         raise ValueError(f"its features cannot be read: {error}") from None
     if rows % info.tokens_per_frame:
@@ -139,16 +138,24 @@ def _read_sizes(shapes: Mapping[str, tuple[int, ...] | None]) -> tuple[int, int,
     return text[0], text[1], image[1], text[2], image[2]
 
 
-def _check_numbers(name: str, array: h5py.Dataset, in_bfloat16: bool) -> None:
-    dtype = array.dtype
-    if in_bfloat16 and (dtype.kind, dtype.itemsize) != ("u", 2):
+def _check_dtype(name: str, dtype: np.dtype[np.generic], in_bfloat16: bool) -> None:
+    if name in ("text_len", "label_span"):
+        if dtype.kind not in "iu":
+            raise ValueError(f"{name}: found {dtype}, wanted whole numbers")
+    elif in_bfloat16 and (dtype.kind, dtype.itemsize) != ("u", 2):
         raise ValueError(f"{name}: found {dtype}, wanted bfloat16 stored as uint16, as the file says")
-    if not in_bfloat16 and dtype.kind != "f":
+    elif not in_bfloat16 and dtype.kind != "f":
         raise ValueError(f"{name}: found {dtype}, wanted floats")
-    stored = array.id.get_storage_size()
-    if stored >= array.nbytes:
-        return
-    # An array that was never written, or has a wrong size, would be read as zeros, or not fit in memory.
+
+
+def _check_bytes(name: str, array: h5py.Dataset) -> None:
+    """Raise ValueError if an array was not fully written, or if it is compressed and very large."""
     compressed = array.id.get_create_plist().get_nfilters() > 0
-    if not compressed or array.nbytes > stored * MAX_COMPRESSION:
+    stored = array.id.get_storage_size()
+    # An array that was never written, or has a wrong size, would be read as zeros, or not fit in memory.
+    if array.nbytes > stored * (MAX_COMPRESSION if compressed else 1):
         raise ValueError(f"{name}: found {stored} bytes, wanted {array.nbytes}; was it fully written?")
+    if compressed and array.nbytes > MOST_INFLATED:
+        raise ValueError(
+            f"{name}: found a compressed array of {array.nbytes:,} bytes, wanted at most {MOST_INFLATED:,}"
+        )

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from lr2ppo.data.features.encoders import common_encoding, read_encoding
 from lr2ppo.data.features.hdf5 import find_array, list_clips, open_array, open_features, open_group
 from lr2ppo.data.features.layout import ClipShape, Sources, read_info, read_shape, read_sources
-from lr2ppo.errors import UserError, path_errors_as_user_errors
+from lr2ppo.errors import UserError, path_errors_as_user_errors, shorten_middle
 from lr2ppo.files import match_paths
 
 Array = NDArray[np.float32]
 MAX_OPEN_FILES = 64
 CLIPS_COMPARED = 9
+LONGEST_ID_SHOWN = 200
 
 
 class FeatureStore:
@@ -33,13 +34,12 @@ class FeatureStore:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Raises `UserError` if a file is missing or not HDF5, if no clip is found, or if two files do not match."""
+        """Raises `UserError` if a file is missing or not HDF5, or no clip is found, or if two files do not match or
+        hold the same clip."""
         self.paths = list(paths)
         for path in self.paths:
             _require_file(path)
         self._files = _OpenFiles(self.paths)
-        self._shard_of: dict[str, int] = {}
-        self._unlisted = list(range(len(self.paths)))
         self._info = [read_info(self._files[shard], path) for shard, path in enumerate(self.paths)]
         per_frame = {info.tokens_per_frame for info in self._info}
         if len(per_frame) > 1:
@@ -51,6 +51,7 @@ class FeatureStore:
         self.encoding = common_encoding(
             {path: read_encoding(self._files[shard], path) for shard, path in enumerate(self.paths)}
         )
+        self._shard_of = self._list_clips()
         self._widths = self._find_widths()
         # The largest widths of all domains: narrower features are padded with zeros.
         self.text_width, self.image_width = (max(widths) for widths in zip(*self._widths.values(), strict=True))
@@ -61,7 +62,7 @@ class FeatureStore:
         return self._files.bytes_read
 
     def __contains__(self, clip_id: str) -> bool:
-        return self._find(clip_id) is not None
+        return clip_id in self._shard_of
 
     def shape(self, clip_id: str) -> ClipShape:
         """The shape of a clip's features, without reading them; raises ValueError if they are malformed."""
@@ -121,22 +122,21 @@ class FeatureStore:
         with np.errstate(over="ignore"):
             return rows.astype(np.float32, copy=False)
 
-    def _find(self, clip_id: str) -> int | None:
-        """The index of the first file that holds a clip; each file's clips are listed once, when needed."""
-        while clip_id not in self._shard_of and self._unlisted:
-            self._list_next()
-        return self._shard_of.get(clip_id)
-
-    def _list_next(self) -> list[str]:
-        """List the clips of the next unlisted file; returns their names."""
-        shard = self._unlisted.pop(0)
-        names = list_clips(self._files[shard], self.paths[shard])
-        for name in names:
-            self._shard_of.setdefault(name, shard)
-        return names
+    def _list_clips(self) -> dict[str, int]:
+        """The index of the file that holds each clip; raises `UserError` if two files hold the same one."""
+        found: dict[str, int] = {}
+        for shard, path in enumerate(self.paths):
+            for name in list_clips(self._files[shard], path):
+                first = self.paths[found.setdefault(name, shard)]
+                if found[name] != shard:
+                    raise UserError(
+                        f"{path}: clip {shorten_middle(name, LONGEST_ID_SHOWN)}: found in {first} too, wanted in one "
+                        "file; name only one of them in data.features, or remove it"
+                    )
+        return found
 
     def _shard(self, clip_id: str) -> int:
-        shard = self._find(clip_id)
+        shard = self._shard_of.get(clip_id)
         if shard is None:
             raise KeyError(f"clip {clip_id} has no features in {', '.join(map(str, self.paths))}")
         return shard
@@ -149,16 +149,15 @@ class FeatureStore:
         """The widths of each domain: the most common among its first clips, so that one faulty clip does not decide."""
         counts: dict[str, Counter[tuple[int, int]]] = {info.domain: Counter() for info in self._info}
         fault = ""
-        while self._unlisted and not all(counts.values()):
-            widths = counts[self._info[self._unlisted[0]].domain]
-            for name in self._list_next():
-                try:
-                    shape = self.shape(name)
-                    widths[shape.text_width, shape.image_width] += 1
-                except ValueError as error:
-                    fault = fault or f"; clip {name}: {error}"
-                if widths.total() == CLIPS_COMPARED:
-                    break
+        for name, shard in self._shard_of.items():
+            widths = counts[self._info[shard].domain]
+            if widths.total() == CLIPS_COMPARED:
+                continue
+            try:
+                shape = self.shape(name)
+                widths[shape.text_width, shape.image_width] += 1
+            except ValueError as error:
+                fault = fault or f"; clip {name}: {error}"
         if not all(counts.values()):
             raise UserError(f"{', '.join(map(str, self.paths))}: found no clip with text_emb and img_emb{fault}")
         return {domain: widths.most_common(1)[0][0] for domain, widths in counts.items()}
@@ -207,13 +206,13 @@ class _OpenFiles:
 
 
 def find_feature_files(root: Path, names: Sequence[str]) -> list[Path]:
-    """The feature files of a folder; names may be patterns. Raises `UserError` if nothing matches."""
+    """The feature files of a folder, each once; names may be patterns. Raises `UserError` if nothing matches."""
     paths: list[Path] = []
     for name in names:
         paths += match_paths(root, name) if has_magic(name) else [root / name]
     if not paths:
         raise UserError(f"data.features: nothing in {root} matches {', '.join(names)}")
-    return paths
+    return list(dict.fromkeys(paths))
 
 
 def find_shards(path: Path) -> list[Path]:

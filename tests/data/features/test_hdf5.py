@@ -2,13 +2,16 @@
 
 import os
 import pickle
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from lr2ppo.data import FeatureStore, FeatureWriter
 from lr2ppo.data.features.names import LONGEST_ID
@@ -310,3 +313,95 @@ def test_a_clip_in_whose_place_is_an_array_is_not_written(tmp_path: Path) -> Non
         file["flat"] = np.ones(3)
     with pytest.raises(UserError, match=r"feat.h5: cannot hold clip flat/a: .*; free space .* or remove it"):
         write_features(path, "flat/a")
+
+
+def add_chunk(path: Path, part: str, chunk: tuple[int, ...], stored: bytes, *filters: str) -> None:
+    """Replace an array of a clip by one with this chunk at its start."""
+    with h5py.File(path, "a") as file:
+        group = file[PLACE]
+        shape, dtype = group[part].shape, group[part].id.get_type()
+        del group[part]
+        created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        created.set_chunk(chunk)
+        for name in filters:
+            {"deflate": partial(created.set_deflate, 9), "fletcher32": created.set_fletcher32}[name]()
+        space = h5py.h5s.create_simple(shape, (h5py.h5s.UNLIMITED,) * len(shape))
+        array = h5py.h5d.create(group.id, part.encode(), dtype, space, created)
+        array.write_direct_chunk((0,) * len(shape), stored)
+
+
+def change_array(path: Path, part: str, numbers: NDArray[Any], **options: Any) -> None:
+    with h5py.File(path, "a") as file:
+        del file[PLACE][part]
+        file[PLACE].create_dataset(part, data=numbers, **options)
+
+
+def deflated_zeros(size: int) -> bytes:
+    stream, block = zlib.compressobj(9), bytes(2**20)
+    return b"".join([*(stream.compress(block) for _ in range(size // len(block))), stream.flush()])
+
+
+SHAPES = {"text_emb": TEXT, "img_emb": IMAGE, "text_len": TEXT[:1], "label_span": (2, 2)}
+LONG_STREAM = deflated_zeros(2**28 + 2**26)
+# By name: the chunk as it is declared (None: as the array), what is stored, and the filters.
+BOMBS: dict[str, tuple[int | None, bytes, tuple[str, ...]]] = {
+    "deflate twice": (None, zlib.compress(LONG_STREAM, 9), ("deflate", "deflate")),
+    "an endless stream": (None, LONG_STREAM, ("deflate",)),
+    "a chunk beyond the array": (2**28, zlib.compress(b"", 9), ("deflate",)),
+    "a chunk cut short": (None, b"1", ()),
+    "checksums before compression": (None, zlib.compress(bytes(8), 9), ("fletcher32", "deflate")),
+}
+
+
+@pytest.mark.parametrize("part", ARRAYS)
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_an_array_that_would_take_far_more_memory_than_its_numbers_is_refused(
+    tmp_path: Path, bomb: str, part: str
+) -> None:
+    path = write_features(tmp_path / "feat.h5", *CLIPS)
+    wide, stored, filters = BOMBS[bomb]
+    shape = SHAPES[part]
+    add_chunk(path, part, shape if wide is None else (wide, *(1,) * (len(shape) - 1)), stored, *filters)
+    for read in (DOORS["store"], DOORS["extraction"]):
+        with pytest.raises(UserError, match=f"feat.h5: '.*{part}': found .*, wanted .*; store it without chunks"):
+            read(path)
+
+
+def test_a_large_chunk_that_holds_more_than_the_array_is_refused_and_the_array_itself_is_read(tmp_path: Path) -> None:
+    path = write_features(tmp_path / "feat.h5", *CLIPS)
+    shape = (1, 2**14, 8)
+    numbers = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    change_array(path, "img_emb", numbers, chunks=shape, compression="gzip", compression_opts=1)
+    np.testing.assert_array_equal(FeatureStore([path]).frames(PLACE)[:, 0], numbers[0])
+    with h5py.File(path, "a") as file:
+        file[PLACE]["img_emb"].id.write_direct_chunk((0, 0, 0), LONG_STREAM)
+    with pytest.raises(UserError, match=r"found a chunk of .* bytes that may become more"):
+        FeatureStore([path])
+
+
+@pytest.mark.parametrize("part", ARRAYS)
+@pytest.mark.parametrize("compression", [None, "gzip", "lzf"])
+@pytest.mark.parametrize("more", [{}, {"shuffle": True, "fletcher32": True}, {"maxshape": True}])
+def test_compressed_arrays_of_h5py_are_read(
+    tmp_path: Path, part: str, compression: str | None, more: dict[str, bool]
+) -> None:
+    path = write_features(tmp_path / "feat.h5", *CLIPS)
+    with h5py.File(path) as file:
+        numbers = file[PLACE][part][()]
+    options = {"maxshape": (None,) * numbers.ndim} if "maxshape" in more else more
+    change_array(path, part, numbers, chunks=True, compression=compression, **options)
+    read_all(path)
+    read_clip_names(path, METADATA, "float32")
+
+
+def test_a_compressed_array_of_zeros_as_large_as_memory_is_a_fault_of_its_clip(tmp_path: Path) -> None:
+    path = write_features(tmp_path / "feat.h5", *CLIPS)
+    rows, stored = 2**15, zlib.compress(bytes(2**20))
+    with h5py.File(path, "a") as file:
+        del file[PLACE]["img_emb"]
+        size = (1, 2**28 // 32 + rows, 8)
+        array = file[PLACE].create_dataset("img_emb", size, "f4", chunks=(1, rows, 8), compression="gzip")
+        for row in range(0, size[1], rows):
+            array.id.write_direct_chunk((0, row, 0), stored)
+    with pytest.raises(ValueError, match=r"img_emb: found a compressed array of .* bytes, wanted at most"):
+        FeatureStore([path]).shape(PLACE)

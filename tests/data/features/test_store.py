@@ -486,11 +486,10 @@ def test_few_of_many_files_are_open_at_a_time_and_the_last_used_stay(shards: lis
     assert "000.h5" not in opened
 
 
-def test_of_two_files_with_a_clip_the_first_is_read(tmp_path: Path) -> None:
+def test_two_files_with_the_same_clip_are_refused_and_named(tmp_path: Path) -> None:
     paths = [write_store(tmp_path / f"{seed}.h5", {"clip": draw_features([2], 1, seed=seed)}) for seed in (4, 3)]
-    store = FeatureStore(paths)
-    assert "another, for which every file is searched" not in store
-    assert_text(store, "clip", [0], draw_features([2], 1, seed=4)[0])
+    with pytest.raises(UserError, match=r"3\.h5: clip clip: found in .*4\.h5 too, wanted in one file"):
+        FeatureStore(paths)
 
 
 def test_a_missing_file_of_which_there_are_shards_is_refused_with_the_setting_that_reads_them(tmp_path: Path) -> None:
