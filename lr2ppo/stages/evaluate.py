@@ -12,7 +12,7 @@ from lr2ppo.data.validate import overlap
 from lr2ppo.distributed.processes import Processes, autocast, join_processes
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.calibration import describe_reward_model
-from lr2ppo.evaluation.comparison import Row, compare, describe_best, describe_intervals, describe_size
+from lr2ppo.evaluation.comparison import Comparison, Row, compare, describe_best, describe_intervals, describe_size
 from lr2ppo.evaluation.results import (
     CASES,
     chance_means,
@@ -30,7 +30,7 @@ from lr2ppo.evaluation.scoring import Scores, clip_margins, score_clips, win_rat
 from lr2ppo.evaluation.table import format_differences, format_table, wrap, write_csv
 from lr2ppo.files import check_inside, check_output, file_fingerprint
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
-from lr2ppo.models.weights import describe_model, load_model
+from lr2ppo.models.weights import Model, describe_model, load_model
 from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.report import write_report
 from lr2ppo.report.load import find_rows
@@ -74,15 +74,8 @@ def evaluate(config: EvaluateConfig) -> None:
         inputs = open_inputs(data, {key: "grades"}, store, model.encoder.config, processes)
         (dataset,) = inputs.datasets
         use_fast_linear(model).to(processes.device)
-        judged: dict[str, Any] = {}
         with autocast(config.precision, processes.device):
-            if isinstance(model, PartialOrderModel):
-                margins = clip_margins(model, dataset, processes, config.clips_per_batch, config.workers)
-                scores = [win_rates(judged_clip) for judged_clip in margins]
-                if has_order(dataset):
-                    judged = {"judgement": judge_split(folder, dataset, margins, config)}
-            else:
-                scores = score_clips(model, dataset, processes, config.clips_per_batch, config.workers)
+            scores, judgement = score_split(model, dataset, processes, config, folder)
         if not processes.is_main:
             return
         row = Row(run_name(folder), [measure_run(run_name(folder), dataset.clips, scores)])
@@ -93,10 +86,10 @@ def evaluate(config: EvaluateConfig) -> None:
             "clips": len(dataset),
             "annotations": str(data.root / getattr(data, key)),
             "fingerprints": evaluated_fingerprints(weights, inputs),
-            **judged,
+            **judgement,
         }
-        if shared := find_trained_on(folder, data.root, dataset.clips):
-            results["trained_on"] = shared
+        if trained_on := find_trained_on(folder, data.root, dataset.clips):
+            results["trained_on"] = trained_on
         if not has_weights(folder, weights):
             raise UserError(
                 f"{folder}: its weights changed while they were evaluated; evaluate it once it has finished"
@@ -106,9 +99,26 @@ def evaluate(config: EvaluateConfig) -> None:
         write_split(folder / RESULTS, config.split, results)
     what = "scores" if isinstance(model, RelevanceRanker) else "share of pairs won"
     of_all = f"{len(dataset)} clips, labels ordered by {what}; {describe_intervals([row])}{left_out_note(dataset)}"
-    if warning:
-        say(warning)
-    say(f"{folder}, {config.split} split, {of_all}\n")
+    show_evaluation(folder, config, comparison, results, [warning, f"{folder}, {config.split} split, {of_all}"])
+
+
+def score_split(
+    model: Model, dataset: ClipDataset, processes: Processes, config: EvaluateConfig, folder: Path
+) -> tuple[list[Scores], dict[str, Any]]:
+    """Score every clip; return the scores, and for a reward model the part of `results.json` about it."""
+    if not isinstance(model, PartialOrderModel):
+        return score_clips(model, dataset, processes, config.clips_per_batch, config.workers), {}
+    margins = clip_margins(model, dataset, processes, config.clips_per_batch, config.workers)
+    judgement = {"judgement": judge_split(folder, dataset, margins, config)} if has_order(dataset) else {}
+    return [win_rates(clip) for clip in margins], judgement
+
+
+def show_evaluation(
+    folder: Path, config: EvaluateConfig, comparison: Comparison, results: dict[str, Any], headlines: list[str]
+) -> None:
+    """Print an evaluation, and write the run's report."""
+    for headline in filter(None, headlines):
+        say(f"{headline}\n")
     if read_finished(folder) is None:
         say("note: the run has not finished: these are its best weights so far; evaluate it again at its end\n")
     say(format_table(comparison, results["chance"]))
