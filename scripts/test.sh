@@ -18,4 +18,4 @@ fi
 # shellcheck disable=SC2086 # No argument where there is none.
 sh scripts/setup.sh $setup dev
 # A process per core; the tests of a file share what they set up.
-exec "$venv/bin/python" -m pytest --numprocesses auto --dist loadfile "$@"
+exec "$venv/bin/python" -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder "$@"

@@ -238,21 +238,18 @@ def _parse_tags(tags: Any, need: Need, faults: list[str]) -> list[dict[str, Any]
 
 
 def _label_faults(labels: Sequence[str], grades: NDArray[np.int64] | None) -> list[str]:
-    """Faults of labels that look blank, of labels given twice with different grades, and of those that look alike."""
+    """Faults of labels that look blank, and of labels given twice, as people see them, with different grades."""
     faults = []
     blank = [label for label in labels if not as_seen(label)]
     if blank:
         more = f" (and {len(blank) - 1} more)" if len(blank) > 1 else ""
         faults.append(f"tags: found the label {shortened(blank[0])}, wanted a text{more}")
-    first: dict[str, int] = {}
+    seen: dict[str, tuple[str, int]] = {}
     for label, grade in zip(labels, [] if grades is None else grades.tolist(), strict=False):
-        if first.setdefault(label, grade) != grade:
-            faults.append(f"tags: found {shortened(label)} with the grades {first[label]} and {grade}, wanted one")
-            break
-    spelled: dict[str, str] = {}
-    for label in labels:
-        if (known := spelled.setdefault(as_seen(label), label)) != label:
-            faults.append(f"tags: the label {label!a} looks like {known!a}, {SPELL_ALIKE}")
+        known, first = seen.setdefault(as_seen(label), (label, grade))
+        if first != grade:
+            found = shortened(label) if known == label else f"{known!a} and {label!a}, which look the same,"
+            faults.append(f"tags: found {found} with the grades {first} and {grade}, wanted one")
             break
     return faults
 

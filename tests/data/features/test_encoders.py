@@ -111,6 +111,9 @@ def test_files_without_all_fixed_length_attributes_name_no_encoders(world: Train
 def test_shards_of_different_encoders_are_refused_but_paths_may_differ(world: TrainedWorld, tmp_path: Path) -> None:
     first, second = world.data / "clean_feat.h5", tmp_path / "second.h5"
     shutil.copy(first, second)
+    with h5py.File(second, "a") as file:
+        for name in list(file):
+            file.move(name, f"second-{name}")
     encoding = encoding_of(first)
     assert encoding is not None
     change(second, image_path="elsewhere/eyes", image_encoder=encoding.image_encoder.replace("vit@", "eyes@"))

@@ -203,9 +203,8 @@ def test_a_file_that_changes_after_it_was_listed_is_still_not_left(tmp_path: Pat
 def test_a_later_file_of_a_store_is_refused_too(tmp_path: Path) -> None:
     first, second = (write_features(tmp_path / f"{name}.h5", name) for name in ("a", "b"))
     link(second, "c", h5py.ExternalLink(str(first), "/a"))
-    store = FeatureStore([first, second])
     with pytest.raises(UserError, match="'c': found a link to another file"):
-        assert "b" in store
+        FeatureStore([first, second])
 
 
 def test_references_in_attributes_are_not_followed(tmp_path: Path) -> None:
