@@ -88,6 +88,8 @@ class ModelConfig(Section):
     width: Count
     heads: Count
     dropout: Annotated[Number, Field(ge=0.0, lt=1.0)]
+    # What a ranker does with the other labels of a clip; configs of earlier versions lack this key.
+    context: Literal["none", "dlcm", "gsf", "setrank", "setrank_induced", "prm", "rankformer"] = "none"
     text_tokens: Count = 196
     # Filled in from the features, never written in a YAML file.
     frames: Count = 16
@@ -321,6 +323,12 @@ class RewardConfig(RunConfig):
     model: ModelConfig
     train: RewardTraining
     loss: PreferenceLoss
+
+    @model_validator(mode="after")
+    def _check_context(self) -> Self:
+        if self.model.context != "none":
+            raise ValueError(f"model.context: found {self.model.context}, wanted none: only rankers have a context")
+        return self
 
 
 class PPOConfig(RunConfig):

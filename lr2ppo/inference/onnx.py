@@ -81,6 +81,11 @@ def export_onnx(trained: Trained, path: Path) -> OnnxReport:
     if not isinstance(ranker, RelevanceRanker):
         raise UserError(f"{trained.use.name}: is a reward model, which has no ONNX export; name a ranker's run")
     shape = ranker.encoder.config
+    if shape.context == "dlcm":
+        raise UserError(
+            f"{trained.use.name}: found model.context dlcm, which reads labels one after another; an ONNX graph cannot "
+            "do that for lists of any length; export without --onnx, or a ranker of another context"
+        )
     is_flatten = shape.head == "flatten"
     of_text, of_frames = ("clips", "labels", "tokens"), ("clips", "frame_tokens")
     fixed_sizes = ("tokens", "frame_tokens") if is_flatten else ()

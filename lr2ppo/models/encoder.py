@@ -1,13 +1,12 @@
 """The trunk that all models share: it encodes a clip's labels, description and frames into one vector per label."""
 
-import math
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from lr2ppo.config.schema import ModelConfig
-from lr2ppo.models.layers import MLP, FusionBlock, ResidualMLP, fixed_bias
+from lr2ppo.models.layers import MLP, FusionBlock, ResidualMLP, fixed_bias, sinusoids
 from lr2ppo.ops.packing import Rows, lay_out
 
 
@@ -83,11 +82,8 @@ class LabelEncoder(nn.Module):
 
     def _frame_positions(self, frames: Tensor) -> Tensor:
         """Sinusoidal embeddings of frame positions in time, the same for all tokens of a frame: [F, D]."""
-        width = frames.shape[-1]
         time = torch.arange(frames.shape[1], device=frames.device) // self.config.tokens_per_frame
-        rates = torch.exp(torch.arange(0, width, 2, device=frames.device) * (-math.log(10000.0) / width))
-        angles = time.unsqueeze(-1) * rates
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)[:, :width].to(frames.dtype)
+        return sinusoids(time, frames.shape[-1]).to(frames.dtype)
 
 
 class FlattenHead(nn.Module):

@@ -47,6 +47,13 @@ def fixed_bias(layer: nn.Linear) -> nn.Linear:
     return layer
 
 
+def sinusoids(positions: Tensor, width: int) -> Tensor:
+    """Embed positions as sines and cosines of falling frequencies: `[...] -> [..., width]` (Vaswani et al. 2017)."""
+    rates = torch.exp(torch.arange(0, width, 2, device=positions.device) * (-math.log(10000.0) / width))
+    angles = positions.unsqueeze(-1) * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)[..., :width]
+
+
 class Score(nn.Linear):
     """Score each vector: `[..., D] -> [...]`.
 

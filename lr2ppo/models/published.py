@@ -81,6 +81,8 @@ def published_tensors(model: Model) -> dict[str, Tensor]:
             f"found head {config.head}, attention {config.attention} and {config.heads} heads, but the published "
             f"program knows only head flatten, attention published and {HEADS} heads"
         )
+    if config.context != "none":
+        raise ValueError(f"found model.context {config.context}, but the published program has none")
     return rename_modules(model.state_dict(), PUBLISHED_MODULES)
 
 

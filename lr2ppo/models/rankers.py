@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lr2ppo.config.schema import ModelConfig
+from lr2ppo.models.context import CONTEXTS
 from lr2ppo.models.encoder import LabelEncoder
 from lr2ppo.models.layers import FusionBlock, Score
 
@@ -13,17 +14,25 @@ SLOTS = 4
 class RelevanceRanker(nn.Module):
     """A relevance score for each label of a clip: stage 1's model, and the actor of stage 3."""
 
-    # A model that compares the labels of a clip sets this to True: its batches then hold all labels of their clips.
-    reads_whole_lists = False
-
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.encoder = LabelEncoder(config)
+        self.context = CONTEXTS[config.context](config) if config.context != "none" else None
         self.score = Score(config.width)
+
+    @property
+    def reads_whole_lists(self) -> bool:
+        """Whether a label's score depends on the others, so that batches must hold all labels of their clips."""
+        return self.context is not None
 
     def forward(self, text: Tensor, frames: Tensor, **masks: Tensor | None) -> Tensor:
         """Score every label; arguments as of `LabelEncoder.forward`. Returns scores [B, L]."""
-        scores: Tensor = self.score(self.encoder(text, frames, **masks))
+        vectors = self.encoder(text, frames, **masks)
+        scores: Tensor = self.score(vectors)
+        if self.context is not None:
+            tokens = masks.get("text_mask")
+            labels = torch.ones_like(scores, dtype=torch.bool) if tokens is None else tokens.any(-1)
+            scores = self.score(self.context(vectors, scores, labels))
         return scores
 
 

@@ -54,8 +54,9 @@ def start_from_ranker(reward_model: PartialOrderModel, run: Path) -> None:
     """Initialize the trunk from a ranker's run; raise `UserError` if its shape differs."""
     ranker = load_kind(run / "best", RelevanceRanker)
     wanted, found = reward_model.encoder.config, ranker.encoder.config
+    of_trunk = ModelConfig.model_fields.keys() - {"dropout", "context"}
     differing = [
-        key for key in ModelConfig.model_fields if key != "dropout" and getattr(wanted, key) != getattr(found, key)
+        key for key in ModelConfig.model_fields if key in of_trunk and getattr(wanted, key) != getattr(found, key)
     ]
     if differing:
         keys = ", ".join(f"model.{key} {getattr(found, key)!r} (here {getattr(wanted, key)!r})" for key in differing)

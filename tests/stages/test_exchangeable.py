@@ -20,8 +20,9 @@ from lr2ppo.errors import UserError
 from lr2ppo.evaluation.metrics import chance_ndcg
 from lr2ppo.losses import PREFERENCE_LOSSES, RANKING_LOSSES
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
-from lr2ppo.models.weights import KINDS
+from lr2ppo.models.weights import KINDS, load_kind
 from lr2ppo.stages import pointwise, ppo, reward
+from lr2ppo.stages.evaluate import evaluate
 from lr2ppo.training.learner import Learner
 from lr2ppo.training.run import TrainingRun
 from tests.conftest import LABELS, REPOSITORY
@@ -127,6 +128,20 @@ def test_models_that_read_whole_lists_get_them_in_every_stage(
         labels_seen.clear()
         run_stage(stage, alone, tiny_overrides(*settings))
         assert set(labels_seen) == {LABELS}, stage
+
+
+@pytest.mark.slow
+def test_a_ranker_with_context_goes_through_every_stage(alone: Processes, tiny_overrides: Overrides) -> None:
+    for stage, settings in (
+        ("pointwise", ["model.context=prm", "train.max_labels=4"]),
+        ("reward", []),
+        ("ppo", ["train.pairs_per_clip=1"]),
+    ):
+        folder = run_stage(stage, alone, tiny_overrides(*settings))
+    assert load_kind(folder / "best", RelevanceRanker).reads_whole_lists
+    settings = ["name=ppo/a", f"logs={folder.parents[1]}", "device=cpu"]
+    evaluate(load_config(PRESET / "evaluate.yaml", "evaluate", settings))
+    assert json.loads((folder / "results.json").read_text(encoding="utf-8"))["test"]["clips"] == 17
 
 
 @dataclass(frozen=True)
