@@ -176,9 +176,14 @@ class Gate:
                 upload.add(message.get("body", b""), last=not message.get("more_body", False))
             return message
 
+        refusal: list[Message] = []
+
         async def sending(message: Message) -> None:
             upload.stored = upload.stored or message.get("status") == 200
-            await send(message)
+            if upload.stored:
+                await send(message)
+            else:
+                refusal.append(message)
 
         # Not while what others left is removed: they look the same.
         async with self._tidying:
@@ -190,6 +195,9 @@ class Gate:
             self._coming.remove(upload)
             self._uploads.count(upload.bytes, upload.files, finished=upload.stored)
             await self._tidy()
+        # Last: who is refused may try again at once, and finds the room that this took.
+        for message in refusal:
+            await send(message)
 
     def _check_room(self) -> None:
         """Raise `HTTPException` if there is no room for the uploads that are coming."""

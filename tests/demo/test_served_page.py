@@ -394,6 +394,28 @@ def test_uploads_at_once_open_no_more_files_than_they_may(tmp_path: Path) -> Non
     assert refused.value.status_code == 503
 
 
+def test_a_refused_upload_has_given_its_room_back_when_its_client_reads_so(tmp_path: Path) -> None:
+    uploads, left_at_answer = Uploads(tmp_path), []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        # As gradio: the answer first, then the end.
+        (tmp_path / "partial").write_bytes((await receive())["body"])
+        await send({"type": "http.response.start", "status": 413, "headers": []})
+        await send({"type": "http.response.body", "body": b"too large"})
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": form(("a.png", b"0" * 1000))}
+
+    async def send(message: Any) -> None:
+        left_at_answer.append((message["type"], uploads.has_unfinished, list(tmp_path.iterdir())))
+
+    kind = f"multipart/form-data; boundary={BOUNDARY}".encode()
+    scope = {"type": "http", "method": "POST", "path": f"{API}/upload", "query_string": b""}
+    before = gate.Gate(app, uploads, {}, lambda _: None)
+    asyncio.run(before({**scope, "headers": [(b"content-type", kind)]}, receive, send))
+    assert left_at_answer == [("http.response.start", False, []), ("http.response.body", False, [])]
+
+
 @pytest.mark.parametrize(
     ("soft", "hard", "said"),
     [(200, 300, "found 300 open files, wanted at least"), (200, 700, "300"), (1024, 5000, "1000")],

@@ -169,6 +169,6 @@ SPOILT: dict[str, tuple[str, Callable[[Path], Any], str]] = {
 }
 CONFIGS = {
     "a config that is not YAML": ("\n  : [\n", "is not YAML"),
-    "a config with a value of another type": ("\nseed: many\n", "seed: found 'many'"),
+    "a config with a value of another type": ("\nname: [many]\n", "name: found ['many']"),
     "a config with an unknown key": ("\nspeed: 3\n", "speed: unknown key; did you mean seed?"),
 }
