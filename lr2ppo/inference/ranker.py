@@ -24,7 +24,7 @@ from lr2ppo.distributed.processes import choose_device
 from lr2ppo.encoders.extractor import ClipEncoder, EncoderPaths, open_encoders
 from lr2ppo.errors import UserError, path_errors_as_user_errors
 from lr2ppo.evaluation.scoring import Scores, preference_table, score_batch
-from lr2ppo.files import UNWRITABLE
+from lr2ppo.files import UNWRITABLE, WEIGHTS_FILE
 from lr2ppo.inference.labels import RankedLabel, check_labels, check_texts
 from lr2ppo.inference.trained import Trained, open_trained
 from lr2ppo.models import PartialOrderModel
@@ -55,6 +55,15 @@ class Query:
     frames: Frames | None
     labels: Sequence[str]
     description: str = ""
+
+
+def _require_finite(scores: NDArray[np.floating], weights: Path) -> None:
+    """Raise `UserError` naming the folder of the weights unless all scores are finite: others have no order."""
+    if not np.isfinite(scores).all():
+        raise UserError(
+            f"{weights / WEIGHTS_FILE}: found scores that are not finite, wanted numbers; its weights, or those of the "
+            "encoders, are damaged or too large: restore them, or train the model again"
+        )
 
 
 def _check_queries(queries: Sequence[Query]) -> None:
@@ -159,6 +168,8 @@ class LabelRanker:
         scores = []
         for start in range(0, len(queries), CLIPS_AT_ONCE):
             scores += score_batch(self._model, self.encode(queries[start : start + CLIPS_AT_ONCE]))
+        for of_clip in scores:
+            _require_finite(of_clip, self._trained.weights)
         return scores
 
     def compare(self, frames: Frames | None, a: str, b: str, description: str = "") -> Preference:
@@ -175,6 +186,7 @@ class LabelRanker:
         vectors = reward_model.encoder(**batch.inputs())
         table = preference_table(reward_model, vectors, self._use.temperature or 1.0)[0]
         preferences: NDArray[np.float64] = table.cpu().numpy()
+        _require_finite(preferences, self._trained.reward or self._trained.weights)
         return preferences
 
     @cached_property

@@ -26,12 +26,14 @@ from lr2ppo.data.frames import read_frames
 from lr2ppo.encoders.extractor import EncoderPaths, open_encoders
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.scoring import preference_table
+from lr2ppo.files import WEIGHTS_FILE
 from lr2ppo.inference.file import rank_file
 from lr2ppo.inference.trained import open_trained
 from lr2ppo.models import PartialOrderModel
 from lr2ppo.models.weights import describe_model, load_kind
 from lr2ppo.report.load import find_rows
 from lr2ppo.runs.lookup import best_validation
+from lr2ppo.tensors import read_tensors, write_tensors
 from tests.helpers.trained_world import TrainedWorld
 
 
@@ -299,6 +301,23 @@ def test_weights_without_a_run_rank_with_encoders_that_are_given(trained_world: 
         assert ranker.has_preferences == (run == "reward/one")
         for case, found in zip(trained_world.cases(run), ranker.score_batch(trained_world.queries()), strict=True):
             np.testing.assert_allclose(found, case["scores"], atol=1e-5)
+
+
+def test_weights_whose_scores_are_no_numbers_give_no_order(
+    trained_world: TrainedWorld, query: Query, tmp_path: Path
+) -> None:
+    encoders = {"text": trained_world.encoders / "roberta", "image": trained_world.encoders / "vit"}
+    for run in ("ppo/one", "reward/one"):
+        best = tmp_path / Path(run).name / "best"
+        shutil.copytree(trained_world.logs / run / "best", best, dirs_exist_ok=True)
+        tensors = read_tensors(best / WEIGHTS_FILE)
+        write_tensors(best / WEIGHTS_FILE, tensors | {"score.weight": torch.full_like(tensors["score.weight"], 3e38)})
+        ranker = LabelRanker.load(best.parent, **encoders, device="cpu")
+        with pytest.raises(UserError, match=r"best/model\.safetensors: found scores that are not finite"):
+            ranker.score_batch([query])
+        if ranker.has_preferences:
+            with pytest.raises(UserError, match="found scores that are not finite"):
+                ranker.preferences(query.frames, ["car", "sky"])
 
 
 def test_a_preference_is_the_margin_of_both_ways_to_show_a_pair_over_the_temperature(
