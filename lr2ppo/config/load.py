@@ -50,7 +50,8 @@ def load_config(path: Path, stage: str, overrides: Sequence[str] = ()) -> StageC
         return schema.model_validate(tree)
     except ValidationError as error:
         faults = "\n".join(f"  {_explain(fault, schema)}" for fault in error.errors())
-        raise UserError(f"{path} with the overrides given cannot be used:\n{faults}") from None
+        given = " with the overrides given" if overrides else ""
+        raise UserError(f"{path}{given} cannot be used:\n{faults}") from None
 
 
 def dump_config(config: Section) -> str:

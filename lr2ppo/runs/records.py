@@ -116,8 +116,12 @@ def check_record(kind: Any, found: Any, file: str = "it") -> None:
     try:
         TypeAdapter(kind).validate_python(found)
     except ValidationError as error:
-        shown = "; ".join(map(_explain, error.errors()[:FAULTS_SHOWN]))
-        raise ValueError(f"{file} is damaged ({shorten_middle(shown, 500)})") from None
+        raise ValueError(f"{file} is damaged ({explain_faults(error)})") from None
+
+
+def explain_faults(error: ValidationError) -> str:
+    """Name the values that are missing or not as wanted, in one line."""
+    return shorten_middle("; ".join(map(_explain, error.errors()[:FAULTS_SHOWN])), 500)
 
 
 def _explain(fault: Mapping[str, Any]) -> str:

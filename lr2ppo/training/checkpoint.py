@@ -2,50 +2,54 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
 from lr2ppo.files import file_fingerprint, read_json, write_json
+from lr2ppo.runs.records import Whole, explain_faults
 from lr2ppo.tensors import read_tensors, write_tensors
 from lr2ppo.training.learner import Learner
 
 STATE, CHECKSUMS, TEMPORARY = "state.json", "checksums.json", ".partial"
 RANDOM = "random."
+T = TypeVar("T")
 
 
-@dataclass
+@checked_dataclass(config=ConfigDict(strict=True))
 class State:
     """The state that all processes of a run share."""
 
-    step: int = 0
+    step: Whole = 0
     # The current epoch, and how many of its requests have been trained on.
-    epoch: int = 0
-    requests: int = 0
+    epoch: Whole = 0
+    requests: Whole = 0
     # Requests per batch over all processes; stays fixed if their number changes.
-    global_batch: int = 0
-    processes: int = 1
+    global_batch: Whole = 0
+    processes: Whole = 1
     best: float | None = None
-    best_step: int = 0
+    best_step: Whole = 0
     seconds: float = 0.0
     # The size of `metrics.jsonl`: later rows are written again.
-    metrics_bytes: int = 0
+    metrics_bytes: Whole = 0
     # By learner.
     counters: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-@dataclass
+@checked_dataclass(config=ConfigDict(strict=True, arbitrary_types_allowed=True))
 class ProcessState:
     """The state of one process: values observed since the last evaluation, and what the stage stores."""
 
     seen: list[dict[str, float]] = field(default_factory=list)
-    stored: dict[str, int] = field(default_factory=dict)
+    stored: dict[str, Whole] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -166,10 +170,17 @@ def _read(place: Path) -> Checkpoint:
     for name, wanted in checksums.items():
         if file_fingerprint(place / name) != wanted:
             raise ValueError(f"{name} has a different checksum")
-    state = State(**read_json(place / STATE))
+    state = _build(State, place / STATE)
     for rank in range(state.processes):
-        ProcessState(**read_json(place / f"process-{rank}.json"))
+        _build(ProcessState, place / f"process-{rank}.json")
     return Checkpoint(place, state)
+
+
+def _build(kind: Callable[..., T], path: Path) -> T:
+    try:
+        return kind(**read_json(path))
+    except ValidationError as error:
+        raise ValueError(f"{path.name}: {explain_faults(error)}") from None
 
 
 def _random_states(processes: Processes) -> dict[str, Tensor]:

@@ -109,11 +109,11 @@ def test_a_run_stopped_and_continued_ends_with_the_same_bytes_and_rows(
     assert world.weights(stage, name) == world.weights(stage, "whole")
 
 
-@pytest.mark.parametrize("damage", ["a byte flipped", "emptied, with its checksum"])
+@pytest.mark.parametrize("damage", ["a byte flipped", "", '{"seen": null}', '{"stored": {"rollouts": -1}}'])
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
-    name = f"damaged-{len(damage)}"
+    name = f"damaged-{hashlib.sha256(damage.encode()).hexdigest()[:8]}"
     stop_at(4)
     with pytest.raises(SystemExit):
         world.train("reward", name, "safety.checkpoint_steps=1")
@@ -126,9 +126,10 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
         content[-1] ^= 1
         weights.write_bytes(content)
     else:
-        (kept[-1] / "process-0.json").write_bytes(b"")
-        checksums = read_json(kept[-1] / "checksums.json")
-        write_json(kept[-1] / "checksums.json", checksums | {"process-0.json": hashlib.sha256().hexdigest()})
+        # As someone would who makes a hostile checkpoint.
+        (kept[-1] / "process-0.json").write_text(damage, encoding="utf-8")
+        checksum = {"process-0.json": hashlib.sha256(damage.encode()).hexdigest()}
+        write_json(kept[-1] / "checksums.json", read_json(kept[-1] / "checksums.json") | checksum)
     capsys.readouterr()
     world.train("reward", name, "safety.checkpoint_steps=1")
     printed = capsys.readouterr().out
