@@ -1,12 +1,14 @@
 """Tensor files, written atomically and read without running any code."""
 
 import hashlib
+import os
 import pickle
 import pickletools
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from struct import Struct
 from typing import IO
 from zipfile import ZipFile
 
@@ -26,6 +28,8 @@ STATE_DICT_NAMES = re.compile(
 # The operations of a pickle that name something.
 NAMING = ("GLOBAL", "STACK_GLOBAL", "INST")
 ARCHIVE = b"PK\x03\x04"
+# The three parts of an archive's end: with large numbers, where that is, and with small numbers.
+END64, LOCATOR, END = Struct("<4sQ2H2L4Q"), Struct("<4sLQL"), Struct("<4s4H2LH")
 # Tensors that share memory, as tied weights do, can be more than their file, but not by much.
 MOST_SHARING = 2
 
@@ -133,6 +137,8 @@ def _check_pickle(path: Path, size: int) -> None:
                 _check_names(file)
             return
         with ZipFile(file) as archive:
+            if archive.start_dir != _directory_start(file):
+                raise ValueError("its directory is not where torch looks for it")
             entries = archive.infolist()
             if sum(entry.file_size for entry in entries) > size:
                 raise ValueError("its parts are compressed, which torch.save never does")
@@ -140,6 +146,24 @@ def _check_pickle(path: Path, size: int) -> None:
                 if entry.filename.lower().endswith(".pkl"):
                     with archive.open(entry) as pickled:
                         _check_names(pickled)
+
+
+def _directory_start(file: IO[bytes]) -> int:
+    """Return where the end of an archive says that its directory starts, which torch believes.
+
+    Python looks right before the end instead, so that one file could be two archives.
+    """
+    file.seek(-(END64.size + LOCATOR.size + END.size), os.SEEK_END)
+    place = file.tell()
+    first, second, third = (part.unpack(file.read(part.size)) for part in (END64, LOCATOR, END))
+    if third[0] != b"PK\x05\x06":
+        raise ValueError("it does not end as torch.save ends it")
+    # Larger than 4 GiB, or written by torch, which prepares for that.
+    if second[0] == b"PK\x06\x07":
+        if first[0] != b"PK\x06\x06" or second[2] != place:
+            raise ValueError("it does not end as torch.save ends it")
+        return int(first[-1])
+    return int(third[-2])
 
 
 def _check_names(file: IO[bytes]) -> None:

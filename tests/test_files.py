@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from zipfile import ZIP_DEFLATED, ZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import pytest
 import torch
@@ -107,6 +107,19 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
         for entry in plain.infolist():
             small.writestr(entry.filename, plain.read(entry))
     assert "its parts are compressed" in message(tmp_path / "small.bin")
+
+
+def test_an_archive_that_is_another_for_torch_is_refused(tmp_path: Path) -> None:
+    archives = []
+    for size in (1000, 10):
+        torch.save({"zeros": torch.zeros(size)}, tmp_path / "plain.bin")
+        with ZipFile(tmp_path / "plain.bin") as plain, ZipFile(tmp_path / "small.bin", "w", ZIP_STORED) as small:
+            for entry in plain.infolist():
+                small.writestr(entry.filename, plain.read(entry))
+        read_tensors(tmp_path / "small.bin")
+        archives.append((tmp_path / "small.bin").read_bytes())
+    (tmp_path / "two.bin").write_bytes(b"".join(archives))
+    assert "its directory is not where torch looks for it" in message(tmp_path / "two.bin")
 
 
 class Zeros:

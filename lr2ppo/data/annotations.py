@@ -31,7 +31,8 @@ LONGEST_NAME = 100
 # Shuffling so many numbers takes 128 MiB.
 MOST_SHUFFLED = 2**24
 SPELL_ALIKE = "but is spelled otherwise; spell both alike, or give one another name"
-ENTRY_KEYS, TAG_KEYS = ("id", "tags", "description", "filename", "image", "index"), ("tag", "target")
+# A misspelt one is refused: without it a clip would be another. Other keys may be anything.
+ENTRY_KEYS, TAG_KEYS = ("id", "tags", "description", "image"), ("tag", "target")
 
 Need = Literal["labels", "grades", "pairs", "images"]
 

@@ -45,6 +45,8 @@ USUAL_BITS = (8, 10, 12, 14, 16, 24, 32)
 # Shades of a grey PNG with few bits a pixel are this many apart in PIL, but not its transparent shade.
 SHADE_STEPS = {"L;2": 85, "L;4": 17}
 ANIMATED = ("GIF", "WEBP", "PNG")
+# Every picture up to the last one that is read is decoded: about 10 seconds of work.
+MOST_ANIMATED_PIXELS = 2**31
 # TIFF's tag that says whether 0 is white, which PIL reads for 8 bits only.
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 # TIFF's tag for the type of its numbers, and its value for whole numbers from 0.
@@ -263,6 +265,11 @@ def _read_pictures(path: Path, choose: Choose, prepare: Callable[[Image.Image], 
         image = open_image(path)
         count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
     positions = choose(count).tolist()
+    if (max(positions, default=0) + 1) * image.width * image.height > MOST_ANIMATED_PIXELS:
+        raise UserError(
+            f"{path}: found {count} pictures of {image.width} x {image.height} pixels, wanted at most "
+            f"{MOST_ANIMATED_PIXELS:,} pixels up to the last one that is read; make them smaller, or a video"
+        )
     kept = {}
     with image:
         for position in sorted(set(positions)):

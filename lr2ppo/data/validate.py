@@ -115,11 +115,14 @@ def _source_fault(clip: Clip, store: FeatureStore, frames: int) -> str | None:
 
 @path_errors_as_user_errors()
 def changed_frames(clips: Iterable[Clip], store: FeatureStore, frames_root: Path) -> list[ClipFault]:
-    """Faults of clips whose frames are all there, but are not what their features were made from."""
+    """Faults of clips whose frames are all there, but are not what their features were made from.
+
+    Frames that cannot be used are not read; `unusable_frames` names them.
+    """
     faults = []
     for clip in clips:
         sources = store.sources(clip.id)
-        if sources is None or missing_frames([clip], frames_root):
+        if sources is None or missing_frames([clip], frames_root) or unusable_frames([clip], frames_root):
             continue
         if frames_fingerprint(clip, frames_root) != sources.frames:
             faults.append(ClipFault(clip.id, "its frames have changed since its features were made"))

@@ -68,18 +68,22 @@ def format_labels(labels: Sequence[str]) -> str:
 
 
 def uploaded_frames(uploads: Sequence[str]) -> Path | list[Path]:
-    """Return the one video, or the images in the order given; raises `UserError` if there are none, or both."""
+    """Return the one video or image, or the images in the order given.
+
+    Raises `UserError` if there are none, or images beside a video.
+    """
     if not uploads:
         raise UserError("There are no frames yet: drop some images, or one video, into the field above the labels.")
     paths = [Path(upload) for upload in uploads]
     videos = [path for path in paths if not _is_image(path)]
-    if not videos:
+    if not videos and len(paths) > 1:
         return paths
     if len(paths) > 1:
         raise UserError(
             f"{videos[0].name} is a video, beside {len(paths) - 1} more files: give one video, or only images."
         )
-    return videos[0]
+    # As a path, not a list: an animation is read like a video.
+    return paths[0]
 
 
 def find_examples(run: Path | None, count: int = 4) -> list[Example]:

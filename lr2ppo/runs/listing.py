@@ -144,7 +144,8 @@ def _read_evaluated(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the splits that a run was evaluated on with the weights it has, and with others."""
     splits, weights = read_evaluated(folder), folder / "best" / WEIGHTS_FILE
     evaluated = {result.get("fingerprints", {}).get("weights") for result in splits.values()}
-    # Reading the weights of many runs takes long; weights older than an evaluation of all splits are those of it.
+    # Reading the weights of many runs takes long; weights that are here for longer than an evaluation of all splits are
+    # those of it.
     if len(evaluated) == 1 and _is_older(weights, folder / RESULTS):
         return tuple(splits), ()
     outdated = tuple(split for split, result in splits.items() if is_outdated(folder, result))
@@ -152,7 +153,8 @@ def _read_evaluated(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _is_older(first: Path, second: Path) -> bool:
-    return first.exists() and first.stat().st_mtime_ns <= second.stat().st_mtime_ns
+    # The system sets `st_ctime_ns`, and no program can choose it.
+    return first.exists() and first.stat().st_ctime_ns <= second.stat().st_ctime_ns
 
 
 def format_runs(runs: Sequence[RunStatus], now: float) -> list[str]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TypeVar
 
@@ -98,9 +99,9 @@ def check_encoders(sources: Iterable[Path], store: FeatureStore) -> str:
     encodings = {str(store.paths[0]): store.encoding}
     encodings |= {str(folder): read_features_file(folder) for folder in sources}
     known = {place: encoding for place, encoding in encodings.items() if encoding is not None}
-    for place, encoding in known.items():
-        first = next(iter(known))
-        if differences := encoding_differences(known[first], encoding):
+    # Every pair: earlier versions name less, and two that agree with such a one may differ.
+    for first, place in combinations(known, 2):
+        if differences := encoding_differences(known[first], known[place]):
             raise UserError(
                 f"{place}: was trained on features of other encoders than {first}: found {'; '.join(differences)}; "
                 "give the features that it was trained on (data.root, data.features), or another run"

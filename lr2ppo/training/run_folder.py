@@ -34,9 +34,12 @@ WHAT_IS_READ = {
 }
 CHECKPOINTS = "checkpoints"
 START_AGAIN = "use another name, or train it again with --fresh"
+# Settings that say where a run is and how it is kept.
+PLACE_KEYS = ("logs", "device", "data.root", "data.workers", "safety.checkpoint_", "safety.keep")
 # Settings that may change when a run resumes: they change no result, or the run keeps its value (global batch).
 CHANGEABLE_KEYS = (
-    *("logs", "device", "data.root", "data.workers", "train.clips_per_batch", "safety."),
+    *PLACE_KEYS,
+    *("train.clips_per_batch", "safety."),
     *(f"compute.{key}" for key in ComputeConfig.model_fields if key != "accumulate"),
 )
 
@@ -88,10 +91,12 @@ def check_resumable(folder: Path, config: RunConfig, store: FeatureStore) -> Non
     before, now = read_settings(folder), dict(config_leaves(config.model_dump(mode="json")))
     # The runs that it started from may have moved.
     compared_by_weights = {key for key in SOURCES if key in read_inputs(folder) and now.get(key) not in NO_RUN}
+    # What a finished run was trained with cannot change.
+    may_change = PLACE_KEYS if (folder / FINISHED).is_file() else CHANGEABLE_KEYS
     differing = [
         f"{key}: found {now.get(key)!r}, the run started with {before.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(CHANGEABLE_KEYS) and key not in compared_by_weights
+        if before.get(key) != now.get(key) and not key.startswith(may_change) and key not in compared_by_weights
     ]
     raise_faults(folder, differing, f"a run keeps the settings it started with; {START_AGAIN}")
     # Runs of earlier versions have no such file.

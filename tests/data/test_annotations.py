@@ -443,7 +443,13 @@ def test_a_key_that_is_almost_a_missing_one_is_refused(tmp_path: Path, keys: dic
 
 def test_other_keys_are_left_alone(tmp_path: Path) -> None:
     more = entry(
-        images=["x"], duration=1.5, descriptions=["x"], tags=[{"tag": "a", "target": 1, "targets": 2}], index=[]
+        images=["x"],
+        duration=1.5,
+        descriptions=["x"],
+        filenames=["x"],
+        indexes=[],
+        tags=[{"tag": "a", "target": 1, "targets": 2}],
+        index=[],
     )
     assert read_one(tmp_path, more).labels == ("a",)
 
@@ -471,6 +477,20 @@ def test_labels_that_look_alike_have_one_grade_and_ids_that_do_are_refused(
     assert f"tags: found {one!a} and {other!a}, which look the same, with the grades 1 and 2, wanted one" in message
     message = message_of(write_json(tmp_path, [entry(one), entry(other)]))
     assert f"id: looks like that of clip {one!a}, but is spelled otherwise" in message
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("\u0646\u0627\u0645\u0647\u200c\u0627\u06cc", "\u0646\u0627\u0645\u0647\u0627\u06cc"),
+        ("\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f468\U0001f469\U0001f467"),
+        ("\U0001f3f4\U000e0067\U000e0065\U000e007f", "\U0001f3f4\U000e0067\U000e0073\U000e007f"),
+    ],
+)
+def test_labels_and_ids_that_look_different_are_different(tmp_path: Path, one: str, other: str) -> None:
+    tags = [{"tag": one, "target": 1}, {"tag": other, "target": 2}]
+    assert read_one(tmp_path, entry(tags=tags, index=[])).labels == (one, other)
+    assert len(read_clips(write_json(tmp_path, [entry(one), entry(other)]))) == 2
 
 
 def test_texts_stay_as_they_are_spelled(tmp_path: Path) -> None:

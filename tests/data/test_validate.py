@@ -418,9 +418,21 @@ def test_pictures_that_have_changed_are_found_and_missing_ones_are_not_needed(fr
     clips, features = framed
     store = FeatureStore([features])
     assert changed_frames(clips, store, features.parent) == []
-    (features.parent / clips[0].images[1]).write_text("another picture", encoding="utf-8")
+    Image.new("RGB", (9, 7)).save(features.parent / clips[0].images[1])
     (features.parent / clips[1].images[0]).unlink()
     assert [fault.clip for fault in changed_frames(clips, store, features.parent)] == ["clip-0"]
+
+
+def test_pictures_outside_the_folder_are_not_read_to_compare_them(
+    framed: tuple[list[Clip], Path], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips, features = framed
+    secret = tmp_path_factory.mktemp("home") / "secret.png"
+    secret.write_bytes((features.parent / clips[0].images[0]).read_bytes())
+    opened = []
+    monkeypatch.setattr("lr2ppo.data.frames.file_fingerprint", lambda path: opened.append(path) or "")
+    changed_frames([replace(clips[0], images=(str(secret),))], FeatureStore([features]), features.parent)
+    assert opened == []
 
 
 def test_the_check_of_a_folder_reads_the_pictures_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

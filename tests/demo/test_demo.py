@@ -110,6 +110,7 @@ def test_no_labels_far_too_many_and_too_long_ones_are_refused(typed: str, messag
 def test_uploads_are_images_in_order_or_one_video() -> None:
     assert uploaded_frames(["/up/b.png", "/up/a.jpg"]) == [Path("/up/b.png"), Path("/up/a.jpg")]
     assert uploaded_frames(["/up/a.MP4"]) == Path("/up/a.MP4")
+    assert uploaded_frames(["/up/a.gif"]) == Path("/up/a.gif")
     with pytest.raises(UserError, match="no frames yet"):
         uploaded_frames([])
     with pytest.raises(UserError, match=r"^a\.webm is a video, beside 1 more"):

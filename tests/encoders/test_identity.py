@@ -6,12 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 import torch
 
-from lr2ppo.data.features.encoders import ADDED, Encoding, encoding_differences
+from lr2ppo.data import FeatureStore, FeatureWriter
+from lr2ppo.data.features.encoders import ADDED, Encoding, encoding_differences, write_features_file
 from lr2ppo.encoders import ImageEncoder, TextEncoder, pretrain
 from lr2ppo.encoders.extractor import describe_encoding
+from lr2ppo.errors import UserError
+from lr2ppo.training.inputs import check_encoders
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +78,27 @@ def test_the_same_encoders_in_other_files_are_the_same(encoders: Path, tmp_path:
     tokenizer.write_text(json.dumps(whole))
     vit.write_text(json.dumps(config))
     assert encoding_differences(describe(tmp_path), describe(encoders)) == []
+
+
+def test_two_sources_are_compared_even_if_the_features_name_less(encoders: Path, tmp_path: Path) -> None:
+    now = describe(encoders)
+    other = now.model_copy(update={"text_settings": f"{now.text_settings} and more"})
+    for name, encoding in (("ranker", now), ("reward", other)):
+        (tmp_path / name).mkdir()
+        write_features_file(tmp_path / name, encoding, [])
+    write_features(tmp_path / "clean_feat.h5", now.model_copy(update=dict.fromkeys(ADDED)))
+    store = FeatureStore([tmp_path / "clean_feat.h5"])
+    assert check_encoders([tmp_path / "ranker"], store) == check_encoders([tmp_path / "reward"], store) == ""
+    with pytest.raises(UserError, match=r"reward: was trained on features of other encoders than .*ranker"):
+        check_encoders([tmp_path / "ranker", tmp_path / "reward"], store)
+
+
+def write_features(path: Path, encoding: Encoding) -> None:
+    with FeatureWriter(path, {"tokens_per_frame": 1}) as store:
+        store.write("a", [np.zeros((2, 16), dtype=np.float32)], np.zeros((1, 16), dtype=np.float32))
+    with h5py.File(path, "a") as file:
+        for name, value in encoding.model_dump(exclude_none=True).items():
+            file.attrs[name] = np.bytes_(str(value)) if isinstance(value, str) else value
 
 
 def test_what_earlier_versions_did_not_name_is_not_compared(encoders: Path) -> None:

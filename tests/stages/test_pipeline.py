@@ -77,6 +77,9 @@ def test_finished_runs_of_other_settings_data_or_sources_are_not_taken_for_those
         run_pipeline("p", PRESET, settings(root, "pointwise:loss.beta=0.9"))
     with pytest.raises(UserError, match=r"(?s)ppo/p: .*loss\.margin: found 0\.5"):
         run_pipeline("p", PRESET, settings(root, "ppo:loss.margin=0.5"))
+    # A run that resumes may have another batch on each process; one that has finished was trained with its own.
+    with pytest.raises(UserError, match=r"(?s)reward/p: .*train\.clips_per_batch: found 5"):
+        run_pipeline("p", PRESET, settings(root, "reward:train.clips_per_batch=5"))
     change_grade(root, "first_stage_data.json")
     with pytest.raises(UserError, match=r"(?s)pointwise/p: .*the annotations of data\.train: found other content"):
         run_pipeline("p", PRESET, settings(root))

@@ -14,6 +14,8 @@ CLIP_PARTS = ("text_len", "label_span", "text_emb", "img_emb")
 LONGEST_ID = 1000
 # How alike an unknown key and a known one are, from 0 to 1, if the one is taken for a mistake for the other.
 ALIKE = 0.8
+# Format marks that change what is seen: they join or separate letters and emoji, and make flags.
+SHAPING = re.compile("[\u200c\u200d\U000e0020-\U000e007f]")
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f]")
 
 
@@ -38,7 +40,7 @@ def id_fault(clip_id: str) -> str | None:
 def as_seen(text: str) -> str:
     """A text as people see it: texts that look the same are equal, whatever their blanks, accents and format marks."""
     if not text.isascii():
-        text = "".join(mark for mark in text if unicodedata.category(mark) != "Cf")
+        text = "".join(mark for mark in text if unicodedata.category(mark) != "Cf" or SHAPING.match(mark))
     return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
