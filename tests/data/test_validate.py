@@ -372,9 +372,9 @@ def test_the_check_of_a_folder_names_ids_that_only_look_the_same(
 def framed(tmp_path: Path) -> tuple[list[Clip], Path]:
     """Three clips of two frames each, and a file whose features name what they were made from."""
     clips = [Clip(f"clip-{i}", ("a", "b"), images=(f"{i}/0.jpg", f"{i}/1.jpg")) for i in range(3)]
-    for image in (image for clip in clips for image in clip.images):
+    for shade, image in enumerate(image for clip in clips for image in clip.images):
         (tmp_path / image).parent.mkdir(exist_ok=True)
-        (tmp_path / image).write_text(image, encoding="utf-8")
+        Image.new("L", (4, 4), 40 * shade).save(tmp_path / image)
     with FeatureWriter(tmp_path / "clean_feat.h5", {}) as writer:
         for clip in clips:
             text = [np.ones((2, 4), np.float32)] * 2
@@ -429,8 +429,8 @@ def test_pictures_outside_the_folder_are_not_read_to_compare_them(
     clips, features = framed
     secret = tmp_path_factory.mktemp("home") / "secret.png"
     secret.write_bytes((features.parent / clips[0].images[0]).read_bytes())
-    opened = []
-    monkeypatch.setattr("lr2ppo.data.frames.file_fingerprint", lambda path: opened.append(path) or "")
+    opened: list[Path] = []
+    monkeypatch.setattr("lr2ppo.data.frames.file_fingerprint", opened.append)
     changed_frames([replace(clips[0], images=(str(secret),))], FeatureStore([features]), features.parent)
     assert opened == []
 
