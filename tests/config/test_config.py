@@ -293,6 +293,11 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
         ("data.strict=perhaps", "data.strict: found 'perhaps'"),
         ("train.learning_rate=.inf", "train.learning_rate: found inf"),
         ("loss.beta=.nan", "loss.beta: found nan"),
+        ("data.root=0\x85", "data.root: found '0\\x85': value error, holds a control character"),
+        (
+            'data.features=["a.h5", "b\\t"]',
+            "data.features: found ['a.h5', 'b\\t']: value error, holds a control character",
+        ),
         (
             'data.frame_order="a\\0b"',
             "data.frame_order: found 'a\\x00b': value error, holds a character that file names cannot have",
