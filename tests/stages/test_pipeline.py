@@ -19,42 +19,24 @@ PRESET = REPOSITORY / "configs" / "mini"
 SHORT = ("data.frames=3", "train.epochs=1", "train.clips_per_batch=16", "device=cpu")
 
 
-@pytest.mark.slow
-def test_stages_not_yet_done_are_trained_and_evaluated_over_seeds(
-    tiny_overrides: Overrides, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    settings = tiny_overrides(*SHORT, "train.max_labels=6", "ppo:loss.margin=0.5")
-    runs = run_pipeline("study", PRESET, settings, seeds=(1, 2))
-    assert runs == [f"{stage}/study-{seed}" for seed in (1, 2) for stage in ("pointwise", "reward", "ppo")]
-    logs = tmp_path / "logs"
-    for run in runs:
-        config = yaml.safe_load((logs / run / "config.yaml").read_text(encoding="utf-8"))
-        assert config["seed"] == int(run[-1])
-        for key in ("ranker", "reward"):
-            assert config.get(key, "").endswith(("", run.partition("/")[2])[key in config])
-        assert "test" in json.loads((logs / run / "results.json").read_text(encoding="utf-8"))
-    assert config["loss"]["margin"] == 0.5
-    kept = (logs / "ppo" / "study-2" / "finished.json").read_bytes()
-    (logs / "reward" / "study-1" / "results.json").unlink()
-    capfd.readouterr()
-    run_pipeline("study", PRESET, settings, seeds=(1, 2))
-    printed = capfd.readouterr().out
-    assert printed.count(": finished already") == 6
-    assert printed.count(": evaluated already") == 5
-    assert (logs / "ppo" / "study-2" / "finished.json").read_bytes() == kept
-
-
 @pytest.fixture(scope="module")
 def trained(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data and the trained and evaluated runs `logs/STAGE/p`; tests copy it."""
+    """A folder with data and the trained and evaluated runs `logs/STAGE/study-SEED` of seeds 1 and 2; tests copy it."""
     root = tmp_path_factory.mktemp("pipeline")
     shutil.copytree(tiny_world, root / "data")
-    run_pipeline("p", PRESET, settings(root))
+    run_pipeline("study", PRESET, settings(root), seeds=(1, 2))
     return root
 
 
 def settings(root: Path, *more: str) -> list[str]:
-    return [*SHORT, "train.max_labels=6", f"data.root={root / 'data'}", f"logs={root / 'logs'}", *more]
+    return [
+        *SHORT,
+        "train.max_labels=6",
+        "ppo:loss.margin=0.5",
+        f"data.root={root / 'data'}",
+        f"logs={root / 'logs'}",
+        *more,
+    ]
 
 
 def change_grade(root: Path, file: str) -> None:
@@ -65,6 +47,30 @@ def change_grade(root: Path, file: str) -> None:
 
 
 @pytest.mark.slow
+def test_stages_not_yet_done_are_trained_and_evaluated_over_seeds(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(trained, root)
+    logs = root / "logs"
+    kept = (logs / "ppo" / "study-2" / "finished.json").read_bytes()
+    (logs / "reward" / "study-1" / "results.json").unlink()
+    capfd.readouterr()
+    runs = run_pipeline("study", PRESET, settings(root), seeds=(1, 2))
+    printed = capfd.readouterr().out
+    assert (printed.count(": finished already"), printed.count(": evaluated already")) == (6, 5)
+    assert (logs / "ppo" / "study-2" / "finished.json").read_bytes() == kept
+    assert runs == [f"{stage}/study-{seed}" for seed in (1, 2) for stage in ("pointwise", "reward", "ppo")]
+    for run in runs:
+        config = yaml.safe_load((logs / run / "config.yaml").read_text(encoding="utf-8"))
+        assert config["seed"] == int(run[-1])
+        for key in ("ranker", "reward"):
+            assert config.get(key, "").endswith(("", run.partition("/")[2])[key in config])
+        assert "test" in json.loads((logs / run / "results.json").read_text(encoding="utf-8"))
+    assert config["loss"]["margin"] == 0.5
+
+
+@pytest.mark.slow
 def test_finished_runs_of_other_settings_data_or_sources_are_not_taken_for_those_asked_for(
     trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,30 +78,34 @@ def test_finished_runs_of_other_settings_data_or_sources_are_not_taken_for_those
     shutil.copytree(trained, root)
     capfd.readouterr()
     with pytest.raises(
-        UserError, match=r"(?s)pointwise/p: .*another name, or train it again.*loss\.beta: found 0\.9, "
+        UserError, match=r"(?s)pointwise/study-1: .*another name, or train it again.*loss\.beta: found 0\.9, "
     ):
-        run_pipeline("p", PRESET, settings(root, "pointwise:loss.beta=0.9"))
-    with pytest.raises(UserError, match=r"(?s)ppo/p: .*loss\.margin: found 0\.5"):
-        run_pipeline("p", PRESET, settings(root, "ppo:loss.margin=0.5"))
+        run_pipeline("study", PRESET, settings(root, "pointwise:loss.beta=0.9"), seeds=(1,))
+    with pytest.raises(UserError, match=r"(?s)ppo/study-1: .*loss\.margin: found 0\.7"):
+        run_pipeline("study", PRESET, settings(root, "ppo:loss.margin=0.7"), seeds=(1,))
     # A run that resumes may have another batch on each process; one that has finished was trained with its own.
-    with pytest.raises(UserError, match=r"(?s)reward/p: .*train\.clips_per_batch: found 5"):
-        run_pipeline("p", PRESET, settings(root, "reward:train.clips_per_batch=5"))
+    with pytest.raises(UserError, match=r"(?s)reward/study-1: .*train\.clips_per_batch: found 5"):
+        run_pipeline("study", PRESET, settings(root, "reward:train.clips_per_batch=5"), seeds=(1,))
     change_grade(root, "first_stage_data.json")
-    with pytest.raises(UserError, match=r"(?s)pointwise/p: .*the annotations of data\.train: found other content"):
-        run_pipeline("p", PRESET, settings(root))
+    with pytest.raises(
+        UserError, match=r"(?s)pointwise/study-1: .*the annotations of data\.train: found other content"
+    ):
+        run_pipeline("study", PRESET, settings(root), seeds=(1,))
     assert capfd.readouterr().out == ""
     shutil.copy(trained / "data" / "first_stage_data.json", root / "data")
 
-    ranker = root / "logs" / "pointwise" / "p"
+    ranker = root / "logs" / "pointwise" / "study-1"
     kept = (ranker / "finished.json").read_bytes()
     (ranker / "finished.json").unlink()
-    with pytest.raises(UserError, match=r"reward/p: is finished, but .*pointwise/p, which it starts from, is not"):
-        run_pipeline("p", PRESET, settings(root))
+    with pytest.raises(
+        UserError, match=r"reward/study-1: is finished, but .*pointwise/study-1, which it starts from, is not"
+    ):
+        run_pipeline("study", PRESET, settings(root), seeds=(1,))
     (ranker / "finished.json").write_bytes(kept)
     # Trained again under its name: the runs of later stages started from other weights.
     save_model(ranker / "best", RelevanceRanker(describe_model(ranker / "best")[1]))
-    with pytest.raises(UserError, match=r"(?s)reward/p: .*the weights of its ranker run: found other content"):
-        run_pipeline("p", PRESET, settings(root))
+    with pytest.raises(UserError, match=r"(?s)reward/study-1: .*the weights of its ranker run: found other content"):
+        run_pipeline("study", PRESET, settings(root), seeds=(1,))
 
 
 @pytest.mark.slow
@@ -104,15 +114,15 @@ def test_runs_that_moved_with_their_data_are_those_asked_for_and_evaluated_again
 ) -> None:
     root = tmp_path / "copy"
     shutil.copytree(trained, root)
-    run_pipeline("p", PRESET, settings(root))
+    run_pipeline("study", PRESET, settings(root), seeds=(1,))
     printed = capfd.readouterr().out
     assert (printed.count(": finished already"), printed.count(": evaluated already")) == (3, 3)
     change_grade(root, "test_data.json")
-    run_pipeline("p", PRESET, settings(root))
+    run_pipeline("study", PRESET, settings(root), seeds=(1,))
     printed = capfd.readouterr().out
     assert (printed.count(": finished already"), printed.count(": evaluated already")) == (3, 0)
     assert f"root={root / 'data'}" in printed
-    run_pipeline("p", PRESET, settings(root))
+    run_pipeline("study", PRESET, settings(root), seeds=(1,))
     assert capfd.readouterr().out.count(": evaluated already") == 3
 
 
