@@ -30,7 +30,7 @@ class RunLog:
 
     def __init__(self, folder: Path, config: RunConfig, steps: int, last_step: int | None) -> None:
         """Open the files in `folder` for appending; TensorBoard hides what was logged after `last_step`."""
-        self._metrics = open_to_append(folder / METRICS)
+        self._folder, self._metrics = folder, open_to_append(folder / METRICS)
         self._log = open_to_append(folder / "train.log")
         self._tensorboard = TensorBoard(folder, config.data.root, None if last_step is None else last_step + 1)
         leaves = dict(config_leaves(config.model_dump(mode="json")))
@@ -71,7 +71,8 @@ class RunLog:
         """Flush the metrics to the disk; return their size in bytes."""
         self._metrics.flush()
         os.fsync(self._metrics.fileno())
-        return os.fstat(self._metrics.fileno()).st_size
+        # By its path: in a folder that is gone, an open file could still be written.
+        return self._folder.joinpath(METRICS).stat().st_size
 
     def finish(self, step: int, best: Mapping[str, float]) -> None:
         """Log the settings and the metrics of the best step, for TensorBoard's table of runs."""

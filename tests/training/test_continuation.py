@@ -109,6 +109,22 @@ def test_a_run_stopped_and_continued_ends_with_the_same_bytes_and_rows(
     assert world.weights(stage, name) == world.weights(stage, "whole")
 
 
+def test_a_run_whose_folder_is_removed_ends_and_does_not_train_into_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, real = world.logs / "pointwise" / "vanishing", TrainingRun.save_checkpoint
+
+    def save(self: TrainingRun[Any], *arguments: Any) -> None:
+        if self.step == 3:
+            shutil.rmtree(folder)
+        real(self, *arguments)
+
+    monkeypatch.setattr(TrainingRun, "save_checkpoint", save)
+    # The command makes one message of it.
+    with pytest.raises(FileNotFoundError, match="vanishing"):
+        world.train("pointwise", "vanishing", "safety.checkpoint_steps=1")
+
+
 @pytest.mark.parametrize("damage", ["a byte flipped", "", '{"seen": null}', '{"stored": {"rollouts": -1}}'])
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
