@@ -75,10 +75,7 @@ class SetRank(nn.Module):
         self.out = starting_at_0(nn.Linear(config.width, config.width))
 
     def forward(self, vectors: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
-        seen, mask = vectors, at_least_one(mask)
-        for block in self.blocks:
-            seen = block(seen, seen, mask)
-        added: Tensor = self.out(seen)
+        added: Tensor = self.out(_attend(self.blocks, vectors, at_least_one(mask)))
         return vectors + added
 
 
@@ -113,11 +110,8 @@ class PRM(nn.Module):
     def forward(self, vectors: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
         # How many labels have a higher score; equal scores share a rank.
         ranks = ((scores.unsqueeze(1) > scores.unsqueeze(2)) & mask.unsqueeze(1)).sum(-1)
-        mask = at_least_one(mask)
-        seen = vectors + self.rank(sinusoids(ranks, vectors.shape[-1]).to(vectors.dtype))
-        for block in self.blocks:
-            seen = block(seen, seen, mask)
-        added: Tensor = self.out(seen)
+        ranked = vectors + self.rank(sinusoids(ranks, vectors.shape[-1]).to(vectors.dtype))
+        added: Tensor = self.out(_attend(self.blocks, ranked, at_least_one(mask)))
         return vectors + added
 
 
@@ -134,10 +128,8 @@ class RankFormer(nn.Module):
         self.out = starting_at_0(nn.Linear(2 * config.width, config.width))
 
     def forward(self, vectors: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
-        seen = torch.cat([self.list_token.expand(vectors.shape[0], -1, -1).to(vectors.dtype), vectors], dim=1)
-        mask = F.pad(mask, (1, 0), value=True)
-        for block in self.blocks:
-            seen = block(seen, seen, mask)
+        tokens = torch.cat([self.list_token.expand(vectors.shape[0], -1, -1).to(vectors.dtype), vectors], dim=1)
+        seen = _attend(self.blocks, tokens, F.pad(mask, (1, 0), value=True))
         own, whole = seen[:, 1:], seen[:, :1]
         added: Tensor = self.out(torch.cat([own, whole.expand_as(own)], dim=-1))
         return vectors + added
@@ -168,6 +160,13 @@ def at_least_one(mask: Tensor) -> Tensor:
 
 def _block(config: ModelConfig) -> FusionBlock:
     return FusionBlock(config.width, config.heads, "scaled", config.dropout)
+
+
+def _attend(blocks: nn.ModuleList, x: Tensor, mask: Tensor) -> Tensor:
+    """Self-attention through all blocks: x [B, N, D], mask [B, N]."""
+    for block in blocks:
+        x = block(x, x, mask)
+    return x
 
 
 def _take(x: Tensor, order: Tensor) -> Tensor:

@@ -29,8 +29,10 @@ WEIGHTS = Path("best", "config.json")
 CONVERTED_FROM = "converted_from"
 # Keys that name the runs that a run starts from.
 SOURCES = sorted({key for stage in STAGES.values() for key in stage.sources})
+# Settings that say where a run is and how it is kept.
+PLACE_KEYS = ("logs", "device", "data.root", "data.workers", "safety.checkpoint_", "safety.keep")
 # Settings in which runs differ that are made the same way: their names and seeds, and where they ran.
-OWN_KEYS = ("name", "seed", "logs", "device", "data.root", "data.workers", "safety.", *SOURCES)
+OWN_KEYS = ("name", "seed", "safety.", *PLACE_KEYS, *SOURCES)
 # Values of a config key that do not name a source run.
 NO_RUN = (None, "none", "newest")
 # The preset of published checkpoints, and its data section as in configs/lrmovienet.
@@ -103,7 +105,7 @@ def _check_group(folders: Sequence[Path]) -> None:
         if config["stage"] != stage:
             raise UserError(
                 f"{folder}: is a run of stage {config['stage']}, {first} one of {stage}; a row A,B is of runs of one "
-                "stage, so give each a row of its own: A B"
+                "stage, so make a row of each: A B"
             )
         if weights is None:
             continue

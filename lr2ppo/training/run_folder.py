@@ -20,7 +20,16 @@ from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError, raise_faults
 from lr2ppo.files import check_no_links, write_atomically
 from lr2ppo.runs.lock import lock_run
-from lr2ppo.runs.lookup import FINISHED, NO_RUN, SOURCES, find_source_run, read_inputs, read_run, read_settings
+from lr2ppo.runs.lookup import (
+    FINISHED,
+    NO_RUN,
+    PLACE_KEYS,
+    SOURCES,
+    find_source_run,
+    read_inputs,
+    read_run,
+    read_settings,
+)
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.terminal import printable
 from lr2ppo.training.checkpoint import Checkpoint, newest_checkpoint, remove_checkpoints
@@ -34,8 +43,6 @@ WHAT_IS_READ = {
 }
 CHECKPOINTS = "checkpoints"
 START_AGAIN = "use another name, or train it again with --fresh"
-# Settings that say where a run is and how it is kept.
-PLACE_KEYS = ("logs", "device", "data.root", "data.workers", "safety.checkpoint_", "safety.keep")
 # Settings that may change when a run resumes: they change no result, or the run keeps its value (global batch).
 CHANGEABLE_KEYS = (
     *PLACE_KEYS,

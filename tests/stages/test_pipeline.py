@@ -21,11 +21,17 @@ SHORT = ("data.frames=3", "train.epochs=1", "train.clips_per_batch=16", "device=
 
 @pytest.fixture(scope="module")
 def trained(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data and the trained and evaluated runs `logs/STAGE/study-SEED` of seeds 1 and 2; tests copy it."""
+    """A folder with data and the trained and evaluated runs `logs/STAGE/study-SEED` of seeds 1 and 2."""
     root = tmp_path_factory.mktemp("pipeline")
     shutil.copytree(tiny_world, root / "data")
     run_pipeline("study", PRESET, settings(root), seeds=(1, 2))
     return root
+
+
+@pytest.fixture
+def root(trained: Path, tmp_path: Path) -> Path:
+    """A copy of `trained`, to change."""
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
 
 
 def settings(root: Path, *more: str) -> list[str]:
@@ -48,10 +54,8 @@ def change_grade(root: Path, file: str) -> None:
 
 @pytest.mark.slow
 def test_stages_not_yet_done_are_trained_and_evaluated_over_seeds(
-    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    root: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    root = tmp_path / "copy"
-    shutil.copytree(trained, root)
     logs = root / "logs"
     kept = (logs / "ppo" / "study-2" / "finished.json").read_bytes()
     (logs / "reward" / "study-1" / "results.json").unlink()
@@ -72,10 +76,8 @@ def test_stages_not_yet_done_are_trained_and_evaluated_over_seeds(
 
 @pytest.mark.slow
 def test_finished_runs_of_other_settings_data_or_sources_are_not_taken_for_those_asked_for(
-    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    root: Path, trained: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    root = tmp_path / "copy"
-    shutil.copytree(trained, root)
     capfd.readouterr()
     with pytest.raises(
         UserError, match=r"(?s)pointwise/study-1: .*another name, or train it again.*loss\.beta: found 0\.9, "
@@ -110,10 +112,8 @@ def test_finished_runs_of_other_settings_data_or_sources_are_not_taken_for_those
 
 @pytest.mark.slow
 def test_runs_that_moved_with_their_data_are_those_asked_for_and_evaluated_again_only_on_other_data(
-    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    root: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    root = tmp_path / "copy"
-    shutil.copytree(trained, root)
     run_pipeline("study", PRESET, settings(root), seeds=(1,))
     printed = capfd.readouterr().out
     assert (printed.count(": finished already"), printed.count(": evaluated already")) == (3, 3)
