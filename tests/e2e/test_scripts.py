@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shutil
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -60,19 +61,29 @@ def test_the_table_shows_stages_between_chance_and_perfect_order_with_every_diff
     assert len(lines) == 1 + 7 * (3 + 3)
 
 
-def test_runs_of_several_seeds_are_one_row(workspace: Workspace) -> None:
+def test_runs_of_several_seeds_are_one_row(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workspace.root)
+
+    def table(*rows: str) -> str:
+        """Print a table as ppo_eval.sh does, without a process for each; returns what a user sees."""
+        with suppress(SystemExit):
+            main(["evaluate", "--config", "configs/mini/evaluate.yaml", "--table", *rows])
+        return "".join(capsys.readouterr())
+
     for stage in ("pointwise", "ppo"):
         shutil.copytree(workspace.root / "logs" / stage / "tiny", workspace.root / "logs" / stage / "tiny-2")
     rows = ("pointwise/tiny,pointwise/tiny-2", "ppo/tiny,ppo/tiny-2")
-    assert "it is the same run" in workspace.refused("sh", "ppo_eval.sh", "--table", *rows)
+    assert "it is the same run" in table(*rows)
     for stage in ("pointwise", "ppo"):
         config = workspace.root / "logs" / stage / "tiny-2" / "config.yaml"
         config.write_text(re.sub("(?m)^seed: .*", "seed: 99", config.read_text(encoding="utf-8")), encoding="utf-8")
     printed = workspace.ok("sh", "ppo_eval.sh", "--table", *rows)
     assert "2 runs on 8 clips; 95 % t intervals over runs and clips" in printed
     assert "ppo/tiny* x 2" in printed
-    assert "1 and 2 runs on 8 clips" in workspace.ok("sh", "ppo_eval.sh", "--table", "pointwise/tiny", rows[1])
-    assert "named twice" in workspace.refused("sh", "ppo_eval.sh", "--table", "pointwise/tiny", "pointwise/tiny")
+    assert "1 and 2 runs on 8 clips" in table("pointwise/tiny", rows[1])
+    assert "named twice" in table("pointwise/tiny", "pointwise/tiny")
     # The other seed has other clips.
     for stage in ("pointwise", "ppo"):
         path = workspace.root / "logs" / stage / "tiny-2" / "cases.json"
@@ -80,8 +91,8 @@ def test_runs_of_several_seeds_are_one_row(workspace: Workspace) -> None:
         for case in cases["test"]:
             case["id"] = f"other {case['id']}"
         path.write_text(json.dumps(cases), encoding="utf-8")
-    assert "16 clips of 2 runs; 95 % t intervals over runs" in workspace.ok("sh", "ppo_eval.sh", "--table", *rows)
-    assert "other clips than" in workspace.refused("sh", "ppo_eval.sh", "--table", "pointwise/tiny", rows[1])
+    assert "16 clips of 2 runs; 95 % t intervals over runs" in table(*rows)
+    assert "other clips than" in table("pointwise/tiny", rows[1])
 
 
 def test_a_report_is_written_of_runs_by_name(workspace: Workspace) -> None:
