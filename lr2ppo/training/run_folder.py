@@ -80,7 +80,7 @@ def resolve_sources(config: C, started: Path | None) -> tuple[C, dict[str, Path]
     """Find the runs that a run starts from; return the config with their paths, and the paths by config key.
 
     A run that has started, in the folder `started`, keeps the runs it started from, even if newer ones exist. Raises
-    `UserError` if a run is missing or has not finished.
+    `UserError` if a run is missing or has not finished, or if a stage without a model in its config is given `none`.
     """
     kept = {} if started is None else read_run(started)
     sources = {}
@@ -88,6 +88,8 @@ def resolve_sources(config: C, started: Path | None) -> tuple[C, dict[str, Path]
         reference: str = getattr(config, key)
         if reference == "newest":
             reference = kept.get(key, reference)
+        if reference == "none" and "model" not in type(config).model_fields:
+            raise UserError(f"{key}: found none, wanted newest, a name or a path: the run has its model from another")
         if reference != "none":
             sources[key] = find_source_run(reference, stage, config.preset, config.logs)
     return config.model_copy(update={key: str(folder) for key, folder in sources.items()}), sources

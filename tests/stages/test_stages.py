@@ -150,6 +150,14 @@ def test_without_names_the_newest_finished_runs_of_the_preset_are_taken(
         run_reward(alone, tiny_overrides("ranker=gone"), "b")
 
 
+@pytest.mark.parametrize("source", ["ranker", "reward"])
+def test_stage_3_starts_from_no_random_model(source: str, alone: Processes, tiny_overrides: Overrides) -> None:
+    run_pointwise(alone, tiny_overrides(), "a")
+    run_reward(alone, tiny_overrides(), "a")
+    with pytest.raises(UserError, match=rf"^{source}: found none, wanted newest, a name or a path"):
+        run_ppo(alone, tiny_overrides(f"{source}=none"), "a")
+
+
 def test_a_ranker_of_another_shape_is_refused_naming_the_key(alone: Processes, tiny_overrides: Overrides) -> None:
     run_pointwise(alone, tiny_overrides())
     with pytest.raises(UserError, match=r"another shape: model\.width 64 \(here 32\)"):
