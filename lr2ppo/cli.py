@@ -13,7 +13,7 @@ from lr2ppo.terminal import say
 
 # Command -> description; its module in `lr2ppo.commands` has the same name, with underscores.
 COMMANDS = {
-    "train": "train a stage: pointwise, reward or ppo",
+    "train": "train a stage: pointwise, finetune, reward or ppo",
     "pipeline": "train and evaluate all stages, also over seeds",
     "evaluate": "evaluate a run, or compare evaluated runs",
     "rank": "rank the labels of a clip, or of every clip of a file",

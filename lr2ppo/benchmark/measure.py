@@ -8,8 +8,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from lr2ppo.benchmark.steps import Shape, Step, make_step, optimizer_bytes, torch_products
-from lr2ppo.config.schema import ModelConfig, TrainingConfig
+from lr2ppo.benchmark.steps import Shape, Step, TimedConfig, make_step, optimizer_bytes, torch_products
+from lr2ppo.config.schema import ModelConfig
 from lr2ppo.distributed.processes import Processes, resolve_precision
 from lr2ppo.ops.linear import FastLinear
 from lr2ppo.training.run_folder import peak_memory_gib
@@ -62,7 +62,7 @@ def memory_rate(device: torch.device) -> float:
 
 
 def measure(
-    config: TrainingConfig,
+    config: TimedConfig,
     trunk: ModelConfig,
     processes: Processes,
     *,

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from lr2ppo.config.schema import ModelConfig, PointwiseConfig, PPOConfig, RewardConfig, TrainingConfig
+from lr2ppo.config.schema import ModelConfig, PointwiseConfig, PPOConfig, RewardConfig
 from lr2ppo.data.dataset import ClipBatch
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.evaluation.scoring import preference_rewards
@@ -23,6 +23,8 @@ from lr2ppo.stages.pointwise import list_loss
 from lr2ppo.stages.ppo import PairRollout, PartialOrderPolicy, pair_losses
 from lr2ppo.training.learner import Learner
 
+# Of the stages that are published too.
+TimedConfig = PointwiseConfig | RewardConfig | PPOConfig
 FLOAT_BYTES = 4
 SCHEDULE = 1000
 # Slots per pair that the published program encodes: two orders of four in stage 2; in stage 3, two by the actor, four
@@ -43,7 +45,7 @@ class Shape:
     image_width: int
 
     @classmethod
-    def of(cls, config: TrainingConfig, model: ModelConfig, labels: int, tokens: int | None) -> Self:
+    def of(cls, config: TimedConfig, model: ModelConfig, labels: int, tokens: int | None) -> Self:
         pairs = labels if isinstance(config, PointwiseConfig) else config.train.pairs_per_clip
         widths = model.text_width or model.width, model.image_width or model.width
         return cls(
@@ -87,7 +89,7 @@ class Step:
     models: Sequence[nn.Module]
 
 
-def make_step(config: TrainingConfig, trunk: ModelConfig, shape: Shape, processes: Processes, *, plain: bool) -> Step:
+def make_step(config: TimedConfig, trunk: ModelConfig, shape: Shape, processes: Processes, *, plain: bool) -> Step:
     """Build the training step of a stage."""
     torch.manual_seed(0)
     if not isinstance(config, PPOConfig):

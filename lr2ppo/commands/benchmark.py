@@ -8,19 +8,23 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lr2ppo.commands.arguments import add_overrides_argument, whole_number
-from lr2ppo.config.schema import ModelConfig, TrainingConfig
+from lr2ppo.config.schema import ModelConfig
 from lr2ppo.distributed.signals import ended_by_interrupt
 from lr2ppo.errors import UserError
 from lr2ppo.files import check_output
-from lr2ppo.runs.stages import STAGES
+from lr2ppo.runs.stages import LR2PPO
+
+if TYPE_CHECKING:
+    from lr2ppo.benchmark.steps import TimedConfig
 
 EXAMPLE = "lr2ppo benchmark reward && lr2ppo benchmark reward --plain"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("stage", choices=tuple(STAGES), metavar="STAGE", help=", ".join(STAGES))
+    parser.add_argument("stage", choices=tuple(LR2PPO), metavar="STAGE", help=", ".join(LR2PPO))
     parser.add_argument("--preset", default="lrmovienet", help="folder under configs/ (default lrmovienet)")
     parser.add_argument("--plain", action="store_true", help="the published way, each slot of each pair separately")
     parser.add_argument("--labels", type=int, default=20, help="labels per clip (default 20)")
@@ -56,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     run_in_processes(lambda: measure(arguments, config, trunk), arguments.command)
 
 
-def measure(arguments: argparse.Namespace, config: TrainingConfig, trunk: ModelConfig) -> None:
+def measure(arguments: argparse.Namespace, config: "TimedConfig", trunk: ModelConfig) -> None:
     """Time the step in this process, one of those that share it; the main process prints the line."""
     with ended_by_interrupt():
         from lr2ppo.benchmark import measure as benchmark

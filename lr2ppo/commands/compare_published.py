@@ -18,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from lr2ppo.runs.lookup import find_run
-    from lr2ppo.runs.stages import STAGES
+    from lr2ppo.runs.stages import LR2PPO
 
-    runs = {stage: find_run(f"{stage}/{arguments.name}", (stage,), arguments.logs) for stage in STAGES}
+    runs = {stage: find_run(f"{stage}/{arguments.name}", (stage,), arguments.logs) for stage in LR2PPO}
     with ended_by_interrupt():
         from lr2ppo.evaluation.published import compare_runs
 

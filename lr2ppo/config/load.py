@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from lr2ppo.config.schema import (
     CONFIGS,
     EvaluateConfig,
+    FinetuneConfig,
     PointwiseConfig,
     PPOConfig,
     RewardConfig,
@@ -24,6 +25,8 @@ from lr2ppo.files import parse_yaml, read_yaml
 
 @overload
 def load_config(path: Path, stage: Literal["pointwise"], overrides: Sequence[str] = ()) -> PointwiseConfig: ...
+@overload
+def load_config(path: Path, stage: Literal["finetune"], overrides: Sequence[str] = ()) -> FinetuneConfig: ...
 @overload
 def load_config(path: Path, stage: Literal["reward"], overrides: Sequence[str] = ()) -> RewardConfig: ...
 @overload

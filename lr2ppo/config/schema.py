@@ -247,7 +247,28 @@ class Logistic(LossConfig):
     name: Literal["logistic"] = "logistic"
 
 
+class DPO(LossConfig):
+    name: Literal["dpo"] = "dpo"
+    beta: Positive = 1.0
+
+
+class IPO(LossConfig):
+    name: Literal["ipo"] = "ipo"
+    beta: Positive = 1.0
+
+
 PreferenceLoss = Annotated[Annotated[Hinge, Tag("hinge")] | Annotated[Logistic, Tag("logistic")], _name_or("hinge")]
+FinetuningLoss = Annotated[
+    Annotated[Hinge, Tag("hinge")]
+    | Annotated[Logistic, Tag("logistic")]
+    | Annotated[DPO, Tag("dpo")]
+    | Annotated[IPO, Tag("ipo")],
+    _name_or("hinge"),
+]
+
+
+class FinetuningTraining(OptimizerConfig, TrainingSettings):
+    pairs_per_clip: Count
 
 
 class PPOOptimizer(OptimizerConfig):
@@ -322,6 +343,15 @@ class PointwiseConfig(RunConfig):
     loss: RankingLoss
 
 
+class FinetuneConfig(RunConfig):
+    """Direct fine-tuning; the model has the shape of the stage 1 run it starts from."""
+
+    stage: Literal["finetune"]
+    ranker: str
+    train: FinetuningTraining
+    loss: FinetuningLoss
+
+
 class RewardConfig(RunConfig):
     """Stage 2; `ranker` names the stage 1 run whose trunk it starts from: `newest`, `none`, a name or a path."""
 
@@ -365,10 +395,11 @@ class EvaluateConfig(Section):
     seed: Seed
 
 
-TrainingConfig = PointwiseConfig | RewardConfig | PPOConfig
+TrainingConfig = PointwiseConfig | FinetuneConfig | RewardConfig | PPOConfig
 StageConfig = TrainingConfig | EvaluateConfig
-CONFIGS: dict[str, type[PointwiseConfig] | type[RewardConfig] | type[PPOConfig] | type[EvaluateConfig]] = {
+CONFIGS: dict[str, type[StageConfig]] = {
     "pointwise": PointwiseConfig,
+    "finetune": FinetuneConfig,
     "reward": RewardConfig,
     "ppo": PPOConfig,
     "evaluate": EvaluateConfig,

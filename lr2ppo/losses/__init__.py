@@ -11,10 +11,10 @@ from lr2ppo.losses.listwise import listmle_loss, listnet_loss, softmax_loss
 from lr2ppo.losses.pairwise import lambdarank_loss, ndcg_loss2pp_loss, ranknet_loss
 from lr2ppo.losses.pointwise import ordinal_loss, smooth_l1_loss
 from lr2ppo.losses.policy import PPOLosses, ppo_losses
-from lr2ppo.losses.preference import logistic_preference_loss, preference_hinge_loss
+from lr2ppo.losses.preference import dpo_loss, ipo_loss, logistic_preference_loss, preference_hinge_loss
 from lr2ppo.losses.smooth_ndcg import approx_ndcg_loss, neural_ndcg_loss
 
-__all__ = ["PREFERENCE_LOSSES", "RANKING_LOSSES", "PPOLosses", "ppo_losses"]
+__all__ = ["PREFERENCE_LOSSES", "RANKING_LOSSES", "RELATIVE_LOSSES", "PPOLosses", "ppo_losses"]
 
 # (scores [B, N], grades [B, N], mask [B, N], *parameters, total) -> a scalar.
 RANKING_LOSSES: Mapping[str, Callable[..., Tensor]] = {
@@ -33,4 +33,9 @@ RANKING_LOSSES: Mapping[str, Callable[..., Tensor]] = {
 PREFERENCE_LOSSES: Mapping[str, Callable[..., Tensor]] = {
     "hinge": preference_hinge_loss,
     "logistic": logistic_preference_loss,
+}
+# As above, of a ranker's scores minus those of the ranker that it started from.
+RELATIVE_LOSSES: Mapping[str, Callable[..., Tensor]] = {
+    "dpo": dpo_loss,
+    "ipo": ipo_loss,
 }

@@ -148,6 +148,13 @@ PANELS: Mapping[str, Sequence[Panel]] = {
         Panel("Learning rate", {"train/learning_rate": "rate"}, RATE),
         Panel("Gradient norm", {"train/gradient_norm": "norm"}, NORM),
     ),
+    "finetune": (
+        Panel("Validation NDCG", NDCG_CURVES, "Should rise from stage 1's level; few steps are often enough."),
+        Panel("Accuracy on the pairs", {"train/accuracy": "training"}, "Near 1, the pairs are learned by heart."),
+        Panel("Loss", {"train/loss": "loss"}, "Should fall; hinge: near 0 every pair has its margin."),
+        Panel("Learning rate", {"train/learning_rate": "rate"}, RATE),
+        Panel("Gradient norm", {"train/gradient_norm": "norm"}, NORM),
+    ),
     "reward": (
         Panel(
             "Pair accuracy",
@@ -208,7 +215,7 @@ def draw_training(stage: Stage, runs: Sequence[ReportedRun]) -> list[tuple[str, 
 
 def _plot_curves(stage: Stage, runs: Sequence[ReportedRun], names: Mapping[str, str], axes: Axes) -> None:
     """Plot a panel's curves; for several runs only one curve each, to keep them distinguishable."""
-    is_published = any(run.preset.startswith("lrmovienet") for run in runs)
+    is_published = stage.name in PUBLISHED and any(run.preset.startswith("lrmovienet") for run in runs)
     published = published_curve(PUBLISHED[stage.name]) if is_published else {}
     colours = [stage_colour(stage.name)]
     if len(runs) > 1:

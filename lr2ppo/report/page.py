@@ -162,7 +162,7 @@ def published_section(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """Return finished runs of the published settings beside the published validation figures."""
     parts = []
     for run in runs:
-        if not run.preset.startswith("lrmovienet") or run.finished is None:
+        if not run.preset.startswith("lrmovienet") or run.finished is None or run.stage not in PUBLISHED:
             continue
         published, ours = PUBLISHED[run.stage], best_validation(run.folder)
         if not ours:

@@ -130,16 +130,18 @@ def read_settings(folder: Path) -> dict[str, Any]:
         return dict(config_leaves(tree))
 
 
-def find_source_run(reference: str, stage: str, preset: str, logs: Path) -> Path:
+def find_source_run(reference: str, stages: tuple[str, ...], preset: str, logs: Path) -> Path:
     """Find a finished run to start from: `newest`, the last one trained on a preset, or a reference for `find_run`.
 
-    Raises `UserError` if there is none, or if it has not finished.
+    `newest` and NAME are runs of the first stage, STAGE/NAME and a path may be of any of them. Raises `UserError` if
+    there is none, or if it has not finished.
     """
+    stage = stages[0]
     command = f"PRESET={shlex.quote(preset)} sh {STAGES[stage].script} NAME"
     if reference != "newest":
-        folder = find_run(reference, (stage,), logs)
+        folder = find_run(reference, stages if Path(reference).parent.name else (stage,), logs)
         if read_finished(folder) is None:
-            raise UserError(f"{folder}: this {stage} run has not finished; wait for it, or train another: {command}")
+            raise UserError(f"{folder}: this run has not finished; wait for it, or train another: {command}")
         return folder
     finished = [
         (ended.get("finished", 0.0), path.parent)
@@ -179,7 +181,8 @@ def _source_places(folder: Path, config: Mapping[str, Any], key: str) -> list[Pa
     A run of the same logs folder is searched beside this run first: the folder may have moved, and its old path may
     now hold another run.
     """
-    path, stage = Path(str(config[key])), STAGES[config["stage"]].sources[key]
+    path, stages = Path(str(config[key])), STAGES[config["stage"]].sources[key]
+    stage = path.parent.name if path.parent.name in stages else stages[0]
     beside = folder.resolve().parents[1] / stage / path.name
     places = [beside, path] if path.is_relative_to(str(config.get("logs"))) else [path, beside]
     return [place for place in places if _is_run_of(place, stage)]

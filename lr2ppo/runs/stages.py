@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lr2ppo.config.schema import PointwiseConfig, PPOConfig, RewardConfig
+from lr2ppo.config.schema import FinetuneConfig, PointwiseConfig, PPOConfig, RewardConfig, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -12,20 +12,21 @@ class Stage:
     """A training stage.
 
     `reads` is what its training clips must have, `model` the kind of model that a run saves, `selects` the validation
-    metric that selects its best weights, `step` what the stage counts. `sources` maps config keys to the stages of the
-    runs that it starts from; `series` is the number of its colour in every figure.
+    metric that selects its best weights, `step` what the stage counts. `sources` maps the config keys of the runs that
+    it starts from to the stages that they may be of, the usual one first; `series` is the number of its colour in every
+    figure.
     """
 
     name: str
     title: str
     script: str
-    config: type[PointwiseConfig] | type[RewardConfig] | type[PPOConfig]
+    config: type[TrainingConfig]
     reads: Literal["grades", "pairs", "labels"]
     model: Literal["RelevanceRanker", "PartialOrderModel"]
     selects: str
     step: str
     series: int
-    sources: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def module(self) -> str:
@@ -46,6 +47,18 @@ _ALL = (
         series=0,
     ),
     Stage(
+        name="finetune",
+        title="Direct fine-tuning",
+        script="finetune.sh",
+        config=FinetuneConfig,
+        reads="pairs",
+        model="RelevanceRanker",
+        selects="ndcg",
+        step="step",
+        series=3,
+        sources={"ranker": ("pointwise",)},
+    ),
+    Stage(
         name="reward",
         title="Stage 2: the reward model",
         script="reward_pair_dataloader.sh",
@@ -55,7 +68,7 @@ _ALL = (
         selects="pair_accuracy",
         step="step",
         series=1,
-        sources={"ranker": "pointwise"},
+        sources={"ranker": ("pointwise", "finetune")},
     ),
     Stage(
         name="ppo",
@@ -67,11 +80,20 @@ _ALL = (
         selects="ndcg",
         step="update",
         series=2,
-        sources={"ranker": "pointwise", "reward": "reward"},
+        sources={"ranker": ("pointwise", "finetune"), "reward": ("reward",)},
     ),
 )
 # By name, in training order.
 STAGES: Mapping[str, Stage] = {stage.name: stage for stage in _ALL}
+
+
+def _with_sources(name: str) -> set[str]:
+    """A stage and all stages whose runs it usually starts from, directly or not."""
+    return {name}.union(*(_with_sources(usual) for usual, *_ in STAGES[name].sources.values()))
+
+
+# The stages of LR2PPO, in training order: the others are what it is compared with.
+LR2PPO: Mapping[str, Stage] = {name: stage for name, stage in STAGES.items() if name in _with_sources("ppo")}
 
 
 def stage_for_model(kind: str, named: str) -> Stage:

@@ -1,4 +1,4 @@
-"""Train and evaluate all stages, also over seeds; finished runs are skipped, stopped runs resume."""
+"""Train and evaluate all stages of LR2PPO, also over seeds; finished runs are skipped, stopped runs resume."""
 
 import shlex
 import subprocess
@@ -15,7 +15,7 @@ from lr2ppo.distributed.processes import Processes
 from lr2ppo.distributed.signals import forwarded_signals
 from lr2ppo.errors import UserError
 from lr2ppo.runs.lookup import FINISHED
-from lr2ppo.runs.stages import STAGES, Stage
+from lr2ppo.runs.stages import LR2PPO, Stage
 from lr2ppo.stages.evaluate import is_evaluated
 from lr2ppo.terminal import say
 from lr2ppo.training.run import open_all
@@ -42,7 +42,7 @@ class Training:
     @property
     def sources(self) -> list[Path]:
         """The folders of the runs that it starts from, of the same name."""
-        return [self.config.logs / stage / self.folder.name for stage in self.stage.sources.values()]
+        return [self.config.logs / usual / self.folder.name for usual, *_ in self.stage.sources.values()]
 
     @property
     def name(self) -> str:
@@ -50,7 +50,7 @@ class Training:
 
 
 def run_pipeline(name: str, preset: Path, settings: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[str]:
-    """Train and evaluate all stages of the run NAME, or NAME-SEED for each seed, that are not finished.
+    """Train and evaluate all stages of LR2PPO of the run NAME, or NAME-SEED for each seed, that are not finished.
 
     A setting applies to every stage with its key, `STAGE:key=value` only to that stage; `{seed}` in it is replaced by
     the seed. Returns the runs as STAGE/NAME. Raises `UserError` before any run starts if a setting cannot be used or a
@@ -86,12 +86,12 @@ def _plan(name: str, own: Sequence[str], preset: Path, settings: Sequence[str]) 
     """Yield the training of each stage of a run, after its config is checked."""
     seed = own[0].partition("=")[2] if own else SEED
     given = [setting.replace(SEED, seed) for setting in settings]
-    unknown = [setting for setting in given if not any(_belongs(setting, stage) for stage in STAGES.values())]
+    unknown = [setting for setting in given if not any(_belongs(setting, stage) for stage in LR2PPO.values())]
     if unknown:
         # The first stage's message names the nearest key.
         load_config(preset / "pointwise.yaml", "pointwise", [unknown[0].partition(":")[2] or unknown[0]])
         raise UserError(f"{unknown[0]}: is not a setting of any stage")
-    for stage in STAGES.values():
+    for stage in LR2PPO.values():
         mine = [_bare(setting, stage) for setting in given if _belongs(setting, stage)]
         mine += [f"name={name}", *own, *(f"{key}={name}" for key in stage.sources)]
         config: RunConfig = load_config(preset / f"{stage.name}.yaml", stage.name, mine)
@@ -115,7 +115,7 @@ def _check_finished(trainings: Sequence[Training], alone: Processes) -> None:
 def _belongs(setting: str, stage: Stage) -> bool:
     """Whether a setting applies to a stage: it names the stage or no stage, and the stage has its key."""
     prefix, colon, rest = setting.partition(":")
-    if colon and prefix in STAGES:
+    if colon and prefix in LR2PPO:
         return prefix == stage.name and _has_key(rest, stage)
     return _has_key(setting, stage)
 

@@ -84,14 +84,14 @@ def resolve_sources(config: C, started: Path | None) -> tuple[C, dict[str, Path]
     """
     kept = {} if started is None else read_run(started)
     sources = {}
-    for key, stage in STAGES[config.stage].sources.items():
+    for key, stages in STAGES[config.stage].sources.items():
         reference: str = getattr(config, key)
         if reference == "newest":
             reference = kept.get(key, reference)
         if reference == "none" and "model" not in type(config).model_fields:
             raise UserError(f"{key}: found none, wanted newest, a name or a path: the run has its model from another")
         if reference != "none":
-            sources[key] = find_source_run(reference, stage, config.preset, config.logs)
+            sources[key] = find_source_run(reference, stages, config.preset, config.logs)
     return config.model_copy(update={key: str(folder) for key, folder in sources.items()}), sources
 
 

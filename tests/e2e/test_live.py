@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.evaluation.scoring import Evaluation
-from lr2ppo.runs.stages import STAGES
+from lr2ppo.runs.stages import LR2PPO
 from lr2ppo.training.log import IMAGE_INTERVALS
 from lr2ppo.training.progress import MAX_COLUMNS, bar_format
 from lr2ppo.training.run import TrainingRun
@@ -103,7 +103,7 @@ def test_a_terminal_shows_one_progress_line_separate_from_logged_lines(watched: 
     assert max(map(len, moving)) <= MAX_COLUMNS
     assert any("/s  " in line and line.endswith(" left") for line in moving)
     last = [line for line in watched.lines if "%" in line]
-    assert [line.split()[:2] for line in last] == [[f"{stage}/a", "100%"] for stage in STAGES]
+    assert [line.split()[:2] for line in last] == [[f"{stage}/a", "100%"] for stage in LR2PPO]
     for line, value, metric in zip(
         last, ("loss 0.", "loss 0.", "reward "), ("ndcg ", "pair acc. ", "ndcg "), strict=True
     ):
@@ -173,7 +173,7 @@ def test_tensorboard_shows_all_that_is_logged_of_each_stage(watched: Watched) ->
         "pointwise": {f"validation_scores/grade {grade}" for grade in range(3)},
         "reward": {"validation_margins"},
     }
-    for stage in STAGES:
+    for stage in LR2PPO:
         folder, shown = logs / stage / "a", events(logs / stage / "a")
         written = rows(logs, stage)
         for name in written[-1].keys() - {"step", "seconds"}:

@@ -14,7 +14,7 @@ from lr2ppo.models.published import load_published, write_published
 from lr2ppo.models.weights import save_model
 from lr2ppo.runs.listing import list_runs
 from lr2ppo.runs.lookup import find_source_run
-from lr2ppo.runs.stages import STAGES
+from lr2ppo.runs.stages import LR2PPO
 from tests.conftest import REPOSITORY
 from tests.helpers.lrmovienet import DATA, FRAMES, MODEL, SIZES, TOKENS, write_lrmovienet
 from tests.helpers.workspace import Workspace, wait_for
@@ -41,7 +41,7 @@ def test_the_scripts_use_the_lrmovienet_preset_by_default() -> None:
 
 
 def test_all_stages_run_over_files_as_they_are_published(workspace: Workspace) -> None:
-    for stage in STAGES:
+    for stage in LR2PPO:
         folder = workspace.root / "logs" / stage / "small"
         shape = json.loads((folder / "best" / "config.json").read_text(encoding="utf-8"))["shape"]
         assert (shape["head"], shape["attention"], shape["text_tokens"]) == ("flatten", "published", TOKENS)
@@ -59,12 +59,12 @@ def converted(workspace: Workspace) -> Workspace:
 
     Runs `early` are as converted before conversion wrote a config: only weights.
     """
-    for stage in STAGES:
+    for stage in LR2PPO:
         checkpoint = workspace.root / "published" / f"{stage}.bin"
         write_published(workspace.root / "logs" / stage / "small", checkpoint)
         save_model(workspace.root / "logs" / stage / "early" / "best", load_published(checkpoint, TOKENS, FRAMES))
         made = workspace.ok("sh", "-c", f"{CONVERT} published/{stage}.bin logs/{stage}/theirs/best {HEAD}")
-        assert made.startswith(f"logs/{stage}/theirs: a {STAGES[stage].model} of ")
+        assert made.startswith(f"logs/{stage}/theirs: a {LR2PPO[stage].model} of ")
     return workspace
 
 
@@ -91,7 +91,7 @@ def test_converted_runs_are_listed_and_evaluated_on_the_clips_of_their_preset(co
     for name in ("theirs", "early"):
         assert [case["scores"] for case in cases[name]] == [case["scores"] for case in cases["small"]]
     states = {(run.stage, run.name): run.state for run in list_runs(converted.root / "logs")}
-    assert {states[stage, name] for stage in STAGES for name in ("theirs", "early")} == {"converted"}
+    assert {states[stage, name] for stage in LR2PPO for name in ("theirs", "early")} == {"converted"}
 
 
 @pytest.mark.parametrize("name", ["theirs", "early"])
@@ -101,7 +101,7 @@ def test_stage_3_starts_from_converted_checkpoints(converted: Workspace, name: s
 
 
 def test_the_newest_run_is_one_that_was_trained_here(converted: Workspace) -> None:
-    assert find_source_run("newest", "pointwise", "lrmovienet", converted.root / "logs").name == "small"
+    assert find_source_run("newest", ("pointwise",), "lrmovienet", converted.root / "logs").name == "small"
 
 
 def test_the_reproduction_resumes_where_it_stopped_and_ends_with_its_table(workspace: Workspace) -> None:
@@ -116,7 +116,7 @@ def test_the_reproduction_resumes_where_it_stopped_and_ends_with_its_table(works
     assert printed.count("finished already") == 2
     assert "resuming from logs/ppo/small/checkpoints/step-" in printed
     table = printed[printed.index("Ours beside the published figures") :]
-    places = [table.index(stage.title) for stage in STAGES.values()]
+    places = [table.index(stage.title) for stage in LR2PPO.values()]
     assert places == sorted(places)
     assert table.split("published, validation")[1].split()[:5] == ["0.6330", "0.6018", "0.6061", "0.6667", "0.8021"]
     assert table.count("ours, test") == 3

@@ -38,7 +38,7 @@ def write_demo_world(root: Path) -> None:
     for stage in STAGES:
         run = root / "logs" / stage / "tiny"
         save_model(run / "best", KINDS[STAGES[stage].model](shape))
-        sources = [f"{key}=logs/{other}/tiny" for key, other in STAGES[stage].sources.items()]
+        sources = [f"{key}=logs/{usual}/tiny" for key, (usual, *_) in STAGES[stage].sources.items()]
         config = load_config(REPOSITORY / "configs" / "mini" / f"{stage}.yaml", stage, ["data.root=data", *sources])
         (run / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         write_features_file(run, encoding, [])

@@ -1,4 +1,4 @@
-"""Train the three stages on a tiny world, under torchrun or not: `parallel_training.py LOGS DATA STRATEGY ...`.
+"""Train all stages on a tiny world, under torchrun or not: `parallel_training.py LOGS DATA STRATEGY ...`.
 
 Runs of one process are called `one` and have batches of 8 clips; runs of two are named after their strategy and have 4
 clips per process. Later stages start from the runs called `one`.
@@ -22,13 +22,14 @@ TRAIN: dict[str, Callable[[Any, Processes, bool], None]] = {
 }
 OVERRIDES = {
     "pointwise": ["model.dropout=0", "train.max_labels=6", "train.evaluate_every=100"],
+    "finetune": ["ranker=one", "train.epochs=3", "train.pairs_per_clip=4", "train.evaluate_every=100", "loss.name=dpo"],
     "reward": ["model.dropout=0", "ranker=one", "train.epochs=3", "train.pairs_per_clip=4", "train.evaluate_every=100"],
     "ppo": ["ranker=one", "reward=one", "train.pairs_per_clip=7", "train.passes=1", "train.evaluate_every=100"],
 }
 
 
 def train_all(processes: Processes, logs: Path, data: Path, strategy: str) -> None:
-    """Train 20 or more steps of each stage; in stage 2, processes have unequal numbers of pairs in some batches."""
+    """Train 12 or more steps of each stage; in batches of pairs, processes may have unequal numbers."""
     torch.set_num_threads(1)
     name = "one" if processes.world_size == 1 else strategy
     clips = 8 // processes.world_size

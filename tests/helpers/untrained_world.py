@@ -47,7 +47,7 @@ def make_run(logs: Path, stage: str, data: Path, encoders: Path) -> None:
     """Write one run as training and evaluation leave it."""
     folder = logs / stage / "one"
     save_model(folder / "best", KINDS[STAGES[stage].model](SHAPE))
-    sources = [f"{key}={logs / other / 'one'}" for key, other in STAGES[stage].sources.items()]
+    sources = [f"{key}={logs / usual / 'one'}" for key, (usual, *_) in STAGES[stage].sources.items()]
     sources += [f"data.root={data}", f"logs={logs}", "name=one", f"data.frames={FRAMES}", "device=cpu"]
     config = load_config(REPOSITORY / "configs" / "mini" / f"{stage}.yaml", stage, sources)
     (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")

@@ -1,6 +1,7 @@
 """The losses of the three stages."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lr2ppo.losses.pointwise import smooth_l1_loss
 from lr2ppo.losses.policy import ppo_losses
-from lr2ppo.losses.preference import preference_hinge_loss
+from lr2ppo.losses.preference import dpo_loss, ipo_loss, logistic_preference_loss, preference_hinge_loss
 
 MODERATE = settings(deadline=None, max_examples=60)
 
@@ -120,6 +121,36 @@ def test_preference_hinge_pulls_the_two_rewards_apart() -> None:
     assert rejected.grad is not None
     assert chosen.grad.tolist() == [-0.5, 0.0]
     assert rejected.grad.tolist() == [0.5, 0.0]
+
+
+def test_losses_relative_to_the_start_have_the_values_of_their_papers() -> None:
+    chosen, rejected = double(2.0, 0.0, -1.0), double(0.0, 0.0, 1.0)
+    of_hand = [math.log(1 + math.exp(-beta_times)) for beta_times in (1.0, 0.0, -1.0)]
+    assert dpo_loss(chosen, rejected, beta=0.5).item() == pytest.approx(sum(of_hand) / 3)
+    # At the start, each order is as likely as there.
+    assert dpo_loss(double(0.3), double(0.3)).item() == pytest.approx(math.log(2))
+    assert dpo_loss(chosen, rejected).item() == pytest.approx(logistic_preference_loss(chosen, rejected).item())
+    assert ipo_loss(chosen, rejected, beta=0.5).item() == pytest.approx((1.0 + 1.0 + 9.0) / 3)
+    # Further than 1 / (2 beta) apart is too far.
+    assert ipo_loss(double(2.0), double(0.0), beta=0.25).item() == 0.0
+    assert ipo_loss(double(3.0), double(0.0), beta=0.25).item() == 1.0
+
+
+@MODERATE
+@given(st.integers(1, 12), st.integers(0, 10**6), st.sampled_from([0.01, 0.5, 2.0]))
+@pytest.mark.parametrize("loss", [preference_hinge_loss, logistic_preference_loss, dpo_loss, ipo_loss])
+def test_a_loss_of_pairs_depends_on_margins_alone_and_its_gradient_is_right(
+    loss: Callable[..., Tensor], pairs: int, seed: int, parameter: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    chosen, rejected, shift = torch.randn(3, pairs, generator=generator, dtype=torch.float64)
+    name = {preference_hinge_loss: "margin", dpo_loss: "beta", ipo_loss: "beta"}.get(loss)
+    own = {} if name is None else {name: parameter}
+    value = loss(chosen, rejected, **own)
+    assert loss(chosen + shift, rejected + shift, **own).item() == pytest.approx(value.item())
+    assert torch.autograd.gradcheck(
+        lambda better, worse: loss(better, worse, **own), (chosen.requires_grad_(), rejected.requires_grad_())
+    )
 
 
 @MODERATE

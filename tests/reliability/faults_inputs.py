@@ -31,8 +31,8 @@ def try_mistakes(workshop: Workshop) -> Tried:
             "with a misspelt key": (["first", "train.epoch=3"], "did you mean train.epochs?"),
             "with a finished run's name": (["whole-1"], "exists and is finished"),
         }
-        for source in list(STAGES[stage].sources.values())[:1]:
-            commands["without the earlier stage"] = (["first", "logs=empty"], f"sh {STAGES[source].script} NAME")
+        for usual, *_ in list(STAGES[stage].sources.values())[:1]:
+            commands["without the earlier stage"] = (["first", "logs=empty"], f"sh {STAGES[usual].script} NAME")
         for what, ((name, *more), message) in commands.items():
             yield f"a script {what}", _refusal(workshop.run(stage, name, *more), message, SECONDS_TO_REFUSE)
 

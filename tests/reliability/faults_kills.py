@@ -63,8 +63,8 @@ class Series:
 
     def make_earlier(self) -> None:
         """Train the runs that this stage's runs start from."""
-        for stage in STAGES[self.stage].sources.values():
-            Series(self.workshop, stage, 1).make_whole()
+        for usual, *_ in STAGES[self.stage].sources.values():
+            Series(self.workshop, usual, 1).make_whole()
 
     def newest(self, name: str) -> str:
         """The newest complete checkpoint of a run; empty if it has none."""

@@ -28,7 +28,7 @@ from lr2ppo.report.cases import choose_groups, thumbnails
 from lr2ppo.report.figures import draw
 from lr2ppo.report.load import find_rows, gather_run, preset_differences
 from lr2ppo.report.page import write_report
-from lr2ppo.runs.stages import STAGES
+from lr2ppo.runs.stages import LR2PPO
 from lr2ppo.stages.evaluate import evaluate, show_table
 from tests.helpers.browser import console_errors, open_browser
 from tests.stages.test_stages import PRESET, run_pointwise, run_ppo, run_reward
@@ -57,7 +57,7 @@ def logs(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_pointwise(alone, overrides)
     run_reward(alone, overrides)
     run_ppo(alone, [*overrides, "train.epochs=6"])
-    for stage in STAGES:
+    for stage in LR2PPO:
         settings = [f"name={stage}/a", f"logs={root / 'logs'}", "device=cpu"]
         evaluate(load_config(PRESET / "evaluate.yaml", "evaluate", settings))
     return root / "logs"

@@ -73,7 +73,7 @@ def any_run_is_listed(folder: Path, valid: Path, data: st.DataObject) -> None:
     assert len(format_runs(list_runs(logs), NOW)) == 1 + len(STAGES)
     with may_refuse(logs):
         find_run(f"{run.parent.name}/one", STAGES, logs)
-        find_source_run("newest", run.parent.name, "mini", logs)
+        find_source_run("newest", (run.parent.name,), "mini", logs)
         best_validation(run)
         read_temperature(run)
         open_trained(run, logs)

@@ -34,7 +34,7 @@ SHAPE = ModelConfig(
 )
 
 
-SOURCES_OF_PPO = list(STAGES["ppo"].sources.items())
+SOURCES_OF_PPO = [(key, usual) for key, (usual, *_) in STAGES["ppo"].sources.items()]
 
 
 def make_run(logs: Path, stage: str, name: str = "a", **config: Any) -> Path:
@@ -142,9 +142,9 @@ def test_only_weights_are_read_as_a_finished_run_on_lrmovienet(
     assert "converted_from" in finished
     assert (best_validation(folder), read_temperature(folder), source_runs(folder)) == ({}, 1.0, {})
     assert find_run(str(folder), STAGES, tmp_path) == folder
-    assert find_source_run(str(folder), stage, "mini", tmp_path) == folder
+    assert find_source_run(str(folder), (stage,), "mini", tmp_path) == folder
     with pytest.raises(UserError, match=f"found no finished {stage} run of preset {PUBLISHED_PRESET}"):
-        find_source_run("newest", stage, PUBLISHED_PRESET, tmp_path)
+        find_source_run("newest", (stage,), PUBLISHED_PRESET, tmp_path)
 
 
 def test_only_weights_have_the_data_of_the_published_preset() -> None:
@@ -188,4 +188,4 @@ def test_a_missing_run_is_made_with_a_command_that_works(reference: str, command
 
 def test_a_missing_source_run_is_made_with_a_command_that_can_be_pasted(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train one first: PRESET='my films' sh pointwise\.sh NAME$"):
-        find_source_run("newest", "pointwise", "my films", tmp_path)
+        find_source_run("newest", ("pointwise",), "my films", tmp_path)

@@ -46,16 +46,16 @@ def test_its_folder_is_complete_with_the_data_of_a_preset(stage: str) -> None:
     config, preset = load_config(folder / "config.yaml", stage), load_config(Path(f"configs/mini/{stage}.yaml"), stage)
     assert (config.name, config.logs, config.preset) == ("theirs", Path("logs"), "mini")
     assert config.data == preset.data.model_copy(update={"frames": 5})
-    assert stage == "ppo" or config.model == SHAPE
+    assert stage in ("finetune", "ppo") or config.model == SHAPE
     found, wanted = load_model(folder / "best").state_dict(), kind(SHAPE).state_dict()
     assert {name: tensor.shape for name, tensor in found.items()} == {n: t.shape for n, t in wanted.items()}
     finished = read_finished(folder)
     assert finished is not None
     assert (finished["converted_from"], finished["best_step"]) == ("theirs.bin", 0)
     assert source_runs(folder) == {}
-    assert find_source_run("theirs", stage, "another", Path("logs")) == folder
+    assert find_source_run("theirs", (stage,), "another", Path("logs")) == folder
     with pytest.raises(UserError, match=f"found no finished {stage} run of preset mini"):
-        find_source_run("newest", stage, "mini", Path("logs"))
+        find_source_run("newest", (stage,), "mini", Path("logs"))
 
 
 def test_all_that_reads_runs_takes_it(tmp_path: Path) -> None:
