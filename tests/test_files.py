@@ -122,6 +122,39 @@ def test_an_archive_that_is_another_for_torch_is_refused(tmp_path: Path) -> None
     assert "its directory is not where torch looks for it" in message(tmp_path / "two.bin")
 
 
+def rewrite_archive(path: Path, change: Callable[[str, bytes], bytes]) -> None:
+    """Write an archive of torch.save again, with other contents of its parts."""
+    with ZipFile(path) as archive:
+        parts = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with ZipFile(path, "w", ZIP_STORED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, change(name, content))
+
+
+def test_an_archive_that_lacks_numbers_is_refused_before_torch_reads_beyond_it(tmp_path: Path) -> None:
+    path = tmp_path / "short.bin"
+    torch.save({"first": torch.zeros(1000), "second": torch.zeros(1000).half(), "words": torch.zeros(9).long()}, path)
+    rewrite_archive(path, lambda name, content: content)
+    assert read_tensors(path).keys() == {"first", "second", "words"}
+    rewrite_archive(path, lambda name, content: content[:4] if name.endswith("/data/1") else content)
+    assert "found 4 bytes of storage 1, wanted 2,000" in message(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("again", ["archive/data.pkl", "archive/data.pkl\0"])
+def test_an_archive_with_two_parts_of_one_name_is_refused(tmp_path: Path, again: str) -> None:
+    path = tmp_path / "twice.bin"
+    torch.save(TENSORS, path)
+    rewrite_archive(path, lambda name, content: content)
+    with ZipFile(path, "a") as archive:
+        name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        archive.writestr(again.replace("archive/data.pkl", name).replace("\0", "_"), archive.read(name))
+    if "\0" in again:
+        # What Python takes for the end of the name.
+        path.write_bytes(path.read_bytes().replace(f"{name}_".encode(), f"{name}\0".encode()))
+    assert "names that can be read in two ways" in message(path)
+
+
 class Zeros:
     """Becomes a number of zero bytes if it is unpickled, which torch permits."""
 
@@ -327,7 +360,6 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
 KILLED_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from zipfile import ZIP_DEFLATED, ZipFile
 from lr2ppo.files import write_atomically
 write_atomically(Path(sys.argv[1]), lambda partial: os.kill(os.getpid(), signal.SIGKILL))
 """
