@@ -32,6 +32,7 @@ from lr2ppo.files import (
     write_json,
 )
 from lr2ppo.tensors import check_tensors, read_tensors, write_tensors
+from tests.conftest import REPOSITORY
 
 TENSORS = {"weight": torch.arange(12.0).reshape(3, 4), "bias": torch.ones(3)}
 suffixes = pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt"])
@@ -321,6 +322,37 @@ def test_a_folder_is_not_replaced_through_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "victim" / "file").read_bytes() == b"precious"
 
 
+def test_a_folder_that_another_process_writes_is_refused_and_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with atomic_folder(out) as folder:
+        (folder / "first").touch()
+        with pytest.raises(UserError, match="out: another process is writing it"), atomic_folder(out):
+            pass
+        # Of one name for most of its length.
+        with atomic_folder(tmp_path / f"{'long' * 40}-1") as one, atomic_folder(tmp_path / f"{'long' * 40}-2") as two:
+            (one / "1").touch()
+            (two / "2").touch()
+    assert [path.name for path in out.iterdir()] == ["first"]
+    assert sorted(path.name for path in tmp_path.glob("long*/*")) == ["1", "2"]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_what_a_killed_process_left_of_a_folder_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_WRITING_A_FOLDER, str(tmp_path / "out")]
+    assert subprocess.run(command, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}).returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert (left / "half").exists()
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "mine").touch()
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "whole").touch()
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == {
+        "out/whole",
+        ".out.partial/mine",
+    }
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("name", ["a" * 300, "loop", "file/inside"])
 def test_a_path_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "loop").symlink_to("loop")
@@ -357,6 +389,14 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
     ]
 
 
+KILLED_WRITING_A_FOLDER = """
+import os, signal, sys
+from pathlib import Path
+from lr2ppo.files import atomic_folder
+with atomic_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 KILLED_WRITING = """
 import os, signal, sys
 from pathlib import Path
