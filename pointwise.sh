@@ -1,7 +1,7 @@
 #!/bin/sh
 # Stage 1, the pointwise ranker: sh pointwise.sh NAME [--fresh] [--max-restarts N] [key=value ...]
 set -eu
-cd "$(dirname "$0")"
+CDPATH='' cd -- "$(dirname "$0")"
 . scripts/launch.sh
 require_name "pointwise.sh NAME [--fresh] [--max-restarts N] [key=value ...]" \
     "PRESET=mini sh pointwise.sh demo seed=1" "$@"

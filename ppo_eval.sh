@@ -2,7 +2,7 @@
 # Evaluation of any stage's run: sh ppo_eval.sh RUN [split=val|test] [key=value ...]
 # Evaluated runs compared: sh ppo_eval.sh --table RUN RUN ... [--csv FILE] [split=val|test]; RUN,RUN,... is one row
 set -eu
-cd "$(dirname "$0")"
+CDPATH='' cd -- "$(dirname "$0")"
 . scripts/launch.sh
 if [ "${1:-}" = --table ]; then
     shift

@@ -1,9 +1,11 @@
 """The command `lr2ppo`: the table of its commands; only the requested one is imported."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
@@ -48,9 +50,21 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
 
+def isolate_imports() -> None:
+    """Let the processes that this one starts import this package from here, and nothing from the current folder.
+
+    Python searches the current folder first if a module is given with -m, and would run a `yaml.py` that lies there.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
+    root, places = Path(__file__).resolve().parents[1], os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if root.name not in ("site-packages", "dist-packages") and places[0] != str(root):
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, places)])
+
+
 @reports_user_errors
 def main(words: Sequence[str] | None = None) -> None:
     """Run a command line (default: the arguments of this process)."""
+    isolate_imports()
     name, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
     if name in ("-h", "--help"):
         say(describe())

@@ -1,6 +1,7 @@
 """Read and write files: only regular ones, and each is complete before it gets its name."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -277,26 +278,29 @@ def check_no_link(folder: Path) -> None:
 def atomic_folder(out: Path, replaces: bool = False) -> Iterator[Path]:
     """Within the context, a new folder to write into; it becomes `out` at the end, and nothing is left after an error.
 
-    A link's target is written. Raises `UserError` before that if `out` has files, unless it `replaces` them, or if it
-    is no folder. Nothing is replaced through a link.
+    A link's target is written. Raises `UserError` before that if `out` has files, unless it `replaces` them, if it is
+    no folder, or if another process writes it now. Nothing is replaced through a link.
     """
     if replaces:
         check_no_link(out)
     target = Path(os.path.realpath(out))
-    if os.path.lexists(target) and not target.is_dir():
-        raise UserError(f"{out}: exists and is no folder; give another path, or remove this one")
-    if target.is_dir() and any(target.iterdir()) and not replaces:
-        raise UserError(f"{out}: already exists and is not empty; give a new folder, or remove this one first")
     # Beside what exists of the path, so that an error leaves no new ones above `out`.
     beside = next(folder for folder in target.parents if os.path.lexists(folder))
     # The same name each time, so that what a killed process left is removed; a name may be as long as a disk allows.
-    partial = beside / f".{target.name[:100]}{PARTIAL_SUFFIX}"
-    shutil.rmtree(partial, ignore_errors=True)
+    own = hashlib.sha256(os.fsencode(target)).hexdigest()[:12]
+    partial = beside / f".{target.name[:100]}-{own}{PARTIAL_SUFFIX}"
     try:
-        partial.mkdir()
+        lock = _lock_new_folder(partial)
+    except BlockingIOError:
+        raise UserError(f"{out}: another process is writing it; wait for it, or give another path") from None
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}; {advise(error)}") from None
     try:
+        # Only now: the process that held the lock before may have just written it.
+        if os.path.lexists(target) and not target.is_dir():
+            raise UserError(f"{out}: exists and is no folder; give another path, or remove this one")
+        if target.is_dir() and any(target.iterdir()) and not replaces:
+            raise UserError(f"{out}: already exists and is not empty; give a new folder, or remove this one first")
         yield partial
         if replaces:
             shutil.rmtree(target, ignore_errors=True)
@@ -304,6 +308,36 @@ def atomic_folder(out: Path, replaces: bool = False) -> Iterator[Path]:
         partial.replace(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        os.close(lock)
+
+
+def _lock_new_folder(folder: Path) -> int:
+    """Make a folder, empty also if a killed process left it, and return its handle, which keeps other processes out.
+
+    Raises BlockingIOError if another process has locked it, OSError if it cannot be made.
+    """
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                # Some network disks have no such locks.
+                if isinstance(error, BlockingIOError):
+                    raise
+            # Unless the process that had locked it has renamed or removed it since.
+            if folder.exists() and os.path.samestat(folder.lstat(), os.fstat(handle)):
+                for left in folder.iterdir():
+                    shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
 
 
 def user_cache() -> Path | None:

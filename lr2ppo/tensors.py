@@ -6,6 +6,7 @@ import pickle
 import pickletools
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from struct import Struct
@@ -27,6 +28,12 @@ STATE_DICT_NAMES = re.compile(
 )
 # The operations of a pickle that name something.
 NAMING = ("GLOBAL", "STACK_GLOBAL", "INST")
+# Bytes of a number in each kind of storage.
+NUMBER_SIZES = {
+    f"{kind}Storage": size
+    for size, kinds in {1: "Bool Byte Char", 2: "BFloat16 Half Short", 4: "Float Int", 8: "Double Long"}.items()
+    for kind in kinds.split()
+}
 ARCHIVE = b"PK\x03\x04"
 # The three parts of an archive's end: with large numbers, where that is, and with small numbers.
 END64, LOCATOR, END = Struct("<4sQ2H2L4Q"), Struct("<4sLQL"), Struct("<4s4H2LH")
@@ -127,7 +134,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _check_pickle(path: Path, size: int) -> None:
-    """Raise ValueError if an archive is compressed, UnpicklingError if a pickle names more than tensors."""
+    """Raise ValueError if an archive is compressed or lacks numbers, UnpicklingError if a pickle names more."""
     with path.open("rb") as file:
         # As torch tells them apart. Before its version 1.6: three pickles about the format, the state dict, its parts.
         is_archive = file.read(len(ARCHIVE)) == ARCHIVE
@@ -139,13 +146,57 @@ def _check_pickle(path: Path, size: int) -> None:
         with ZipFile(file) as archive:
             if archive.start_dir != _directory_start(file):
                 raise ValueError("its directory is not where torch looks for it")
-            entries = archive.infolist()
-            if sum(entry.file_size for entry in entries) > size:
+            entries = {entry.filename: entry.file_size for entry in archive.infolist()}
+            # torch would take another one of two parts of a name, or the name that Python replaces.
+            if len(entries) < len(archive.infolist()) or any(e.filename != e.orig_filename for e in archive.infolist()):
+                raise ValueError("its parts have names that can be read in two ways")
+            if sum(entries.values()) > size:
                 raise ValueError("its parts are compressed, which torch.save never does")
-            for entry in entries:
-                if entry.filename.lower().endswith(".pkl"):
-                    with archive.open(entry) as pickled:
+            for name in entries:
+                if name.lower().endswith(".pkl"):
+                    with archive.open(name) as pickled:
                         _check_names(pickled)
+            _check_storages(archive, entries)
+
+
+def _check_storages(archive: ZipFile, entries: Mapping[str, int]) -> None:
+    """Raise ValueError unless an archive has one folder, whose parts hold all numbers of their storages.
+
+    torch 2.6 reads what follows a part that is too short: other memory of this process.
+    """
+    (folder,) = {name.partition("/")[0] for name in entries}
+    with archive.open(f"{folder}/data.pkl") as pickled:
+        storages = _Storages(pickled)
+        storages.load()
+    for key, wanted in storages.sizes.items():
+        found = entries.get(f"{folder}/data/{key}", 0)
+        if found < wanted:
+            raise ValueError(f"found {found:,} bytes of storage {key}, wanted {wanted:,}")
+
+
+class _Storages(pickle.Unpickler):
+    """Reads the sizes of the storages that a pickle refers to, in bytes by their keys; builds no tensors.
+
+    Only for a pickle whose names are checked.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self.sizes: dict[str, int] = {}
+
+    def find_class(self, module: str, name: str) -> object:
+        if name.endswith("Storage"):
+            return name
+        return OrderedDict if name == "OrderedDict" else lambda *_: None
+
+    def persistent_load(self, reference: object) -> None:
+        if not isinstance(reference, tuple) or len(reference) != 5:
+            raise ValueError("its storages are not as torch.save describes them")
+        _, kind, key, _, numbers = reference
+        if kind not in NUMBER_SIZES:
+            raise ValueError(f"found a {kind}, wanted storages of {', '.join(NUMBER_SIZES)}")
+        size = numbers * NUMBER_SIZES[kind]
+        self.sizes[key] = max(size, self.sizes.get(key, 0))
 
 
 def _directory_start(file: IO[bytes]) -> int:

@@ -4,6 +4,6 @@
 # Resumes where it stopped, with any number of processes; --help shows the other arguments. Several processes write
 # separate files, clean_feat-00-of-04.h5 and so on, which together make one store.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname "$0")/.."
 . scripts/launch.sh
 exec "$PYTHON" -m lr2ppo extract "$@"

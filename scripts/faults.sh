@@ -3,7 +3,7 @@
 # full and read-only disks, bad input. Prints a table; exits with 1 if anything was lost. 15 to 30 minutes on 2 cores.
 # sh scripts/faults.sh [--kills N] [--seed N] [--only GROUP]
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname "$0")/.."
 sh scripts/setup.sh
 . scripts/launch.sh
 

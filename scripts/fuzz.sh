@@ -3,7 +3,7 @@
 # Failures of earlier runs, kept in .hypothesis, are tried first. Prints a table; exits with 1 if one of them fails, with
 # the smallest failing input in a folder. --only TARGET may be given several times; Ctrl-C ends it with its table.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname "$0")/.."
 sh scripts/setup.sh dev
 . scripts/launch.sh
 exec "$PYTHON" -m tests.reliability.fuzz "$@"

@@ -3,7 +3,7 @@
 # sh scripts/mini.sh NAME SEED DATA [key=value ...]   (overrides go to the three training stages)
 # Existing data and encoders are reused; runs called NAME are trained again.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname "$0")/.."
 PRESET=mini
 . scripts/launch.sh
 if [ $# -lt 3 ]; then

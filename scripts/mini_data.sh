@@ -2,7 +2,7 @@
 # The mini benchmark's data for one seed: clips, tiny encoders and features. Existing ones are reused.
 # sh scripts/mini_data.sh SEED DATA
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname "$0")/.."
 . scripts/launch.sh
 if [ $# -ne 2 ]; then
     usage "scripts/mini_data.sh SEED DATA" "sh scripts/mini_data.sh 2 data/mini-2"

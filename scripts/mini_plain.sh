@@ -4,7 +4,7 @@
 # separate item; then one table with paired differences on the test clips, the same for both.
 # sh scripts/mini_plain.sh [SEED ...]   (default 1 2 3; existing runs of scripts/mini_seeds.sh are reused)
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname "$0")/.."
 sh scripts/setup.sh
 PRESET=mini
 . scripts/launch.sh

@@ -3,7 +3,7 @@
 # Finished runs are kept, stopped ones resume.
 # sh scripts/mini_seeds.sh [SEED ...]   (default 1 2 3)
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname "$0")/.."
 sh scripts/setup.sh
 PRESET=mini
 . scripts/launch.sh

@@ -3,7 +3,7 @@
 # sh scripts/performance.sh [--plain] [key=value ...]   example: sh scripts/performance.sh compute.precision=bf16
 # --plain, as first argument: the published way, at the published batch sizes; about 10 minutes.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname "$0")/.."
 . scripts/launch.sh
 
 plain() {

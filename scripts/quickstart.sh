@@ -1,7 +1,7 @@
 #!/bin/sh
 # The whole method on generated clips, in minutes on a laptop: sh scripts/quickstart.sh
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname "$0")/.."
 sh scripts/setup.sh
 started=$(date +%s)
 PRESET=mini

@@ -3,7 +3,7 @@
 # sh scripts/reproduce.sh [NAME] [key=value ...]   (NAME: of the runs, default reproduce; PRESET: default lrmovienet)
 # A setting applies to every stage that has its key; STAGE:key=value, such as ppo:train.epochs=1, only to that stage.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname "$0")/.."
 . scripts/launch.sh
 name=reproduce
 case "${1:-}" in

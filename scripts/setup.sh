@@ -4,7 +4,7 @@
 # Environment: BASE_PYTHON, the interpreter that creates it (default python3); CONSTRAINTS, the file of versions.
 # For another build of torch set PIP_INDEX_URL or install torch first; CONSTRAINTS=/dev/null keeps any version of it.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname "$0")/.."
 venv=.venv
 constraints=${CONSTRAINTS:-constraints.txt}
 if [ "${1:-}" = --lowest ]; then

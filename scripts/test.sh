@@ -3,7 +3,7 @@
 # --lowest: in .venv-lowest, with the lowest supported version of every package.
 # --fast: without tests that run scripts, open a browser or take more than a few seconds.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname "$0")/.."
 venv=.venv
 setup=""
 if [ "${1:-}" = --lowest ]; then

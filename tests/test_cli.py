@@ -1,9 +1,11 @@
 """The command line: its table of commands, its help and its error messages."""
 
+import os
 import subprocess
 import sys
 import tomllib
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +59,21 @@ def test_python_runs_the_package_as_the_command() -> None:
     run = [sys.executable, "-m", "lr2ppo", "--version"]
     version = subprocess.run(run, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     assert version.strip() == import_module("lr2ppo.version").__version__
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_command_import_nothing_from_the_current_folder(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    for name in ("yaml", "numpy", "runpy", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(ran)!r}, 'w')\nraise ImportError\n", encoding="utf-8")
+    # As the installed command, which does not search the current folder either.
+    command = [sys.executable, "-P", "-c", "from lr2ppo.cli import main; main()", "train", "pointwise"]
+    command += ["--config", str(REPOSITORY / "configs" / "mini" / "pointwise.yaml"), "name=x", "data.root=gone"]
+    environment = os.environ | {"NPROC": "2", "PYTHONPATH": str(REPOSITORY)}
+    environment.pop("PYTHONSAFEPATH", None)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, ran.exists()) == (2, False), done.stderr
+    assert "gone/clean_feat.h5: no such feature file" in done.stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -32,6 +32,7 @@ from lr2ppo.files import (
     write_json,
 )
 from lr2ppo.tensors import check_tensors, read_tensors, write_tensors
+from tests.conftest import REPOSITORY
 
 TENSORS = {"weight": torch.arange(12.0).reshape(3, 4), "bias": torch.ones(3)}
 suffixes = pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt"])
@@ -120,6 +121,39 @@ def test_an_archive_that_is_another_for_torch_is_refused(tmp_path: Path) -> None
         archives.append((tmp_path / "small.bin").read_bytes())
     (tmp_path / "two.bin").write_bytes(b"".join(archives))
     assert "its directory is not where torch looks for it" in message(tmp_path / "two.bin")
+
+
+def rewrite_archive(path: Path, change: Callable[[str, bytes], bytes]) -> None:
+    """Write an archive of torch.save again, with other contents of its parts."""
+    with ZipFile(path) as archive:
+        parts = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with ZipFile(path, "w", ZIP_STORED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, change(name, content))
+
+
+def test_an_archive_that_lacks_numbers_is_refused_before_torch_reads_beyond_it(tmp_path: Path) -> None:
+    path = tmp_path / "short.bin"
+    torch.save({"first": torch.zeros(1000), "second": torch.zeros(1000).half(), "words": torch.zeros(9).long()}, path)
+    rewrite_archive(path, lambda name, content: content)
+    assert read_tensors(path).keys() == {"first", "second", "words"}
+    rewrite_archive(path, lambda name, content: content[:4] if name.endswith("/data/1") else content)
+    assert "found 4 bytes of storage 1, wanted 2,000" in message(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("again", ["archive/data.pkl", "archive/data.pkl\0"])
+def test_an_archive_with_two_parts_of_one_name_is_refused(tmp_path: Path, again: str) -> None:
+    path = tmp_path / "twice.bin"
+    torch.save(TENSORS, path)
+    rewrite_archive(path, lambda name, content: content)
+    with ZipFile(path, "a") as archive:
+        name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        archive.writestr(again.replace("archive/data.pkl", name).replace("\0", "_"), archive.read(name))
+    if "\0" in again:
+        # What Python takes for the end of the name.
+        path.write_bytes(path.read_bytes().replace(f"{name}_".encode(), f"{name}\0".encode()))
+    assert "names that can be read in two ways" in message(path)
 
 
 class Zeros:
@@ -288,6 +322,37 @@ def test_a_folder_is_not_replaced_through_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "victim" / "file").read_bytes() == b"precious"
 
 
+def test_a_folder_that_another_process_writes_is_refused_and_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with atomic_folder(out) as folder:
+        (folder / "first").touch()
+        with pytest.raises(UserError, match="out: another process is writing it"), atomic_folder(out):
+            pass
+        # Of one name for most of its length.
+        with atomic_folder(tmp_path / f"{'long' * 40}-1") as one, atomic_folder(tmp_path / f"{'long' * 40}-2") as two:
+            (one / "1").touch()
+            (two / "2").touch()
+    assert [path.name for path in out.iterdir()] == ["first"]
+    assert sorted(path.name for path in tmp_path.glob("long*/*")) == ["1", "2"]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_what_a_killed_process_left_of_a_folder_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_WRITING_A_FOLDER, str(tmp_path / "out")]
+    assert subprocess.run(command, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}).returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert (left / "half").exists()
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "mine").touch()
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "whole").touch()
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == {
+        "out/whole",
+        ".out.partial/mine",
+    }
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("name", ["a" * 300, "loop", "file/inside"])
 def test_a_path_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "loop").symlink_to("loop")
@@ -324,10 +389,17 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
     ]
 
 
+KILLED_WRITING_A_FOLDER = """
+import os, signal, sys
+from pathlib import Path
+from lr2ppo.files import atomic_folder
+with atomic_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 KILLED_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from zipfile import ZIP_DEFLATED, ZipFile
 from lr2ppo.files import write_atomically
 write_atomically(Path(sys.argv[1]), lambda partial: os.kill(os.getpid(), signal.SIGKILL))
 """

@@ -10,7 +10,8 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from io import BufferedReader
 from itertools import chain
 from os import PathLike
 from pathlib import Path
@@ -22,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lr2ppo.data.annotations import Clip, ClipFault
 from lr2ppo.errors import UserError, path_errors_as_user_errors, raise_faults
-from lr2ppo.files import check_regular, file_fingerprint
+from lr2ppo.files import check_regular, file_fingerprint, open_regular
 
 Frame = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 # A folder of images, a video or an image; or a clip's frames in time order.
@@ -78,25 +79,34 @@ def check_size(width: int, height: int) -> None:
         raise ValueError(f"has {width} x {height} pixels, wanted at most {Image.MAX_IMAGE_PIXELS} in all")
 
 
-def open_image(path: Path) -> Image.Image:
-    """Open an image and read only its header; raises ValueError if it is no image, too large or too narrow."""
-    try:
-        check_regular(path)
-        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-            image = Image.open(path, formats=FORMATS)
-    except UnidentifiedImageError:
-        raise ValueError(f"is not an image of the formats {', '.join(FORMATS)}") from None
-    except MemoryError:
-        raise
-    except Exception as error:
-        # PIL raises many types for a damaged header, and only warns about a huge image.
-        raise ValueError(f"cannot be used: {error}") from None
-    try:
+class _ImageFile(BufferedReader):
+    """A file that takes no memory for more bytes than it has, whatever length a damaged image names."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Within the context, an image of which only the header is read; its pixels can be decoded there.
+
+    Raises ValueError if it is no image, too large or too narrow.
+    """
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context(_ImageFile(open_regular(path).detach()))
+            with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+                image = opened.enter_context(Image.open(file, formats=FORMATS))
+        except UnidentifiedImageError:
+            raise ValueError(f"is not an image of the formats {', '.join(FORMATS)}") from None
+        except MemoryError:
+            raise
+        except Exception as error:
+            # PIL raises many types for a damaged header, and only warns about a huge image.
+            raise ValueError(f"cannot be used: {error}") from None
         check_size(*image.size)
-    except ValueError:
-        image.close()
-        raise
-    return image
+        yield image
 
 
 def read_image(path: Path) -> Image.Image:
@@ -222,7 +232,8 @@ def _frame_fault(root: Path, image: str) -> str | None:
         return f"is at {place}, outside {root}; set --frames-root to the folder that holds the frames"
     try:
         if os.path.isfile(place):
-            open_image(place).close()
+            with open_image(place):
+                pass
     except ValueError as fault:
         return str(fault)
     return None
@@ -261,17 +272,17 @@ def prepare_frames(frames: Frames, choose: Choose, prepare: Callable[[Image.Imag
 
 def _read_pictures(path: Path, choose: Choose, prepare: Callable[[Image.Image], Kept]) -> list[Kept]:
     """Read the chosen pictures of an animation, or the one of another image file."""
-    with _readable(path):
-        image = open_image(path)
-        count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
-    positions = choose(count).tolist()
-    if (max(positions, default=0) + 1) * image.width * image.height > MOST_ANIMATED_PIXELS:
-        raise UserError(
-            f"{path}: found {count} pictures of {image.width} x {image.height} pixels, wanted at most "
-            f"{MOST_ANIMATED_PIXELS:,} pixels up to the last one that is read; make them smaller, or a video"
-        )
     kept = {}
-    with image:
+    with ExitStack() as opened:
+        with _readable(path):
+            image = opened.enter_context(open_image(path))
+            count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
+        positions = choose(count).tolist()
+        if (max(positions, default=0) + 1) * image.width * image.height > MOST_ANIMATED_PIXELS:
+            raise UserError(
+                f"{path}: found {count} pictures of {image.width} x {image.height} pixels, wanted at most "
+                f"{MOST_ANIMATED_PIXELS:,} pixels up to the last one that is read; make them smaller, or a video"
+            )
         for position in sorted(set(positions)):
             with _readable(path):
                 if count > 1:

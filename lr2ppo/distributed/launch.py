@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import torch
@@ -56,14 +57,14 @@ def count_nodes() -> int:
     return int(wanted)
 
 
-def rendezvous_arguments(nodes: int) -> list[str]:
-    """torchrun's rendezvous arguments: standalone on one machine.
+def rendezvous_arguments(nodes: int, file: Path) -> list[str]:
+    """torchrun's rendezvous arguments: `file`, which does not exist yet, on one machine.
 
-    On several machines they come from `NODE_RANK`, `MASTER_ADDR` and `MASTER_PORT`; raises `UserError` if one of these
-    cannot be used.
+    A file, because torchrun would open a port to the network and unpickle what it is sent. On several machines they
+    come from `NODE_RANK`, `MASTER_ADDR` and `MASTER_PORT`; raises `UserError` if one of these cannot be used.
     """
     if nodes == 1:
-        return ["--standalone"]
+        return ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={file}"]
     rank, address, port = (os.environ.get(name, "") for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT"))
     faults = []
     if not _is_whole(rank, 0, nodes - 1):
@@ -175,8 +176,14 @@ def start(command: Sequence[str], restarts: int = 0) -> None:
 
     Exits with 2 if the command refused its input, else with the exit code of the failed process.
     """
+    with TemporaryDirectory(prefix="lr2ppo-") as private:
+        _start(command, restarts, Path(private))
+
+
+def _start(command: Sequence[str], restarts: int, private: Path) -> None:
+    """Do what `start` does; `private` is a folder that only this user can read and write."""
     processes, nodes = count_processes(), count_nodes()
-    rendezvous = rendezvous_arguments(nodes)
+    rendezvous = rendezvous_arguments(nodes, private / "rendezvous")
     # Share the machine's cores among the processes; torchrun would give each one thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     # Otherwise restarted processes would find the addresses of ended ones, and wait for them.

@@ -62,10 +62,10 @@ def case_picture(clip: Clip, scores: NDArray[np.float64], thumbnails: list[Pixel
     canvas = FigureCanvasAgg(figure)
 
     def write(x: float, y: float, text: str, colour: str = INK, align: str = "left") -> None:
-        # Labels are user text: a dollar sign must not start a formula.
+        # Labels are user text: a dollar sign must not start a formula, nor a matplotlibrc that lies here LaTeX.
         figure.text(
             x / WIDTH, 1 - y / height, text, color=colour, fontsize=8, ha=align, va="center",
-            parse_math=False,
+            parse_math=False, usetex=False,
         )  # fmt: skip
 
     write(MARGIN, MARGIN + ROW / 2, _cut(clip.id, LONGEST_TEXT))

@@ -1,6 +1,7 @@
 """The README of an exported model: what it is, its metrics, and how to use it."""
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,7 @@ def write_card(trained: Trained, path: Path, out: Path, onnx: OnnxReport | None)
 def _what(trained: Trained) -> str:
     kind, shape = describe_model(trained.weights)
     return (
-        f"# {trained.use.name}\n\n"
+        f"# {_plain(trained.use.name)}\n\n"
         "Ranks labels by how relevant they are to a clip: a few video frames and a description. Trained with lr2ppo "
         "(*Multimodal Label Relevance Ranking via Reinforcement Learning*, ECCV 2024).\n\n"
         f"- Model: `{kind.__name__}`, head `{shape.head}`, width {shape.width}.\n"
@@ -43,14 +44,19 @@ def _what(trained: Trained) -> str:
             else f"\n- Reward model, temperature {trained.use.temperature:.3g}: gives "
             "the probability that people put one label before another."
         )
-        + ("" if trained.before is None else f"\n- `before/`: `{trained.before.use.name}`, the run it started from.")
+        + (
+            ""
+            if trained.before is None
+            else f"\n- `before/`: {_code(trained.before.use.name)}, the run it started from."
+        )
     )
 
 
 def _metrics(trained: Trained) -> str:
     results = {} if trained.run is None else read_by_split(trained.run / RESULTS)
     if trained.run is None or not results:
-        return f"## Metrics\n\nNot evaluated before export: `sh ppo_eval.sh {shlex.quote(trained.use.name)}`."
+        command = shlex.join(["sh", "ppo_eval.sh", trained.use.name])
+        return f"## Metrics\n\nNot evaluated before export: {_code(command)}."
     parts = [
         part for split in SPLITS if split in results for part in _describe_split(trained.run, split, results[split])
     ]
@@ -61,12 +67,12 @@ def _describe_split(run: Path, split: str, results: dict[str, Any]) -> tuple[str
     fault = evaluation_fault(run, split)
     if fault is not None:
         command = shlex.join(["sh", "ppo_eval.sh", run_name(run), f"split={split}"])
-        return (f"The run {fault}: `{command}`, then export it again.",)
+        return (f"The run {fault}: {_code(command)}, then export it again.",)
     return "\n".join(_table(split, results)), _beside_sources(run, split)
 
 
 def _table(split: str, results: dict[str, Any]) -> Iterator[str]:
-    yield f"{results['clips']} clips of `{results['annotations']}`, the {SPLITS[split]}:\n"
+    yield f"{results['clips']} clips of {_code(results['annotations'])}, the {SPLITS[split]}:\n"
     yield "| metric | mean | 95 % interval | chance |"
     yield "|---|---|---|---|"
     for name, title in METRIC_TITLES.items():
@@ -76,7 +82,7 @@ def _table(split: str, results: dict[str, Any]) -> Iterator[str]:
             f"| {results['chance'][name]:.3f} |"
         )
     if note := trained_on_note(results):
-        yield f"\n{note[:1].upper()}{note[1:]}."
+        yield f"\n{_plain(note[:1].upper() + note[1:])}."
 
 
 def _beside_sources(run: Path, split: str) -> str:
@@ -85,7 +91,7 @@ def _beside_sources(run: Path, split: str) -> str:
     evaluated = [folder for folder in folders if evaluation_fault(folder, split) is None]
     rows = read_table_rows([[folder] for folder in evaluated], split)
     rows = [row for row in rows if are_comparable(row, rows[-1])]
-    return f"{describe_best(compare(rows))} With {describe_intervals(rows)}."
+    return _plain(f"{describe_best(compare(rows))} With {describe_intervals(rows)}.")
 
 
 def _data(trained: Trained) -> str:
@@ -96,16 +102,20 @@ def _data(trained: Trained) -> str:
     converted_from = (read_finished(trained.run) or {}).get(CONVERTED_FROM)
     if converted_from is not None:
         return (
-            f"## Data\n\nThe weights were converted from `{converted_from}`, and their training data are "
-            f"unknown. They are evaluated on `{data['root']}`, preset `{config['preset']}`."
+            f"## Data\n\nThe weights were converted from {_code(converted_from)}, and their training data are "
+            f"unknown. They are evaluated on {_code(data['root'])}, preset {_code(config['preset'])}."
         )
     sources = "".join(
-        f"\n- {key}: `{config[key]}`" if found else f"\n- {key}: {explain_missing(trained.run, key)}"
+        f"\n- {key}: {_code(config[key])}" if found else f"\n- {key}: {_plain(explain_missing(trained.run, key))}"
         for key, found in source_runs(trained.run).items()
     )
+    files = "; ".join(
+        f"{title}: {_code(data[key])}"
+        for key, title in {"train": "Training", "validation": "validation", "test": "test"}.items()
+    )
     return (
-        f"## Data\n\n- Folder: `{data['root']}`, preset `{config['preset']}`, seed {config['seed']}\n"
-        f"- Training: `{data['train']}`; validation: `{data['validation']}`; test: `{data['test']}`{sources}"
+        f"## Data\n\n- Folder: {_code(data['root'])}, preset {_code(config['preset'])}, seed {_code(config['seed'])}\n"
+        f"- {files}{sources}"
     )
 
 
@@ -116,9 +126,10 @@ def _encoders(trained: Trained) -> str:
     return (
         "## Encoders\n\nNot in this folder; `LabelRanker` looks for them at these paths and checks their "
         "fingerprints.\n\n"
-        f"- Text: `{encoders.text_encoder}` at `{encoders.text_path}`, at most {encoders.max_text_tokens} tokens, "
-        f"tokenizer `{encoders.tokenizer}` at `{encoders.tokenizer_path}`\n"
-        f"- Image: `{encoders.image_encoder}` at `{encoders.image_path}`, frame tokens: {encoders.frame_tokens}"
+        f"- Text: {_code(encoders.text_encoder)} at {_code(encoders.text_path)}, at most {encoders.max_text_tokens} "
+        f"tokens, tokenizer {_code(encoders.tokenizer)} at {_code(encoders.tokenizer_path)}\n"
+        f"- Image: {_code(encoders.image_encoder)} at {_code(encoders.image_path)}, frame tokens: "
+        f"{encoders.frame_tokens}"
     )
 
 
@@ -136,3 +147,15 @@ def _use(trained: Trained, out: Path) -> str:
     python = "\n".join(lines)
     shell = f'lr2ppo rank {shlex.quote(str(out))} --frames holiday.mp4 --labels "beach,car,night"'
     return f"## Use\n\n```python\n{python}\n```\n\nor\n\n```sh\n{shell}\n```"
+
+
+def _code(value: object) -> str:
+    """Quote a value of a run, which may be someone else's, as inline code of one line."""
+    line = " ".join(str(value).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{fence} {line} {fence}" if len(fence) > 1 else f"`{line}`"
+
+
+def _plain(text: str) -> str:
+    """Write a text with names of a run on one line, without letting them become Markdown or HTML."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!~&])", r"\\\1", " ".join(text.split()))

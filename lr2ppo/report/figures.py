@@ -32,8 +32,9 @@ SMALL, WIDE = (3.3, 2.3), (5.6, 3.2)
 SETTINGS: Any = {
     "svg.fonttype": "none",
     "font.size": 9.0,
-    # A name with dollar signs is no formula.
+    # A name with dollar signs is no formula, and no LaTeX starts because a matplotlibrc of the current folder says so.
     "text.parse_math": False,
+    "text.usetex": False,
     "text.color": INK,
     "axes.labelcolor": MUTED,
     "axes.edgecolor": GRID,

@@ -161,6 +161,9 @@ def read_curves(folder: Path) -> dict[str, Curve]:
 
 def preset_differences(run: ReportedRun) -> dict[str, Any]:
     """Return the preset's value of each key that the run changed; empty if the preset is not known."""
+    # A name, no path: a run of someone else must not name files to show.
+    if Path(run.preset).name != run.preset or run.preset == "..":
+        return {}
     try:
         preset = load_config(Path("configs") / run.preset / f"{run.stage}.yaml", run.stage)
     except UserError:

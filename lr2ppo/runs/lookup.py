@@ -158,21 +158,31 @@ def find_source_run(reference: str, stages: tuple[str, ...], preset: str, logs: 
 def source_runs(folder: Path) -> dict[str, Path | None]:
     """Find the runs that a run started from, by their keys in its config; None for a missing one.
 
-    A run that has other weights since, as it was trained again, is missing too: see `explain_missing`.
+    A run that has other weights since, as it was trained again, is missing too, and so is one of another logs folder if
+    it is not known which weights it had: see `explain_missing`.
     """
-    config, kept = read_run(folder), read_inputs(folder)
-    return {
-        key: next((place for place in _source_places(folder, config, key) if has_weights(place, kept.get(key))), None)
-        for key in STAGES[config["stage"]].sources
-        if config.get(key) not in NO_RUN
-    }
+    config = read_run(folder)
+    keys = [key for key in STAGES[config["stage"]].sources if config.get(key) not in NO_RUN]
+    return {key: _source_run(folder, config, key) for key in keys}
+
+
+def _source_run(folder: Path, config: Mapping[str, Any], key: str) -> Path | None:
+    fingerprint = read_inputs(folder).get(key)
+    places = _source_places(folder, config, key)
+    found = next((place for place in places if has_weights(place, fingerprint)), None)
+    # A run of someone else must not name any run to show or to export.
+    is_beside = found is not None and found.resolve().parents[1] == folder.resolve().parents[1]
+    return found if is_beside or fingerprint is not None else None
 
 
 def explain_missing(folder: Path, key: str) -> str:
     """Say what became of a run that a run started from and that is missing now."""
-    config = read_run(folder)
-    gone = not _source_places(folder, config, key)
-    return f"{config[key]} {'no longer exists' if gone else 'was trained again since and has other weights'}"
+    config, found = read_run(folder), _source_places(folder, read_run(folder), key)
+    if not found:
+        return f"{config[key]} no longer exists"
+    if key not in read_inputs(folder):
+        return f"{config[key]} is in another folder, and it is not known which weights it had"
+    return f"{config[key]} was trained again since and has other weights"
 
 
 def _source_places(folder: Path, config: Mapping[str, Any], key: str) -> list[Path]:

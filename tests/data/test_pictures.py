@@ -1,9 +1,11 @@
 """Pictures and videos become what a viewer shows: upright, of 8 bits a channel, laid on white."""
 
+import contextlib
 import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 import weakref
 import zlib
 from collections.abc import Callable
@@ -243,6 +245,21 @@ def test_a_damaged_picture_given_as_a_pil_image_is_refused_by_its_place() -> Non
         read_frames([PICTURE, cut], np.arange)
 
 
+def test_a_length_that_a_damaged_picture_names_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "long.png"
+    PICTURE.save(path)
+    content = path.read_bytes()
+    place = content.index(b"IDAT") - 4
+    path.write_bytes(content[:place] + (2**31 - 1).to_bytes(4, "big") + content[place + 4 :])
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(UserError):
+            read_frames(path, np.arange)
+        assert tracemalloc.get_traced_memory()[1] < 2**28
+    finally:
+        tracemalloc.stop()
+
+
 READS_EACH = """
 import sys
 import weakref
@@ -253,7 +270,11 @@ from lr2ppo.data.frames import open_image, read_frames
 from lr2ppo.errors import UserError
 
 folder = Path(sys.argv[1])
-reads = [read_frames] * 4 + [lambda path, choose: open_image(path)]
+def read_header(path, choose):
+    with open_image(path):
+        pass
+
+reads = [read_frames] * 4 + [read_header]
 given = [folder / "pipe.jpg", folder / "pipe.mp4", folder, [folder / "pipe.jpg"], folder / "pipe.jpg"]
 for read, frames in zip(reads, given, strict=True):
     try:

@@ -90,10 +90,35 @@ def test_a_machine_that_finds_no_other_reports_it(
 
 @pytest.mark.usefixtures("no_variables")
 def test_one_machine_needs_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert torchrun.rendezvous_arguments(torchrun.count_nodes()) == ["--standalone"]
+    file = Path("a", "file")
+    wanted = ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", "--rdzv-endpoint=a/file"]
+    assert torchrun.rendezvous_arguments(torchrun.count_nodes(), file) == wanted
     for name, value in {"NNODES": "1", "NODE_RANK": "x", "MASTER_ADDR": "", "MASTER_PORT": "none"}.items():
         monkeypatch.setenv(name, value)
-    assert torchrun.rendezvous_arguments(torchrun.count_nodes()) == ["--standalone"]
+    assert torchrun.rendezvous_arguments(torchrun.count_nodes(), file) == wanted
+
+
+LISTENING = """
+import glob, os, sys
+
+launcher = f"/proc/{os.getppid()}"
+sockets = {os.readlink(entry) for entry in glob.glob(f"{launcher}/fd/*")}
+rows = [line.split() for name in ("tcp", "tcp6") for line in open(f"{launcher}/net/{name}").readlines()[1:]]
+listening = [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
+with open(f"{sys.argv[1]}/{os.environ['RANK']}", "w") as file:
+    print(*listening, file=file)
+"""
+
+
+@pytest.mark.slow
+def test_on_one_machine_the_launcher_opens_no_port_and_leaves_no_file(tmp_path: Path) -> None:
+    (tmp_path / "listening.py").write_text(LISTENING, encoding="utf-8")
+    (tmp_path / "temporary").mkdir()
+    launcher = start(tmp_path, "-m", "listening", str(tmp_path), NPROC="2", TMPDIR=str(tmp_path / "temporary"))
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, errors
+    assert [(tmp_path / rank).read_text(encoding="utf-8") for rank in "01"] == ["\n", "\n"]
+    assert not list((tmp_path / "temporary").glob("lr2ppo-*"))
 
 
 @pytest.mark.usefixtures("no_variables")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from lr2ppo import LabelRanker
 from lr2ppo.cli import main
@@ -93,6 +94,25 @@ def test_how_to_use_an_export_can_be_pasted_whatever_it_is_called(
     assert shlex.split(command)[:3] == ["lr2ppo", "rank", str(out)]
     (argument,) = re.findall(r"LabelRanker\.load\((.*)\)  #", card)
     assert ast.literal_eval(argument) == str(out)
+
+
+def test_the_card_of_a_run_of_someone_else_holds_none_of_its_markdown_or_html(
+    trained_world: TrainedWorld, tmp_path: Path
+) -> None:
+    run = shutil.copytree(trained_world.logs / "pointwise" / "one", tmp_path / "point`wise" / "<b>run_1*")
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config |= {"seed": "7\n\n# Install\n\n<script>", "preset": "a`b``\n## c"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    results["test"] |= {"annotations": "x`\n\n<img src=y>", "trained_on": ["<i>\n# clip"]}
+    (run / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    main(["export", str(run), str(tmp_path / "out"), "--logs", str(tmp_path)])
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    headings = [line for line in card.splitlines() if line.startswith("#")]
+    assert headings == [r"# point\`wise/\<b\>run\_1\*", "## Metrics", "## Data", "## Encoders", "## Use"]
+    assert "``` a`b`` ## c ```, seed `7 # Install <script>`" in card
+    assert "clips of `` x` <img src=y> ``, the test split" in card
+    assert r"such as \<i\> \# clip." in card
 
 
 def test_an_existing_folder_is_not_changed(

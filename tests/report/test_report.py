@@ -1,9 +1,13 @@
 """The report of runs, and the page in a browser."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +34,7 @@ from lr2ppo.report.load import find_rows, gather_run, preset_differences
 from lr2ppo.report.page import write_report
 from lr2ppo.runs.stages import LR2PPO
 from lr2ppo.stages.evaluate import evaluate, show_table
+from tests.conftest import REPOSITORY
 from tests.helpers.browser import console_errors, open_browser
 from tests.stages.test_stages import PRESET, run_pointwise, run_ppo, run_reward
 
@@ -181,6 +186,30 @@ def test_a_name_with_dollar_signs_is_no_formula(name: str) -> None:
     assert name in draw(plot, f"named {name}")
 
 
+def test_a_matplotlibrc_of_the_current_folder_starts_no_latex(tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n", encoding="utf-8")
+    started = tmp_path / "started"
+    for name in ("latex", "dvipng", "kpsewhich"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ntouch {started}\nexit 1\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run([sys.executable, "-c", DRAWS], cwd=tmp_path, env=environment, check=True, timeout=120)
+    assert not started.exists()
+
+
+DRAWS = """
+import matplotlib
+import numpy as np
+from lr2ppo.data import Clip
+from lr2ppo.evaluation.pictures import case_picture
+from lr2ppo.report.figures import draw
+
+assert matplotlib.rcParams["text.usetex"]
+draw(lambda axes: axes.set_xlabel("step"), "a title")
+case_picture(Clip("a", ("b", "c"), np.array([0, 1])), np.array([0.1, 0.2]), [])
+"""
+
+
 def test_published_figures_and_curves_are_shown_for_a_run_of_their_preset(logs: Path, tmp_path: Path) -> None:
     shutil.copytree(logs / "ppo" / "a", tmp_path / "ppo" / "a")
     config = tmp_path / "ppo" / "a" / "config.yaml"
@@ -208,10 +237,14 @@ def test_grades_of_another_scale_have_colours_and_a_legend(logs: Path, page: Pat
 
 
 def test_changes_from_the_preset_are_reported(logs: Path) -> None:
-    changed = preset_differences(gather_run(logs / "ppo" / "a", "test"))
+    run = gather_run(logs / "ppo" / "a", "test")
+    changed = preset_differences(run)
     assert changed["train.epochs"] == 5
     assert "loss.margin" not in changed
     assert "name" not in changed
+    # A run of someone else must not name files to show.
+    for preset in (str(REPOSITORY / "configs" / "mini"), "../configs/mini", ".."):
+        assert preset_differences(replace(run, config={**run.config, "preset": preset})) == {}
 
 
 def test_a_damaged_run_is_reported_in_a_message(logs: Path, tmp_path: Path) -> None:

@@ -86,7 +86,14 @@ def test_a_run_of_other_logs_is_not_mistaken_for_one_of_the_same_name(tmp_path: 
     elsewhere = make_run(tmp_path / "elsewhere", "pointwise")
     make_run(tmp_path / "logs", "pointwise")
     run = make_run(tmp_path / "logs", "reward", ranker=str(elsewhere))
+    (elsewhere / "best" / "model.safetensors").write_text("weights", encoding="utf-8")
+    fingerprint = hashlib.sha256(b"weights").hexdigest()
+    (run / "inputs.json").write_text(json.dumps({"ranker": fingerprint}), encoding="utf-8")
     assert source_runs(run) == {"ranker": elsewhere}
+    # A run of someone else could name any folder; that it knows the weights shows that it started from them.
+    (run / "inputs.json").unlink()
+    assert source_runs(run) == {"ranker": None}
+    assert explain_missing(run, "ranker").endswith("is in another folder, and it is not known which weights it had")
 
 
 def test_runs_that_are_gone_damaged_or_not_named_are_no_sources(tmp_path: Path) -> None:

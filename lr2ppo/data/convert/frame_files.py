@@ -53,7 +53,8 @@ def _find_source(clip: TableClip, root: Path) -> Source:
     ]
     for path in frames:
         try:
-            open_image(path).close()
+            with open_image(path):
+                pass
         except ValueError as fault:
             raise ValueError(f"{path} {fault}") from None
     return Source(frames)
