@@ -1,4 +1,4 @@
-"""The three training stages and their evaluation; each reads like its algorithm.
+"""The training stages and their evaluation; each reads like its algorithm.
 
 Imports: training, report and the packages below.
 """

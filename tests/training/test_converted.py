@@ -17,7 +17,7 @@ from lr2ppo.report import write_report
 from lr2ppo.report.load import find_rows
 from lr2ppo.runs.listing import list_runs
 from lr2ppo.runs.lookup import find_source_run, read_finished, source_runs
-from lr2ppo.runs.stages import STAGES
+from lr2ppo.runs.stages import LR2PPO, STAGES
 from lr2ppo.training.converted import write_converted_run
 from tests.conftest import REPOSITORY
 
@@ -67,9 +67,9 @@ def test_all_that_reads_runs_takes_it(tmp_path: Path) -> None:
     rows = find_rows([f"{stage}/theirs" for stage in STAGES], Path("logs"))
     page = write_report(rows, "test", tmp_path / "page.html")
     assert page.read_text(encoding="utf-8").count("<dt>Converted from</dt><dd>theirs.bin</dd>") == len(STAGES)
-    for (folder,), record in zip(rows, STAGES.values(), strict=True):
+    for stage, record in LR2PPO.items():
         with pytest.raises(UserError, match="found converted weights"):
-            compare_stage(record, folder)
+            compare_stage(record, Path("logs", stage, "theirs"))
     trained = open_trained("ppo/theirs", Path("logs"))
     assert (trained.use.frames, trained.reward, trained.before) == (5, None, None)
     assert "is a ppo run without a reward model" in trained.no_reward
