@@ -31,6 +31,7 @@ PUBLISHED = (
 COMMANDS = [
     (EVALUATE, "logs/pointwise/one/results.json"),
     (EVALUATE, "logs/pointwise/one/cases.json"),
+    (EVALUATE, "logs/pointwise/one/.results.lock"),
     (EVALUATE, "logs/pointwise/one/report.html"),
     (f"{TRAIN} name=new", "logs/pointwise/.new.lock"),
     (f"{TRAIN} name=one", "logs/pointwise/one/checkpoints"),
