@@ -362,3 +362,11 @@ def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
     text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def check_folder_inside(path: Path) -> None:
+    """Raise `UserError` if a folder to write into, inside another, exists and is a link, or no folder."""
+    if path.is_symlink():
+        raise UserError(f"{path}: is a link to {os.readlink(path)}, wanted a folder; put what it leads to in its place")
+    if os.path.lexists(path) and not path.is_dir():
+        raise UserError(f"{path}: exists and is no folder; remove it")

@@ -24,7 +24,7 @@ from lr2ppo.evaluation.results import (
     row_notes,
     run_name,
     trained_on_note,
-    write_split,
+    write_evaluation,
 )
 from lr2ppo.evaluation.scoring import Scores, clip_margins, score_clips, win_rates
 from lr2ppo.evaluation.table import format_differences, format_table, wrap, write_csv
@@ -34,6 +34,7 @@ from lr2ppo.models.weights import Model, describe_model, load_model
 from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.report import write_report
 from lr2ppo.report.load import find_rows
+from lr2ppo.runs.lock import RESULTS_LOCK
 from lr2ppo.runs.lookup import (
     RESULTS,
     find_groups,
@@ -60,7 +61,7 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.name is None:
         raise UserError("name: is missing; run sh ppo_eval.sh RUN, or give name=RUN")
     folder = find_run(config.name, STAGES, config.logs)
-    for name in (RESULTS, CASES, REPORT):
+    for name in (RESULTS, CASES, RESULTS_LOCK, REPORT):
         check_inside(folder / name)
     data = run_data(folder, config.root)
     # Before they are loaded: if they change in between, they are not taken for those evaluated.
@@ -94,9 +95,7 @@ def evaluate(config: EvaluateConfig) -> None:
             raise UserError(
                 f"{folder}: its weights changed while they were evaluated; evaluate it once it has finished"
             )
-        # The results last: they say of which weights both are.
-        write_split(folder / CASES, config.split, describe_cases(dataset.clips, scores))
-        write_split(folder / RESULTS, config.split, results)
+        write_evaluation(folder, config.split, results, describe_cases(dataset.clips, scores))
     what = "scores" if isinstance(model, RelevanceRanker) else "share of pairs won"
     of_all = f"{len(dataset)} clips, labels ordered by {what}; {describe_intervals([row])}{left_out_note(dataset)}"
     show_evaluation(folder, config, comparison, results, [warning, f"{folder}, {config.split} split, {of_all}"])

@@ -46,6 +46,7 @@ from lr2ppo.training.run_folder import (
     CHECKPOINTS,
     check_resumable,
     check_same_inputs,
+    check_same_sources,
     claim_run,
     make_folder,
     peak_memory_gib,
@@ -151,9 +152,10 @@ class TrainingRun(Generic[C]):
         """Within the context, the run trains `steps` steps; at its end the run saves its last weights and finishes.
 
         The first of the `learners` is the run's model; their names prefix their logged values. Raises `UserError` if
-        the disk has no room.
+        the disk has no room, or if a run that it starts from has other weights than when this one was opened.
         """
         self.learners, self.steps = learners, steps
+        check_same_sources(self.sources, self.fingerprints)
         self._start(headline)
         progress = Progress(
             self.folder, self.stage.selects, self.state.best, steps, self.step, is_main=self.processes.is_main

@@ -29,6 +29,7 @@ from lr2ppo.runs.lookup import (
     read_inputs,
     read_run,
     read_settings,
+    weights_fingerprint,
 )
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.terminal import printable
@@ -131,6 +132,19 @@ def check_same_inputs(folder: Path, fingerprints: Mapping[str, str]) -> None:
         if key in before and before[key] != now
     ]
     raise_faults(folder, differing, f"a run keeps the data it started with; restore it, {START_AGAIN}")
+
+
+def check_same_sources(sources: Mapping[str, Path], fingerprints: Mapping[str, str]) -> None:
+    """Raise `UserError` if a run that another starts from has other weights than its fingerprint, by config key, says.
+
+    Called once all weights are read: they are then those that the fingerprints name.
+    """
+    for key, folder in sources.items():
+        if weights_fingerprint(folder) != fingerprints.get(key):
+            raise UserError(
+                f"{folder}: its weights changed while this run read them, as they do when it is trained again; run the "
+                "same command again once it has finished"
+            )
 
 
 def make_folder(folder: Path, config: RunConfig) -> None:
