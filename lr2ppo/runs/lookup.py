@@ -17,13 +17,15 @@ from lr2ppo.config.load import config_leaves
 from lr2ppo.config.schema import DataConfig, ModelConfig
 from lr2ppo.errors import UserError
 from lr2ppo.files import WEIGHTS_FILE, file_fingerprint, parse_json, read_json, read_text, read_yaml
-from lr2ppo.runs.records import Evaluated, Finished, check_record, check_row
+from lr2ppo.runs.records import Evaluated, Finished, TrainedOn, check_record, check_row
 from lr2ppo.runs.stages import STAGES, stage_for_model
 
 CONFIG, FINISHED, PROGRESS = "config.yaml", "finished.json", "progress.json"
 METRICS, RESULTS = "metrics.jsonl", "results.json"
 # Fingerprints of all that a run reads.
 INPUTS = "inputs.json"
+# The clips that a run, and those that it started from, were trained on.
+TRAINED_ON = "trained_on.json"
 WEIGHTS = Path("best", "config.json")
 # Key in finished.json of a run that was not trained here: the checkpoint that its weights were converted from.
 CONVERTED_FROM = "converted_from"
@@ -282,6 +284,21 @@ def read_inputs(folder: Path) -> dict[str, Any]:
         found = read_mapping(folder / INPUTS)
         check_record(dict[str, str], found, INPUTS)
         return found
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: {error}; train the run again with --fresh") from None
+
+
+def read_trained_on(folder: Path) -> TrainedOn | None:
+    """Read the clips that a run was trained on; None for runs of earlier versions.
+
+    Raises `UserError` if the file is damaged.
+    """
+    if not (folder / TRAINED_ON).exists():
+        return None
+    try:
+        found = read_mapping(folder / TRAINED_ON)
+        check_record(TrainedOn, found, TRAINED_ON)
+        return TrainedOn.model_validate(found)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: {error}; train the run again with --fresh") from None
 
