@@ -175,9 +175,9 @@ def _read_json_lines(text: str, called: Mapping[str, str], faults: list[str]) ->
             own = label if isinstance(label, dict) else {label_key: label}
             values = entry | {name.casefold(): value for name, value in own.items()}
             cells = {name: _cell(value, takes_list=name not in one_text) for name, value in values.items()}
-            if invalid := next((name for name, cell in cells.items() if cell is None), None):
-                hint = ", did you mean labels?" if invalid == label_key and labels is None else ""
-                faults.append(f"row {number}: {invalid}: found {shortened(values[invalid])}, wanted a string{hint}")
+            for name in [name for name, cell in cells.items() if cell is None]:
+                hint = ", did you mean labels?" if name == label_key and labels is None else ""
+                faults.append(f"row {number}: {name}: found {shortened(values[name])}, wanted a string{hint}")
             rows.append((number, {name: cell or "" for name, cell in cells.items()}))
     return rows
 

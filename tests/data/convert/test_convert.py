@@ -401,7 +401,7 @@ def test_a_group_is_one_however_its_name_is_spelled() -> None:
 def test_a_list_is_a_fault_in_every_column_but_frames(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frames = {"frames": ["pictures/0.png"], "seen": ["is", "not", "read"]}
     lines: list[dict[str, object]] = [
-        {"clip": "c0", "label": ["boat", "car"]},
+        {"clip": "c0", "label": ["boat", "car"], "description": ["three"]},
         {"clip": "c1", "label": "boat", "description": ["one", "two"]},
         {"clip": "c2", "labels": [{"label": "boat", "grade": ["1"]}]},
         {"clip": "c3", "labels": [["boat", "car"]]},
@@ -412,6 +412,7 @@ def test_a_list_is_a_fault_in_every_column_but_frames(folder: Path, capsys: pyte
     message = refused(capsys, folder / "t.jsonl", "--out", folder / "out")
     for fault in (
         "row 1: label: found ['boat', 'car'], wanted a string, did you mean labels?\n",
+        "row 1: description: found ['three'], wanted a string\n",
         "row 2: description: found ['one', 'two'], wanted a string\n",
         "row 3: grade: found ['1'], wanted a string\n",
         "row 4: label: found ['boat', 'car'], wanted a string\n",
