@@ -61,9 +61,21 @@ def evaluation_fault(folder: Path, split: str) -> str | None:
 
 
 def trained_on_note(result: Mapping[str, Any]) -> str:
-    """Warn of the clips of a split's results that the run, or one that it started from, was trained on; else empty."""
-    found = result.get("trained_on", [])
-    return f"warning: {len(found)} of the {result['clips']} clips are trained on, such as {found[0]}" if found else ""
+    """Warn of the clips of a split's results that the run, or one that it started from, was trained on; else empty.
+
+    If the clips of such a run are not known, say so.
+    """
+    found, unknown = result.get("trained_on", []), result.get("trained_on_unknown", [])
+    notes = (
+        [f"warning: {len(found)} of the {result['clips']} clips are trained on, such as {found[0]}"] if found else []
+    )
+    if unknown:
+        whether = "more" if found else "any"
+        notes.append(
+            f"note: the training clips of {', '.join(unknown)} are not known, so it cannot be told whether {whether} "
+            "of these are among them"
+        )
+    return "; ".join(notes)
 
 
 def row_notes(name: str, folders: Sequence[Path], split: str) -> list[str]:

@@ -85,15 +85,24 @@ def resolve_sources(config: C, started: Path | None) -> tuple[C, dict[str, Path]
     """
     kept = {} if started is None else read_run(started)
     sources = {}
-    for key, stage in STAGES[config.stage].sources.items():
+    for key in STAGES[config.stage].sources:
         reference: str = getattr(config, key)
-        if reference == "newest":
-            reference = kept.get(key, reference)
-        if reference == "none" and "model" not in type(config).model_fields:
-            raise UserError(f"{key}: found none, wanted newest, a name or a path: the run has its model from another")
-        if reference != "none":
-            sources[key] = find_source_run(reference, stage, config.preset, config.logs)
+        folder = find_source(config, key, kept.get(key, reference) if reference == "newest" else reference)
+        if folder is not None:
+            sources[key] = folder
     return config.model_copy(update={key: str(folder) for key, folder in sources.items()}), sources
+
+
+def find_source(config: RunConfig, key: str, reference: str) -> Path | None:
+    """Find the finished run that a run starts from, as `find_source_run`; None for `none`.
+
+    Raises `UserError` if there is none, or if a stage without a model in its config is given `none`.
+    """
+    if reference != "none":
+        return find_source_run(reference, STAGES[config.stage].sources[key], config.preset, config.logs)
+    if "model" not in type(config).model_fields:
+        raise UserError(f"{key}: found none, wanted newest, a name or a path: the run has its model from another")
+    return None
 
 
 def check_resumable(folder: Path, config: RunConfig, store: FeatureStore) -> None:

@@ -14,8 +14,11 @@ from lr2ppo.encoders import ImageEncoder, TextEncoder, pretrain
 from lr2ppo.encoders.extractor import describe_encoding
 from lr2ppo.evaluation.comparison import METRIC_NAMES
 from lr2ppo.evaluation.results import describe_cases, write_evaluation
+from lr2ppo.files import write_json
 from lr2ppo.models.weights import KINDS, save_model
+from lr2ppo.runs.lookup import TRAINED_ON
 from lr2ppo.runs.stages import STAGES
+from lr2ppo.training.trained_on import join_trained_on
 from tests.conftest import FRAMES, REPOSITORY, WIDTH
 
 SHAPE = ModelConfig(
@@ -80,4 +83,7 @@ def make_run(logs: Path, stage: str, data: Path, encoders: Path) -> None:
     write_evaluation(folder, "test", results, cases)
     text = TextEncoder.load(encoders / "roberta", None)
     image = ImageEncoder.load(encoders / "vit")
+    sources_of = [logs / other / "one" for other in STAGES[stage].sources.values()]
+    trained_on = join_trained_on(read_clips(data / config.data.train), sources_of, data)
+    write_json(folder / TRAINED_ON, trained_on.model_dump())
     write_features_file(folder, describe_encoding(text, encoders / "roberta", image, encoders / "vit", "float32"), [])

@@ -58,7 +58,8 @@ def any_checkpoint(folder: Path, valid: Path, data: st.DataObject) -> None:
     shutil.copytree(valid / "logs", folder / "logs")
     run = folder / "logs" / "pointwise" / "one"
     newest = max((run / "checkpoints").glob("step-*"))
-    files = [*newest.iterdir(), run / "config.yaml", run / "metrics.jsonl", run / "inputs.json"]
+    kept = ("config.yaml", "metrics.jsonl", "inputs.json", "trained_on.json")
+    files = [*newest.iterdir(), *(run / name for name in kept)]
     for path in data.draw(st.lists(st.sampled_from(sorted(files)), min_size=1, max_size=2, unique=True)):
         damage_file(path, data)
     if data.draw(st.booleans()):
