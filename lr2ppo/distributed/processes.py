@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import FileStore, Store  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lr2ppo.config.schema import Precision
@@ -139,13 +140,13 @@ def join_processes(device: str) -> Iterator[Processes]:
             dist.destroy_process_group()
 
 
-def _private_store(world_size: int) -> dist.Store | None:
+def _private_store(world_size: int) -> Store | None:
     """Return the store in which the processes of one machine meet; None if the run has several machines."""
     file = os.environ.get(GROUP_FILE)
     if file is None:
         return None
     # Restarted processes must not find the addresses of ended ones.
-    return dist.FileStore(f"{file}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", world_size)
+    return FileStore(f"{file}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", world_size)
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

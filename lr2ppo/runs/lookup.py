@@ -192,9 +192,10 @@ def _source_run(folder: Path, config: Mapping[str, Any], key: str) -> Path | Non
     fingerprint = read_inputs(folder).get(key)
     places = _source_places(folder, config, key)
     found = next((place for place in places if has_weights(place, fingerprint)), None)
+    if found is None or found.resolve().parents[1] == folder.resolve().parents[1]:
+        return found
     # A run of someone else must not name any run to show or to export.
-    is_beside = found is not None and found.resolve().parents[1] == folder.resolve().parents[1]
-    return found if is_beside or fingerprint is not None else None
+    return found if fingerprint is not None and weights_fingerprint(found) == fingerprint else None
 
 
 def explain_missing(folder: Path, key: str) -> str:

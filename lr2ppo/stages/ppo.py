@@ -159,7 +159,8 @@ def train(
     sources = f"actor {run.sources['ranker']}, reward model {run.sources['reward']}"
     headline = f"stage 3: {len(run.clips)} target clips, {updates} updates; {sources}"
     with run.training(policy.learners, updates, headline):
-        rollouts, steps_made = unpack_rollouts(policy.rollout, run.stored, run.clips, processes)
+        with run.fitting():
+            rollouts, steps_made = unpack_rollouts(policy.rollout, run.stored, run.clips, processes)
         if run.is_new:
             evaluate(run, policy)
         if steps_made:

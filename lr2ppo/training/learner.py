@@ -120,8 +120,11 @@ class Learner(Generic[M]):
 
     @torch.no_grad()
     def restore(self, part: str, tensors: Mapping[str, Tensor]) -> None:
-        """Restore one of `PARTS` from full tensors."""
+        """Restore one of `PARTS` from full tensors; raises ValueError unless each is of a weight and of its shape."""
         weights = self._weights()
+        wrong = [name for name, tensor in tensors.items() if name not in weights or weights[name].shape != tensor.shape]
+        if wrong or (part == "weights" and len(tensors) < len(weights)):
+            raise ValueError(f"its {part} are not those of the model")
         for name, tensor in tensors.items():
             own = weights[name]
             if part == "weights":

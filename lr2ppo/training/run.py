@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -184,6 +184,10 @@ class TrainingRun(Generic[C]):
                 self.checkpoint.restore_random(self.processes)
             yield
         self._finish()
+
+    def fitting(self) -> AbstractContextManager[None]:
+        """Within the context, a checkpoint whose stored values do not fit the run is refused with a `UserError`."""
+        return nullcontext() if self.checkpoint is None else self.checkpoint.fitting()
 
     @property
     def step(self) -> int:

@@ -125,6 +125,7 @@ def test_the_card_of_a_run_of_someone_else_holds_none_of_its_markdown_or_html(
     run = shutil.copytree(trained_world.logs / "pointwise" / "one", tmp_path / "point`wise" / "<b>run_1*")
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     config |= {"seed": "7\n\n# Install\n\n<script>", "preset": "a`b``\n## c"}
+    config["data"] |= {"train": "", "validation": "`<b>`"}
     (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     results["test"] |= {"annotations": "x`\n\n<img src=y>", "trained_on": ["<i>\n# clip"]}
@@ -135,6 +136,7 @@ def test_the_card_of_a_run_of_someone_else_holds_none_of_its_markdown_or_html(
     assert headings == [r"# point\`wise/\<b\>run\_1\*", "## Metrics", "## Data", "## Encoders", "## Use"]
     assert "``` a`b`` ## c ```, seed `7 # Install <script>`" in card
     assert "clips of `` x` <img src=y> ``, the test split" in card
+    assert "Training: `(empty)`; validation: `` `<b>` ``; test: `" in card
     assert r"such as \<i\> \# clip." in card
 
 
