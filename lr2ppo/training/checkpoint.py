@@ -187,6 +187,8 @@ def _read(place: Path) -> Checkpoint:
         if file_fingerprint(place / name) != wanted:
             raise ValueError(f"{name} has a different checksum")
     state = _build(State, place / STATE)
+    if not state.global_batch or not state.processes:
+        raise ValueError(f"{STATE} says nothing of the run's batches and processes")
     for rank in range(state.processes):
         _build(ProcessState, place / f"process-{rank}.json")
     return Checkpoint(place, state)

@@ -137,10 +137,21 @@ class Learner(Generic[M]):
         return {"steps": self.steps, "skipped": self.skipped, "schedule": self.schedule.state_dict()}
 
     def restore_counters(self, counters: Mapping[str, Any]) -> None:
-        """Restore what `counters` returned; call it after the tensors are restored."""
+        """Restore what `counters` returned; call it after the tensors are restored.
+
+        Raises ValueError unless they are whole numbers.
+        """
+        # The rest of the schedule's state follows from the config.
+        made = {key: counters["schedule"][key] for key in ("last_epoch", "_step_count")}
         self.steps, self.skipped = counters["steps"], counters["skipped"]
-        self.schedule.load_state_dict(counters["schedule"])
-        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+        if not all(type(number) is int and number >= 0 for number in (self.steps, self.skipped, *made.values())):
+            raise ValueError("its counters are not whole numbers")
+        rates = [
+            base * scale(made["last_epoch"])
+            for base, scale in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        ]
+        self.schedule.load_state_dict(self.schedule.state_dict() | made | {"_last_lr": rates})
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         for state in self.optimizer.state.values():
             state["step"] = torch.tensor(float(self.steps), device=self.processes.device)
