@@ -7,14 +7,14 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import stat
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from glob import glob
-from io import BufferedReader, TextIOWrapper
+from io import BufferedReader, FileIO, TextIOWrapper
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,14 @@ def check_no_links(folder: Path) -> None:
     raise_faults(folder, faults, "nothing outside the folder is written; put what they lead to in their places")
 
 
+class _Reader(BufferedReader):
+    """A file that takes no memory for more bytes than it has, whatever length its damaged content names."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading; raises OSError if it is missing or no regular file, without waiting for a pipe."""
     check_name(path)
@@ -118,7 +126,7 @@ def open_regular(path: Path) -> BufferedReader:
     except OSError:
         os.close(handle)
         raise
-    return os.fdopen(handle, "rb")
+    return _Reader(FileIO(handle))
 
 
 def open_to_append(path: Path) -> TextIOWrapper:
@@ -253,12 +261,13 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         check_inside(path)
         # A name may be as long as the file system allows; the temporary one must not be longer.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}-", suffix=PARTIAL_SUFFIX)
-        os.close(handle)
-        partial = Path(name)
+        partial = path.with_name(f".{path.name[:100]}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+        # With the rights of any new file of this user, or those of the file that it replaces.
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        if path.exists():
+            shutil.copymode(path, partial)
         try:
             write(partial)
-            partial.chmod(0o644)
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -362,3 +371,11 @@ def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
     text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def check_folder_inside(path: Path) -> None:
+    """Raise `UserError` if a folder to write into, inside another, exists and is a link, or no folder."""
+    if path.is_symlink():
+        raise UserError(f"{path}: is a link to {os.readlink(path)}, wanted a folder; put what it leads to in its place")
+    if os.path.lexists(path) and not path.is_dir():
+        raise UserError(f"{path}: exists and is no folder; remove it")

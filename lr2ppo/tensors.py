@@ -8,6 +8,7 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from struct import Struct
 from typing import IO
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lr2ppo.errors import UserError, raise_faults
-from lr2ppo.files import write_atomically
+from lr2ppo.files import open_regular, write_atomically
 
 TENSOR_FILES = "a safetensors file or a state dict saved with torch.save"
 # What the pickle of a state dict names: less than torch permits, which includes calls that take any memory.
@@ -28,6 +29,8 @@ STATE_DICT_NAMES = re.compile(
 )
 # The operations of a pickle that name something.
 NAMING = ("GLOBAL", "STACK_GLOBAL", "INST")
+# Those that number a value, to refer to it later.
+NUMBERING = ("PUT", "LONG_BINPUT")
 # Bytes of a number in each kind of storage.
 NUMBER_SIZES = {
     f"{kind}Storage": size
@@ -134,44 +137,55 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _check_pickle(path: Path, size: int) -> None:
-    """Raise ValueError if an archive is compressed or lacks numbers, UnpicklingError if a pickle names more."""
-    with path.open("rb") as file:
-        # As torch tells them apart. Before its version 1.6: three pickles about the format, the state dict, its parts.
+    """Raise ValueError if a file is compressed or lacks numbers, UnpicklingError if it names more than tensors."""
+    with open_regular(path) as file:
+        # As torch tells them apart.
         is_archive = file.read(len(ARCHIVE)) == ARCHIVE
         file.seek(0)
-        if not is_archive:
-            for _ in range(5):
-                _check_names(file)
-            return
-        with ZipFile(file) as archive:
-            if archive.start_dir != _directory_start(file):
-                raise ValueError("its directory is not where torch looks for it")
-            entries = {entry.filename: entry.file_size for entry in archive.infolist()}
-            # torch would take another one of two parts of a name, or the name that Python replaces.
-            if len(entries) < len(archive.infolist()) or any(e.filename != e.orig_filename for e in archive.infolist()):
-                raise ValueError("its parts have names that can be read in two ways")
-            if sum(entries.values()) > size:
-                raise ValueError("its parts are compressed, which torch.save never does")
-            for name in entries:
-                if name.lower().endswith(".pkl"):
-                    with archive.open(name) as pickled:
-                        _check_names(pickled)
-            _check_storages(archive, entries)
+        if is_archive:
+            _check_archive(file, size)
+        else:
+            _check_old_file(file, size)
 
 
-def _check_storages(archive: ZipFile, entries: Mapping[str, int]) -> None:
-    """Raise ValueError unless an archive has one folder, whose parts hold all numbers of their storages.
+def _check_old_file(file: IO[bytes], size: int) -> None:
+    """Check a file from before torch 1.6: three pickles about the format, the state dict, and the keys of its storages.
 
-    torch 2.6 reads what follows a part that is too short: other memory of this process.
+    torch leaves the numbers of a storage that is not listed as its memory was.
     """
-    (folder,) = {name.partition("/")[0] for name in entries}
-    with archive.open(f"{folder}/data.pkl") as pickled:
-        storages = _Storages(pickled)
-        storages.load()
-    for key, wanted in storages.sizes.items():
-        found = entries.get(f"{folder}/data/{key}", 0)
-        if found < wanted:
-            raise ValueError(f"found {found:,} bytes of storage {key}, wanted {wanted:,}")
+    for _ in range(3):
+        _check_names(file, size)
+    wanted = _read_storages(file, size).sizes.keys()
+    listed = _Storages(_checked(file, size)).load()
+    if not isinstance(listed, list) or sorted(listed) != sorted(wanted):
+        raise ValueError("its list of storages is not that of its tensors")
+
+
+def _check_archive(file: IO[bytes], size: int) -> None:
+    with ZipFile(file) as archive:
+        if archive.start_dir != _directory_start(file):
+            raise ValueError("its directory is not where torch looks for it")
+        parts = archive.infolist()
+        # torch would take another one of two parts of a name, without regard to case, or the name that Python replaces.
+        names = {part.filename.casefold() for part in parts}
+        if len(names) < len(parts) or any(part.filename != part.orig_filename for part in parts):
+            raise ValueError("its parts have names that can be read in two ways")
+        if sum(part.file_size for part in parts) > size:
+            raise ValueError("its parts are compressed, which torch.save never does")
+        (folder,) = {part.filename.partition("/")[0] for part in parts}
+        with archive.open(f"{folder}/data.pkl") as pickled:
+            storages = _read_storages(pickled, size)
+        found = {part.filename: part.file_size for part in parts}
+        for key, wanted in storages.sizes.items():
+            # torch 2.6 reads what follows a part that is too short: other memory of this process.
+            if (stored := found.get(f"{folder}/data/{key}", 0)) < wanted:
+                raise ValueError(f"found {stored:,} bytes of storage {key}, wanted {wanted:,}")
+
+
+def _read_storages(file: IO[bytes], size: int) -> "_Storages":
+    storages = _Storages(_checked(file, size))
+    storages.load()
+    return storages
 
 
 class _Storages(pickle.Unpickler):
@@ -190,13 +204,17 @@ class _Storages(pickle.Unpickler):
         return OrderedDict if name == "OrderedDict" else lambda *_: None
 
     def persistent_load(self, reference: object) -> None:
-        if not isinstance(reference, tuple) or len(reference) != 5:
-            raise ValueError("its storages are not as torch.save describes them")
-        _, kind, key, _, numbers = reference
-        if kind not in NUMBER_SIZES:
-            raise ValueError(f"found a {kind}, wanted storages of {', '.join(NUMBER_SIZES)}")
-        size = numbers * NUMBER_SIZES[kind]
-        self.sizes[key] = max(size, self.sizes.get(key, 0))
+        match reference:
+            # Files from before torch 1.6 add a view, which torch.save leaves out.
+            case ("storage", str(kind), str(key), str(), int(numbers), *views) if numbers >= 0 and views in (
+                [],
+                [None],
+            ):
+                if kind not in NUMBER_SIZES:
+                    raise ValueError(f"found a {kind}, wanted storages of {', '.join(NUMBER_SIZES)}")
+                self.sizes[key] = max(numbers * NUMBER_SIZES[kind], self.sizes.get(key, 0))
+            case _:
+                raise ValueError("its storages are not as torch.save describes them")
 
 
 def _directory_start(file: IO[bytes]) -> int:
@@ -217,10 +235,26 @@ def _directory_start(file: IO[bytes]) -> int:
     return int(third[-2])
 
 
-def _check_names(file: IO[bytes]) -> None:
+def _check_names(file: IO[bytes], size: int) -> None:
+    """Read a pickle in a file of `size` bytes.
+
+    Raises UnpicklingError if it names more than tensors, ValueError if it numbers more values than it can hold, which
+    would take their memory.
+    """
     for operation, argument, _ in pickletools.genops(file):
         if operation.name in NAMING and not STATE_DICT_NAMES.fullmatch(str(argument)):
             raise pickle.UnpicklingError(str(argument))
+        if operation.name in NUMBERING and isinstance(argument, int) and argument > size:
+            raise ValueError("it numbers more values than it holds")
+
+
+def _checked(file: IO[bytes], size: int) -> IO[bytes]:
+    """Read the next pickle of a file and check it: see `_check_names`; return a copy of it."""
+    start = file.tell()
+    _check_names(file, size)
+    end = file.tell()
+    file.seek(start)
+    return BytesIO(file.read(end - start))
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

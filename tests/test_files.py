@@ -4,11 +4,13 @@ import contextlib
 import json
 import os
 import pickle
+import pickletools
 import signal
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
@@ -141,15 +143,39 @@ def test_an_archive_that_lacks_numbers_is_refused_before_torch_reads_beyond_it(t
     assert "found 4 bytes of storage 1, wanted 2,000" in message(path)
 
 
+def test_an_old_file_that_lists_no_storage_is_refused_before_torch_leaves_it_unread(tmp_path: Path) -> None:
+    path = tmp_path / "old.bin"
+    torch.save({"first": torch.zeros(1000), "second": torch.zeros(9)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    file = BytesIO(content)
+    for _ in range(4):
+        list(pickletools.genops(file))
+    start = file.tell()
+    keys = [argument for operation, argument, _ in pickletools.genops(file) if operation.name == "BINUNICODE"]
+    assert len(keys) == 2
+    path.write_bytes(content[:start] + pickle.dumps(keys[:1], protocol=2) + content[file.tell() :])
+    assert "its list of storages is not that of its tensors" in message(path)
+
+
+def test_a_pickle_that_numbers_more_values_than_it_holds_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "memo.bin"
+    torch.save(TENSORS, path)
+    # None, its number 2 ** 31, and no further use of it.
+    large = b"Nr" + (2**31).to_bytes(4, "little") + b"0"
+    rewrite_archive(path, lambda name, content: content[:2] + large + content[2:] if "data.pkl" in name else content)
+    assert "it numbers more values than it holds" in message(path)
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("again", ["archive/data.pkl", "archive/data.pkl\0"])
+@pytest.mark.parametrize("again", ["archive/data.pkl", "archive/data.pkl\0", "archive/DATA.pkl"])
 def test_an_archive_with_two_parts_of_one_name_is_refused(tmp_path: Path, again: str) -> None:
     path = tmp_path / "twice.bin"
     torch.save(TENSORS, path)
     rewrite_archive(path, lambda name, content: content)
     with ZipFile(path, "a") as archive:
         name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-        archive.writestr(again.replace("archive/data.pkl", name).replace("\0", "_"), archive.read(name))
+        same_or_not = name.replace("data.pkl", again.partition("/")[2])
+        archive.writestr(same_or_not.replace("\0", "_"), archive.read(name))
     if "\0" in again:
         # What Python takes for the end of the name.
         path.write_bytes(path.read_bytes().replace(f"{name}_".encode(), f"{name}\0".encode()))
@@ -359,6 +385,21 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> No
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=name):
         write_json(tmp_path / name, 1)
+
+
+def test_a_file_has_the_rights_that_its_user_gives_and_keeps_those_it_has(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_json(tmp_path / "private", 1)
+        write_tensors(tmp_path / "weights.safetensors", TENSORS)
+    finally:
+        os.umask(before)
+    write_json(tmp_path / "shown", 1)
+    (tmp_path / "shown").chmod(0o640)
+    for name in ("private", "shown"):
+        write_json(tmp_path / name, 2)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"private": 0o600, "weights.safetensors": 0o600, "shown": 0o640}
 
 
 def test_a_name_as_long_as_the_file_system_allows_is_written(tmp_path: Path) -> None:

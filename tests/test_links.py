@@ -21,6 +21,7 @@ EVALUATE = (
 )
 TRAIN = f"train pointwise --config {MINI}/pointwise.yaml data.root=data device=cpu data.workers=0 train.epochs=1"
 RESUME = f"{TRAIN} name=half"
+PPO = f"{TRAIN} name=new ranker=one reward=one data.frames={SHAPE.frames}".replace("pointwise", "ppo")
 ENCODERS = "--text encoders/roberta --image encoders/vit --device cpu"
 FLAT = {"head": "flatten", "attention": "published", "heads": 8, "text_tokens": 5}
 PUBLISHED = (
@@ -30,6 +31,7 @@ PUBLISHED = (
 COMMANDS = [
     (EVALUATE, "logs/pointwise/one/results.json"),
     (EVALUATE, "logs/pointwise/one/cases.json"),
+    (EVALUATE, "logs/pointwise/one/.results.lock"),
     (EVALUATE, "logs/pointwise/one/report.html"),
     (f"{TRAIN} name=new", "logs/pointwise/.new.lock"),
     (f"{TRAIN} name=one", "logs/pointwise/one/checkpoints"),
@@ -38,6 +40,7 @@ COMMANDS = [
     (RESUME, "logs/pointwise/half/best"),
     (RESUME, "logs/pointwise/half/best/model.safetensors"),
     (RESUME, "logs/pointwise/half/checkpoints"),
+    (PPO, "logs/cache"),
     ("report ppo/one", "report.html"),
     ("pretrain --data data --out encoders --device cpu", "encoders/vit"),
     (PUBLISHED, "logs/pointwise/new/best"),

@@ -123,9 +123,9 @@ def require_rows(references: Sequence[str], logs: Path) -> None:
 
 def require_runs(references: Sequence[str], logs: Path, exported: bool = False) -> None:
     """Raise `UserError` if a run does not exist; with `exported`, an exported folder is allowed in its place."""
-    from lr2ppo.runs.lookup import find_run
+    from lr2ppo.runs.lookup import find_run, is_exported
     from lr2ppo.runs.stages import STAGES
 
     for reference in references:
-        if not (exported and (Path(reference) / "config.json").is_file()):
+        if not (exported and is_exported(reference, logs)):
             find_run(reference, STAGES, logs)

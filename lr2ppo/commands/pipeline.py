@@ -1,7 +1,7 @@
 """Train and evaluate all stages, optionally over several seeds; finished runs are kept, stopped ones resume.
 
 A setting applies to every stage that has its key; STAGE:key=value only to that stage. {seed} in a value stands for the
-seed.
+seed. Each run starts from those of its name, unless ranker= or reward= names another, or none.
 """
 
 import argparse

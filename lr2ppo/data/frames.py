@@ -11,7 +11,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
-from io import BufferedReader
 from itertools import chain
 from os import PathLike
 from pathlib import Path
@@ -79,14 +78,6 @@ def check_size(width: int, height: int) -> None:
         raise ValueError(f"has {width} x {height} pixels, wanted at most {Image.MAX_IMAGE_PIXELS} in all")
 
 
-class _ImageFile(BufferedReader):
-    """A file that takes no memory for more bytes than it has, whatever length a damaged image names."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
-        return super().read(left if size is None or size < 0 else min(size, left))
-
-
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
     """Within the context, an image of which only the header is read; its pixels can be decoded there.
@@ -95,7 +86,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     """
     with ExitStack() as opened:
         try:
-            file = opened.enter_context(_ImageFile(open_regular(path).detach()))
+            file = opened.enter_context(open_regular(path))
             with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
                 image = opened.enter_context(Image.open(file, formats=FORMATS))
         except UnidentifiedImageError:

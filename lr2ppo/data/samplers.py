@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, Positions, 
 from lr2ppo.distributed.signals import follow_training_process
 
 Draw = Callable[[np.random.Generator], list[ClipRequest]]
+T = TypeVar("T")
 
 
 class EpochSampler(Sampler[list[ClipRequest]]):
@@ -41,14 +42,20 @@ class EpochSampler(Sampler[list[ClipRequest]]):
         return -(-self._requests // self.global_batch)
 
     def __iter__(self) -> Iterator[list[ClipRequest]]:
-        requests = self.draw(np.random.default_rng([self.seed, self.epoch]))
-        # Wrap a few around: with equal batches on all processes, gradients weigh the same.
-        requests += list(islice(cycle(requests), -len(requests) % self.world_size))
+        requests = wrap_around(self.draw(np.random.default_rng([self.seed, self.epoch])), self.world_size)
         step = self.global_batch
         for start in range(self._first, len(requests), step):
             share = min(step, len(requests) - start) // self.world_size
             first = start + self.rank * share
             yield requests[first : first + share]
+
+
+def wrap_around(items: Sequence[T], world_size: int) -> list[T]:
+    """Repeat a few of the first items after the last, so that `world_size` processes can share them equally.
+
+    With equal batches on all processes, gradients weigh the same.
+    """
+    return [*items, *islice(cycle(items), -len(items) % world_size)]
 
 
 def graded_lists(clips: Sequence[Clip], max_labels: int, fill: bool = True) -> Draw:

@@ -28,7 +28,7 @@ from torch.distributed.elastic.multiprocessing.api import PContext, SignalExcept
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
-from lr2ppo.distributed.processes import is_started
+from lr2ppo.distributed.processes import GROUP_FILE, is_started
 from lr2ppo.distributed.signals import SAME_SIGNAL_SECONDS, STOPPING_SIGNALS, handled_signals
 from lr2ppo.errors import UserError, print_error, raise_faults, reports_user_errors
 
@@ -184,6 +184,7 @@ def _start(command: Sequence[str], restarts: int, private: Path) -> None:
     """Do what `start` does; `private` is a folder that only this user can read and write."""
     processes, nodes = count_processes(), count_nodes()
     rendezvous = rendezvous_arguments(nodes, private / "rendezvous")
+    _keep_local(nodes, private / "group")
     # Share the machine's cores among the processes; torchrun would give each one thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     # Otherwise restarted processes would find the addresses of ended ones, and wait for them.
@@ -219,6 +220,15 @@ def _start(command: Sequence[str], restarts: int, private: Path) -> None:
             f"{rendezvous[-2]} {rendezvous[-1]}: the machines did not find each other: {error} "
             "Start the same script on each machine, with the same NNODES, MASTER_ADDR and MASTER_PORT"
         ) from None
+
+
+def _keep_local(nodes: int, file: Path) -> None:
+    """Let the processes of one machine meet in `file`, and talk over its loopback: no other can reach them."""
+    os.environ.pop(GROUP_FILE, None)
+    if nodes == 1:
+        os.environ[GROUP_FILE] = str(file)
+        if "lo" in (name for _, name in socket.if_nameindex()):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def run_module(name: str, *arguments: str) -> None:

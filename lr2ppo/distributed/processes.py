@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import FileStore, Store  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lr2ppo.config.schema import Precision
@@ -25,6 +26,8 @@ PR_SET_PDEATHSIG = 1
 # gloo's messages when another process has ended.
 PEER_LOST = r"(?i)connection (closed|reset|refused)|broken pipe|read error|timed out"
 SECONDS_FOR_LAUNCHER = 5
+# Variable of the launcher: the file in which the processes of one machine meet.
+GROUP_FILE = "LR2PPO_GROUP_FILE"
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ def join_processes(device: str) -> Iterator[Processes]:
         # If the launcher is killed, nothing else stops the processes it started.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if world_size > 1:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=world_size)
+        backend, store = "nccl" if chosen.type == "cuda" else "gloo", _private_store(world_size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
         if dist.get_backend() == "gloo":
             # Its destructor may wait, with the GIL held, for threads that need the GIL: it is never called.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
@@ -134,6 +138,15 @@ def join_processes(device: str) -> Iterator[Processes]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _private_store(world_size: int) -> Store | None:
+    """Return the store in which the processes of one machine meet; None if the run has several machines."""
+    file = os.environ.get(GROUP_FILE)
+    if file is None:
+        return None
+    # Restarted processes must not find the addresses of ended ones.
+    return FileStore(f"{file}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", world_size)
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

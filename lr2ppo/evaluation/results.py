@@ -15,15 +15,26 @@ from lr2ppo.evaluation.comparison import METRIC_NAMES, ClipKey, Row, Run, name_r
 from lr2ppo.evaluation.metrics import CUTOFFS, chance_ndcg
 from lr2ppo.evaluation.scoring import Scores, pad_lists, ranking_metrics
 from lr2ppo.files import read_json, write_json
+from lr2ppo.runs.lock import results_locked
 from lr2ppo.runs.lookup import RESULTS, differing_settings, is_outdated
 from lr2ppo.runs.records import Case, Interval, SplitResult, check_record
 
 CASES = "cases.json"
 
 
-def write_split(path: Path, split: str, value: Any) -> None:
-    """Set one split's part of a file and keep the others."""
-    write_json(path, read_by_split(path) | {split: value})
+def write_evaluation(folder: Path, split: str, results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> None:
+    """Set one split's part of a run's `results.json` and `cases.json`, and keep the others.
+
+    Another process that does so waits meanwhile. Raises `UserError` if a file is damaged, before any is written.
+    """
+    with results_locked(folder):
+        # The results last: they say of which weights both are.
+        written = {
+            path: read_by_split(path) | {split: value}
+            for path, value in ((folder / CASES, cases), (folder / RESULTS, results))
+        }
+        for path, content in written.items():
+            write_json(path, content)
 
 
 def read_cases(folder: Path, split: str) -> list[dict[str, Any]]:
@@ -50,9 +61,21 @@ def evaluation_fault(folder: Path, split: str) -> str | None:
 
 
 def trained_on_note(result: Mapping[str, Any]) -> str:
-    """Warn of the clips of a split's results that the run, or one that it started from, was trained on; else empty."""
-    found = result.get("trained_on", [])
-    return f"warning: {len(found)} of the {result['clips']} clips are trained on, such as {found[0]}" if found else ""
+    """Warn of the clips of a split's results that the run, or one that it started from, was trained on; else empty.
+
+    If the clips of such a run are not known, say so.
+    """
+    found, unknown = result.get("trained_on", []), result.get("trained_on_unknown", [])
+    notes = (
+        [f"warning: {len(found)} of the {result['clips']} clips are trained on, such as {found[0]}"] if found else []
+    )
+    if unknown:
+        whether = "more" if found else "any"
+        notes.append(
+            f"note: the training clips of {', '.join(unknown)} are not known, so it cannot be told whether {whether} "
+            "of these are among them"
+        )
+    return "; ".join(notes)
 
 
 def row_notes(name: str, folders: Sequence[Path], split: str) -> list[str]:

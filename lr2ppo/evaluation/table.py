@@ -61,12 +61,17 @@ def write_csv(comparison: Comparison, path: Path) -> None:
     writer.writerow([*COLUMNS, *(f"run_{number + 1}" for number in range(most))])
     for row, estimates in zip(comparison.rows, comparison.estimates, strict=True):
         for metric in METRIC_NAMES:
-            facts = [row.name, "", metric, *_sizes(row), *_numbers(estimates[metric]), "", ""]
+            facts = [_cell(row.name), "", metric, *_sizes(row), *_numbers(estimates[metric]), "", ""]
             writer.writerow(_padded(facts, row.run_means(metric), most))
     for contrast in comparison.contrasts:
         for metric in METRIC_NAMES:
             writer.writerow(_padded(*_describe_difference(comparison, contrast, metric), most))
     write_atomically(path, lambda partial: partial.write_text(stream.getvalue(), encoding="utf-8"))
+
+
+def _cell(name: str) -> str:
+    """Write a row's name so that a spreadsheet does not take it for a formula."""
+    return f"'{name}" if name[:1] in "=+-@" else name
 
 
 def wrap(text: str) -> str:
@@ -132,7 +137,7 @@ def _describe_difference(comparison: Comparison, contrast: Contrast, metric: str
     finding = estimate_difference(first, second, metric, comparison.samples, comparison.seed)
     runs, other_runs = len(first.runs), len(second.runs)
     facts = [
-        *(first.name, second.name, metric, runs if runs == other_runs else f"{runs} and {other_runs}"),
+        *(_cell(first.name), _cell(second.name), metric, runs if runs == other_runs else f"{runs} and {other_runs}"),
         *(_sizes(first)[1], *_numbers(finding.estimate), f"{finding.above_zero:.6g}"),
         f"{contrast.adjusted_p:.6g}" if metric == "ndcg" else "",
     ]

@@ -13,13 +13,15 @@ import numpy as np
 from tqdm import tqdm
 
 from lr2ppo.data.annotations import Clip, read_clips
-from lr2ppo.data.features.encoders import ADDED
+from lr2ppo.data.features.encoders import COMPARED
 from lr2ppo.data.frames import frames_fingerprint, require_frames
 from lr2ppo.errors import UserError, path_errors_as_user_errors
 from lr2ppo.files import check_inside, check_output, parse_json, read_json, write_json
 from lr2ppo.inference.ranker import LabelRanker, Query
 
 Facts = Mapping[str, Any]
+# Files of earlier versions lack the other parts of a model's identity.
+ALWAYS_RECORDED = ("run", "weights", *COMPARED)
 
 
 @path_errors_as_user_errors()
@@ -109,7 +111,7 @@ def _check_identity(out: Path, identity_file: Path, identity: Facts) -> None:
     differing = [
         f"{name} {recorded.get(name)}, now {value}"
         for name, value in identity.items()
-        if (name in recorded or name not in ADDED) and recorded.get(name) != value
+        if (name in recorded or name in ALWAYS_RECORDED) and recorded.get(name) != value
     ]
     if differing:
         raise UserError(f"{out}: was started with another model: {'; '.join(differing)}; give another --out")

@@ -151,7 +151,8 @@ def _use(trained: Trained, out: Path) -> str:
 
 def _code(value: object) -> str:
     """Quote a value of a run, which may be someone else's, as inline code of one line."""
-    line = " ".join(str(value).split())
+    # Without a text, its quotes would be those of the next one.
+    line = " ".join(str(value).split()) or "(empty)"
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     return f"{fence} {line} {fence}" if len(fence) > 1 else f"`{line}`"
 

@@ -122,10 +122,21 @@ class LabelRanker:
             "are the same"
         )
 
-    def identity(self) -> dict[str, str | int]:
-        """Return what determines the scores: the run's name, and fingerprints of its weights and encoders."""
-        weights = fingerprint(self._model.state_dict())
-        return {"run": self.name, "weights": weights, **self._clips.encoding.fingerprints()}
+    def identity(self) -> dict[str, str | int | float | None]:
+        """Return what determines the scores: the run, its model, which frames it reads, and its encoders.
+
+        Weights and encoders are given by their fingerprints.
+        """
+        kind, shape = describe_model(self._trained.weights)
+        return {
+            "run": self.name,
+            "weights": fingerprint(self._model.state_dict()),
+            "kind": kind.__name__,
+            **{f"model.{key}": value for key, value in shape.model_dump().items()},
+            "frames": self._use.frames,
+            "frame_order": self._use.frame_order,
+            **self._clips.encoding.fingerprints(),
+        }
 
     @property
     def has_preferences(self) -> bool:

@@ -12,7 +12,16 @@ from lr2ppo.errors import UserError
 from lr2ppo.files import read_json
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import describe_model
-from lr2ppo.runs.lookup import explain_missing, find_run, read_data, read_run, read_temperature, source_runs
+from lr2ppo.runs.lookup import (
+    EXPORTED,
+    explain_missing,
+    find_run,
+    is_exported,
+    read_data,
+    read_run,
+    read_temperature,
+    source_runs,
+)
 from lr2ppo.runs.stages import STAGES
 
 # Subfolders of an exported folder: its reward model, and the run it started from.
@@ -45,16 +54,15 @@ class Trained:
 
 
 def open_trained(reference: str | Path, logs: Path) -> Trained:
-    """Open a run as named for `find_run`, or an exported folder; raises `UserError` if it is neither."""
-    place = Path(reference)
-    if (place / "config.json").is_file():
-        return _open_exported(place)
+    """Open a run as named for `find_run`, or an exported folder; raises `UserError` if it is neither, or both."""
+    if is_exported(str(reference), logs):
+        return _open_exported(Path(reference))
     return _open_run(find_run(str(reference), STAGES, logs))
 
 
 def _open_exported(folder: Path) -> Trained:
     try:
-        description = read_json(folder / "config.json")
+        description = read_json(folder / EXPORTED)
         use = Use.model_validate(description["use"])
     except (OSError, ValueError, ValidationError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
@@ -63,8 +71,8 @@ def _open_exported(folder: Path) -> Trained:
         ) from None
     # A reward model serves as its own, without a second copy.
     reward = folder if description.get("model") == "PartialOrderModel" else folder / REWARD
-    has_reward = use.temperature is not None and (reward / "config.json").is_file()
-    has_before = (folder / BEFORE / "config.json").is_file()
+    has_reward = use.temperature is not None and (reward / EXPORTED).is_file()
+    has_before = (folder / BEFORE / EXPORTED).is_file()
     return Trained(
         use=use,
         weights=folder,

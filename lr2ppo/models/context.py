@@ -2,7 +2,8 @@
 
 Each takes vectors [B, L, D], the scores [B, L] of these vectors alone, which give an initial order, and a mask [B, L],
 False on padding, and returns vectors [B, L, D]. It starts as the identity: its last layer starts at 0. Labels in
-another order give the same vectors in that order, and padding changes nothing.
+another order give the same vectors in that order, and padding changes nothing. Only `DLCM` must read labels of equal
+scores, such as a label given twice, in the order given.
 """
 
 from collections.abc import Callable

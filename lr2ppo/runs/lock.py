@@ -1,4 +1,4 @@
-"""A file lock: only one process at a time owns a run's folder."""
+"""File locks: only one process at a time owns a run's folder, and only one writes the results of its evaluations."""
 
 import errno
 import fcntl
@@ -8,14 +8,19 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 
 from lr2ppo.errors import UserError
 from lr2ppo.files import open_regular, open_to_append
+from lr2ppo.terminal import say
 
 # Open as long as this process lives: the system releases a lock when its owner ends, in any way.
 _held: dict[Path, TextIOWrapper] = {}
+# In a run's folder, and left there: a process that waits for a file that another removes would lock another one.
+RESULTS_LOCK = ".results.lock"
 # The system's `struct flock` and the position of its type, on Linux and on BSDs and macOS.
 FLOCK, TYPE = ("hhqqi4x", 0) if sys.platform == "linux" else ("qqihh", 3)
 
@@ -70,6 +75,22 @@ def is_locked(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     return bool(struct.unpack(FLOCK, answer)[TYPE] != fcntl.F_UNLCK)
+
+
+@contextmanager
+def results_locked(folder: Path) -> Iterator[None]:
+    """Within the context, no other process writes the results of a run's evaluations; waits while one does.
+
+    Where the disk has no locks, says so and goes on. Raises `UserError` if the lock's file is a link or no regular
+    file, OSError if it cannot be opened.
+    """
+    path = folder / RESULTS_LOCK
+    with open_to_append(path) as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        except OSError as error:
+            say(f"note: {path}: cannot be locked: {error.strerror}; here, evaluate this run once at a time\n")
+        yield
 
 
 def _owner(file: TextIOWrapper) -> str:

@@ -6,7 +6,7 @@ such a folder has only weights. `read_run` and `read_finished` handle both, so t
 
 import math
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,18 @@ from lr2ppo.config.load import config_leaves
 from lr2ppo.config.schema import DataConfig, ModelConfig
 from lr2ppo.errors import UserError
 from lr2ppo.files import WEIGHTS_FILE, file_fingerprint, parse_json, read_json, read_text, read_yaml
-from lr2ppo.runs.records import Evaluated, Finished, check_record, check_row
+from lr2ppo.runs.records import Evaluated, Finished, TrainedOn, check_record, check_row
 from lr2ppo.runs.stages import STAGES, stage_for_model
 
 CONFIG, FINISHED, PROGRESS = "config.yaml", "finished.json", "progress.json"
 METRICS, RESULTS = "metrics.jsonl", "results.json"
 # Fingerprints of all that a run reads.
 INPUTS = "inputs.json"
+# The clips that a run, and those that it started from, were trained on.
+TRAINED_ON = "trained_on.json"
 WEIGHTS = Path("best", "config.json")
+# In a folder that `lr2ppo export` wrote.
+EXPORTED = "config.json"
 # Key in finished.json of a run that was not trained here: the checkpoint that its weights were converted from.
 CONVERTED_FROM = "converted_from"
 # Keys that name the runs that a run starts from.
@@ -56,8 +60,7 @@ def find_run(reference: str, stages: Collection[str], logs: Path) -> Path:
     Raises `UserError` naming the existing runs, or the command that makes one.
     """
     in_order = [stage for stage in STAGES if stage in stages]
-    places = [logs / stage / reference for stage in reversed(in_order)] + [logs / reference, Path(reference)]
-    for place in filter(is_run, places):
+    for place in _named_runs(reference, in_order, logs):
         found = read_run(place)["stage"]
         if found not in stages:
             raise UserError(f"{reference}: is a run of stage {found}, wanted one of {' or '.join(in_order)}")
@@ -70,6 +73,27 @@ def find_run(reference: str, stages: Collection[str], logs: Path) -> Path:
     make = f"make it with: sh {STAGES[stage].script} {shlex.quote(Path(reference).name or 'NAME')}"
     there = f"there are: {', '.join(known)}" if known else make
     raise UserError(f"{reference}: found no such run under {logs}; {there}")
+
+
+def is_exported(reference: str, logs: Path) -> bool:
+    """Whether a reference is the path of a folder that `lr2ppo export` wrote.
+
+    Raises `UserError` if a run has this name, too.
+    """
+    if not (Path(reference) / EXPORTED).is_file():
+        return False
+    if run := next(_named_runs(reference, list(STAGES), logs), None):
+        raise UserError(
+            f"{reference}: is an exported folder here, and the name of the run {run}; give the folder's whole path, "
+            f"{Path(reference).absolute()}, or the run's, {run.absolute()}"
+        )
+    return True
+
+
+def _named_runs(reference: str, in_order: Sequence[str], logs: Path) -> Iterator[Path]:
+    """Yield the runs that a reference may mean, the last stage's first."""
+    places = [logs / stage / reference for stage in reversed(in_order)] + [logs / reference, Path(reference)]
+    return filter(is_run, places)
 
 
 def split_row(reference: str) -> list[str]:
@@ -170,9 +194,10 @@ def _source_run(folder: Path, config: Mapping[str, Any], key: str) -> Path | Non
     fingerprint = read_inputs(folder).get(key)
     places = _source_places(folder, config, key)
     found = next((place for place in places if has_weights(place, fingerprint)), None)
+    if found is None or found.resolve().parents[1] == folder.resolve().parents[1]:
+        return found
     # A run of someone else must not name any run to show or to export.
-    is_beside = found is not None and found.resolve().parents[1] == folder.resolve().parents[1]
-    return found if is_beside or fingerprint is not None else None
+    return found if fingerprint is not None and weights_fingerprint(found) == fingerprint else None
 
 
 def explain_missing(folder: Path, key: str) -> str:
@@ -295,6 +320,21 @@ def read_inputs(folder: Path) -> dict[str, Any]:
         found = read_mapping(folder / INPUTS)
         check_record(dict[str, str], found, INPUTS)
         return found
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: {error}; train the run again with --fresh") from None
+
+
+def read_trained_on(folder: Path) -> TrainedOn | None:
+    """Read the clips that a run was trained on; None for runs of earlier versions.
+
+    Raises `UserError` if the file is damaged.
+    """
+    if not (folder / TRAINED_ON).exists():
+        return None
+    try:
+        found = read_mapping(folder / TRAINED_ON)
+        check_record(TrainedOn, found, TRAINED_ON)
+        return TrainedOn.model_validate(found)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: {error}; train the run again with --fresh") from None
 

@@ -83,6 +83,13 @@ class Judgement(Record):
     calibration: Annotated[list[Bin], Field(min_length=1)]
 
 
+class TrainedOn(Record):
+    """`trained_on.json`: ids of clips that a run and its sources were trained on, and those runs whose are unknown."""
+
+    clips: list[str]
+    unknown: list[str]
+
+
 class Evaluated(Record):
     """What a split's part of `results.json` is about: fingerprints of the weights and of the split's files."""
 
@@ -96,6 +103,7 @@ class SplitResult(Evaluated):
     annotations: str
     chance: dict[str, float]
     trained_on: list[str] = []
+    trained_on_unknown: list[str] = []
     judgement: Judgement | None = None
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lr2ppo.config.schema import DataConfig, EvaluateConfig
-from lr2ppo.data.annotations import Clip, graded, read_valid_clips
+from lr2ppo.data.annotations import graded
 from lr2ppo.data.dataset import ClipDataset, open_store
-from lr2ppo.data.validate import overlap
 from lr2ppo.distributed.processes import Processes, autocast, join_processes
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.calibration import describe_reward_model
@@ -24,16 +23,17 @@ from lr2ppo.evaluation.results import (
     row_notes,
     run_name,
     trained_on_note,
-    write_split,
+    write_evaluation,
 )
 from lr2ppo.evaluation.scoring import Scores, clip_margins, score_clips, win_rates
 from lr2ppo.evaluation.table import format_differences, format_table, wrap, write_csv
-from lr2ppo.files import check_inside, check_output, file_fingerprint
+from lr2ppo.files import check_inside, check_output
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import Model, describe_model, load_model
 from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.report import write_report
 from lr2ppo.report.load import find_rows
+from lr2ppo.runs.lock import RESULTS_LOCK
 from lr2ppo.runs.lookup import (
     RESULTS,
     find_groups,
@@ -41,14 +41,13 @@ from lr2ppo.runs.lookup import (
     has_weights,
     read_data,
     read_finished,
-    read_inputs,
     read_temperature,
-    source_runs,
     weights_fingerprint,
 )
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.terminal import say
 from lr2ppo.training.inputs import Inputs, check_encoders, check_fit, has_order, left_out_note, open_inputs
+from lr2ppo.training.trained_on import find_trained_on
 
 REPORT = "report.html"
 # The keys of `data` that name the files of the splits.
@@ -60,7 +59,7 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.name is None:
         raise UserError("name: is missing; run sh ppo_eval.sh RUN, or give name=RUN")
     folder = find_run(config.name, STAGES, config.logs)
-    for name in (RESULTS, CASES, REPORT):
+    for name in (RESULTS, CASES, RESULTS_LOCK, REPORT):
         check_inside(folder / name)
     data = run_data(folder, config.root)
     # Before they are loaded: if they change in between, they are not taken for those evaluated.
@@ -88,15 +87,14 @@ def evaluate(config: EvaluateConfig) -> None:
             "fingerprints": evaluated_fingerprints(weights, inputs),
             **judgement,
         }
-        if trained_on := find_trained_on(folder, data.root, dataset.clips):
-            results["trained_on"] = trained_on
+        trained_on = find_trained_on(folder, data.root)
+        results["trained_on"] = sorted({clip.id for clip in dataset.clips}.intersection(trained_on.clips))
+        results["trained_on_unknown"] = trained_on.unknown
         if not has_weights(folder, weights):
             raise UserError(
                 f"{folder}: its weights changed while they were evaluated; evaluate it once it has finished"
             )
-        # The results last: they say of which weights both are.
-        write_split(folder / CASES, config.split, describe_cases(dataset.clips, scores))
-        write_split(folder / RESULTS, config.split, results)
+        write_evaluation(folder, config.split, results, describe_cases(dataset.clips, scores))
     what = "scores" if isinstance(model, RelevanceRanker) else "share of pairs won"
     of_all = f"{len(dataset)} clips, labels ordered by {what}; {describe_intervals([row])}{left_out_note(dataset)}"
     show_evaluation(folder, config, comparison, results, [warning, f"{folder}, {config.split} split, {of_all}"])
@@ -146,20 +144,6 @@ def evaluated_fingerprints(weights: str | None, inputs: Inputs) -> dict[str, str
     features = inputs.fingerprints["features"]
     (annotations,) = (found for key, found in inputs.fingerprints.items() if key != "features")
     return {"weights": weights, "annotations": annotations, "features": features}
-
-
-def find_trained_on(folder: Path, root: Path, clips: Sequence[Clip]) -> list[str]:
-    """Return the ids of clips that a run, or one that it started from, was trained on.
-
-    Only annotations that are as they were then count; they are searched in the run's data folder and in `root`.
-    """
-    own, trained_on = read_data(folder), read_inputs(folder).get("train")
-    paths = [path for path in (own.root / own.train, root / own.train) if path.is_file()]
-    known = next((path for path in paths if file_fingerprint(path) == trained_on), None)
-    found = set() if known is None else set(overlap(read_valid_clips(known)[0], clips))
-    for source in source_runs(folder).values():
-        found |= set() if source is None else set(find_trained_on(source, root, clips))
-    return sorted(found)
 
 
 def run_data(folder: Path, root: Path | None) -> DataConfig:

@@ -15,13 +15,15 @@ from lr2ppo.config.schema import Precision
 from lr2ppo.data.dataset import ClipBatch, ClipDataset
 from lr2ppo.data.samplers import evaluation_loader, whole_clips
 from lr2ppo.distributed.processes import Processes, autocast, resolve_precision
-from lr2ppo.files import check_inside, write_atomically
+from lr2ppo.files import check_folder_inside, check_inside, write_atomically
 from lr2ppo.models import LabelEncoder, PartialOrderModel
 from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.tensors import fingerprint
 
 Vectors = NDArray[np.float32]
 CLIPS_AT_ONCE = 4
+# Bytes at the end of a file of cached vectors.
+CHECKSUM = hashlib.sha256().digest_size
 
 
 class FrozenReward:
@@ -57,7 +59,8 @@ def open_frozen_reward(
     """Open the frozen reward of a dataset; its label vectors are read from `cache` or computed by all processes.
 
     `features` is a fingerprint of the content of the clips' features: the same vectors are read only for the same.
-    Frames in random order give different vectors each time, so nothing is cached then.
+    Frames in random order give different vectors each time, so nothing is cached then. Raises `UserError` if `cache`
+    is a link or no folder.
     """
     use_fast_linear(reward_model).to(processes.device).eval()
     labels = [len(clip.labels) for clip in dataset.clips]
@@ -66,6 +69,7 @@ def open_frozen_reward(
     key = _key(reward_model.encoder, dataset, features, resolve_precision(precision, processes.device))
     path = cache / f"vectors-{key}.npy"
     # Before the vectors are computed, which takes long.
+    check_folder_inside(cache)
     check_inside(path)
     known = _read(path, sum(labels))
     # All processes must take the same branch, even if one sees another file system.
@@ -110,13 +114,18 @@ def _key(encoder: LabelEncoder, dataset: ClipDataset, features: str, precision: 
 def _read(path: Path, rows: int) -> Vectors | None:
     """Read cached vectors; None if there are none, or they are damaged."""
     try:
+        content = np.memmap(path, mode="r")
         found = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
+    intact = hashlib.sha256(content[:-CHECKSUM].data).digest() == content[-CHECKSUM:].tobytes()
     fits = isinstance(found, np.ndarray) and found.dtype == np.float32 and found.ndim == 2 and len(found) == rows
-    return found if fits else None
+    return found if intact and fits else None
 
 
 def _save(path: Path, vectors: Vectors) -> None:
-    with path.open("wb") as file:
+    """Write vectors in numpy's format, which ignores what follows them: the SHA-256 of all before."""
+    with path.open("w+b") as file:
         np.save(file, vectors)
+        file.seek(0)
+        file.write(hashlib.file_digest(file, "sha256").digest())

@@ -19,7 +19,7 @@ from lr2ppo.runs.stages import LR2PPO, Stage
 from lr2ppo.stages.evaluate import is_evaluated
 from lr2ppo.terminal import say
 from lr2ppo.training.run import open_all
-from lr2ppo.training.run_folder import run_folder
+from lr2ppo.training.run_folder import find_source, run_folder
 
 # Replaced by the seed in a setting, such as data.root=data/mini-{seed}.
 SEED = "{seed}"
@@ -41,8 +41,10 @@ class Training:
 
     @property
     def sources(self) -> list[Path]:
-        """The folders of the runs that it starts from, of the same name."""
-        return [self.config.logs / usual / self.folder.name for usual, *_ in self.stage.sources.values()]
+        """The folders of the runs of the same name that it starts from."""
+        name, logs = self.folder.name, self.config.logs
+        usual = {key: stages[0] for key, stages in self.stage.sources.items()}
+        return [logs / stage / name for key, stage in usual.items() if getattr(self.config, key) == name]
 
     @property
     def name(self) -> str:
@@ -53,10 +55,13 @@ def run_pipeline(name: str, preset: Path, settings: Sequence[str] = (), seeds: S
     """Train and evaluate all stages of LR2PPO of the run NAME, or NAME-SEED for each seed, that are not finished.
 
     A setting applies to every stage with its key, `STAGE:key=value` only to that stage; `{seed}` in it is replaced by
-    the seed. Returns the runs as STAGE/NAME. Raises `UserError` before any run starts if a setting cannot be used or a
+    the seed. A run starts from those of its own name, unless `ranker` or `reward` is given. Returns the runs as
+    STAGE/NAME. Raises `UserError` before any run starts if a setting cannot be used, a given run is missing, or a
     finished run has other settings or other data; exits with the exit code of a command that fails.
     """
+    _check_own_keys(settings, seeds)
     trainings = [training for run in _runs(name, seeds) for training in _plan(*run, preset, settings)]
+    _check_sources(trainings)
     alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
     _check_finished(trainings, alone)
     for training in trainings:
@@ -82,6 +87,16 @@ def _runs(name: str, seeds: Sequence[int]) -> Iterator[tuple[str, list[str]]]:
         yield f"{name}-{seed}", [f"seed={seed}"]
 
 
+def _check_own_keys(settings: Sequence[str], seeds: Sequence[int]) -> None:
+    """Raise `UserError` if a setting is one that the pipeline itself gives every run."""
+    own = {"name": "its NAME"} | ({"seed": "--seeds"} if seeds else {})
+    for setting in settings:
+        prefix, colon, rest = setting.partition(":")
+        key = (rest if colon and prefix in LR2PPO else setting).partition("=")[0]
+        if key in own:
+            raise UserError(f"{setting}: the pipeline gives every run its {key}, by {own[key]}; remove this setting")
+
+
 def _plan(name: str, own: Sequence[str], preset: Path, settings: Sequence[str]) -> Iterator[Training]:
     """Yield the training of each stage of a run, after its config is checked."""
     seed = own[0].partition("=")[2] if own else SEED
@@ -92,10 +107,25 @@ def _plan(name: str, own: Sequence[str], preset: Path, settings: Sequence[str]) 
         load_config(preset / "pointwise.yaml", "pointwise", [unknown[0].partition(":")[2] or unknown[0]])
         raise UserError(f"{unknown[0]}: is not a setting of any stage")
     for stage in LR2PPO.values():
-        mine = [_bare(setting, stage) for setting in given if _belongs(setting, stage)]
-        mine += [f"name={name}", *own, *(f"{key}={name}" for key in stage.sources)]
+        # The given ones last, so that they win.
+        mine = [f"name={name}", *own, *(f"{key}={name}" for key in stage.sources)]
+        mine += [_bare(setting, stage) for setting in given if _belongs(setting, stage)]
         config: RunConfig = load_config(preset / f"{stage.name}.yaml", stage.name, mine)
         yield Training(stage, config, run_folder(config), mine)
+
+
+def _check_sources(trainings: Sequence[Training]) -> None:
+    """Raise `UserError` if a run would start from one that is neither finished nor trained before it."""
+    before: set[Path] = set()
+    for training in trainings:
+        config = training.config
+        for key, (usual, *_) in training.stage.sources.items():
+            reference: str = getattr(config, key)
+            places = {config.logs / usual / reference, config.logs / reference, Path(reference)}
+            # The newest is known once the run starts.
+            if reference != "newest" and not before & places:
+                find_source(config, key, reference)
+        before.add(training.folder)
 
 
 def _check_finished(trainings: Sequence[Training], alone: Processes) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lr2ppo.config.schema import PPOConfig, PPOLoss, PPOTraining
 from lr2ppo.data.annotations import Clip
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, collate
-from lr2ppo.data.samplers import Draw, random_pairs
+from lr2ppo.data.samplers import Draw, random_pairs, wrap_around
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.scoring import validation_ndcg
@@ -159,7 +159,8 @@ def train(
     sources = f"actor {run.sources['ranker']}, reward model {run.sources['reward']}"
     headline = f"stage 3: {len(run.clips)} target clips, {updates} updates; {sources}"
     with run.training(policy.learners, updates, headline):
-        rollouts, steps_made = unpack_rollouts(policy.rollout, run.stored, run.clips, processes)
+        with run.fitting():
+            rollouts, steps_made = unpack_rollouts(policy.rollout, run.stored, run.clips, processes)
         if run.is_new:
             evaluate(run, policy)
         if steps_made:
@@ -261,20 +262,24 @@ def pack_rollouts(rollouts: Sequence[R], steps_made: int) -> ProcessState:
 def unpack_rollouts(
     kind: type[R], states: Sequence[ProcessState], dataset: ClipDataset, processes: Processes
 ) -> tuple[list[R], int]:
-    """Restore this process's rollouts and the number of steps made, from the stored states of all processes."""
+    """Restore this process's rollouts and the number of steps made, from the stored states of all processes.
+
+    Every stored clip is restored by a process, and all have equally many: a few may be restored twice.
+    """
     stored = states[0].stored
     if not stored:
         return [], 0
     rollouts = []
     for number in range(stored["rollouts"]):
         requests = [request for state in states for request in _requests(state.tensors, number)]
-        share = len(requests) // processes.world_size
-        own = slice(processes.rank * share, (processes.rank + 1) * share)
+        rows = wrap_around(range(len(requests)), processes.world_size)
+        share = len(rows) // processes.world_size
+        own = rows[processes.rank * share : (processes.rank + 1) * share]
         tensors = {
             name: torch.cat([state.tensors[f"{number}.{name}"] for state in states])[own].to(processes.device)
             for name in _outcomes(kind)
         }
-        batch = collate([dataset[request] for request in requests[own]]).to(processes.device)
+        batch = collate([dataset[requests[row]] for row in own]).to(processes.device)
         rollouts.append(kind(batch=batch, **tensors))
     return rollouts, stored["learned"]
 

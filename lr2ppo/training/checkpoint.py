@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
 from lr2ppo.distributed.processes import Processes
-from lr2ppo.errors import UserError
+from lr2ppo.errors import UserError, show
 from lr2ppo.files import file_fingerprint, read_json, write_json
 from lr2ppo.runs.records import Whole, explain_faults
 from lr2ppo.tensors import read_tensors, write_tensors
@@ -62,10 +63,22 @@ class Checkpoint:
 
     def restore(self, learners: Mapping[str, Learner[Any]]) -> None:
         """Restore weights, optimizers and schedules."""
-        for name, learner in learners.items():
-            for part in Learner.PARTS:
-                learner.restore(part, read_tensors(self.folder / f"{name}-{part}.safetensors"))
-            learner.restore_counters(self.state.counters[name])
+        with self.fitting():
+            for name, learner in learners.items():
+                for part in Learner.PARTS:
+                    learner.restore(part, read_tensors(self.folder / f"{name}-{part}.safetensors"))
+                learner.restore_counters(self.state.counters[name])
+
+    @contextmanager
+    def fitting(self) -> Iterator[None]:
+        """Within the context, what does not fit the run, as if another program wrote it, is raised as `UserError`."""
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"{self.folder}: does not fit this run: {show(f'{type(error).__name__}: {error}')}; remove this "
+                "checkpoint, to resume from the one before"
+            ) from None
 
     def read_process_states(self) -> list[ProcessState]:
         """Read the states of the processes that wrote the checkpoint, by rank, without their random states."""
@@ -80,9 +93,10 @@ class Checkpoint:
         """Restore this process's random state; a process that did not write the checkpoint keeps its own."""
         if processes.rank < self.state.processes:
             tensors = read_tensors(self.folder / f"process-{processes.rank}.safetensors")
-            torch.set_rng_state(tensors[RANDOM + "cpu"])
-            if processes.device.type == "cuda" and RANDOM + "cuda" in tensors:
-                torch.cuda.set_rng_state(tensors[RANDOM + "cuda"], processes.device)
+            with self.fitting():
+                torch.set_rng_state(tensors[RANDOM + "cpu"])
+                if processes.device.type == "cuda" and RANDOM + "cuda" in tensors:
+                    torch.cuda.set_rng_state(tensors[RANDOM + "cuda"], processes.device)
 
 
 def write_checkpoint(
@@ -168,9 +182,13 @@ def _read(place: Path) -> Checkpoint:
     if STATE not in checksums:
         raise ValueError(f"{CHECKSUMS} has no entry for {STATE}")
     for name, wanted in checksums.items():
+        if Path(name).name != name or name == "..":
+            raise ValueError(f"{CHECKSUMS} names {show(name)}, wanted files of its folder")
         if file_fingerprint(place / name) != wanted:
             raise ValueError(f"{name} has a different checksum")
     state = _build(State, place / STATE)
+    if not state.global_batch or not state.processes:
+        raise ValueError(f"{STATE} says nothing of the run's batches and processes")
     for rank in range(state.processes):
         _build(ProcessState, place / f"process-{rank}.json")
     return Checkpoint(place, state)

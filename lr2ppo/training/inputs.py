@@ -43,6 +43,8 @@ def open_inputs(
     `data.strict` true, if a clip or feature cannot be used or two files disagree about a clip.
     """
     datasets = [open_dataset(data, getattr(data, key), need, store, model) for key, need in files.items()]
+    # Now, because checking the features takes long, and the files may change meanwhile.
+    annotations = {key: file_fingerprint(data.root / getattr(data, key)) for key in files}
     names = [getattr(data, key) for key in files]
     differing = disagreements({name: dataset.clips for name, dataset in zip(names, datasets, strict=True)})
     if data.strict:
@@ -64,8 +66,7 @@ def open_inputs(
     found = checked.fingerprints | {clip: own for _, fingerprints in shares for clip, own in fingerprints.items()}
     if unread and processes.is_main:
         checked.add(found)
-    fingerprints = {key: file_fingerprint(data.root / getattr(data, key)) for key in files}
-    return Inputs(kept, fingerprints | {"features": _features_fingerprint(kept, found)})
+    return Inputs(kept, annotations | {"features": _features_fingerprint(kept, found)})
 
 
 def _features_fingerprint(datasets: Sequence[ClipDataset], fingerprints: Mapping[str, str]) -> str:

@@ -120,8 +120,11 @@ class Learner(Generic[M]):
 
     @torch.no_grad()
     def restore(self, part: str, tensors: Mapping[str, Tensor]) -> None:
-        """Restore one of `PARTS` from full tensors."""
+        """Restore one of `PARTS` from full tensors; raises ValueError unless each is of a weight and of its shape."""
         weights = self._weights()
+        wrong = [name for name, tensor in tensors.items() if name not in weights or weights[name].shape != tensor.shape]
+        if wrong or (part == "weights" and len(tensors) < len(weights)):
+            raise ValueError(f"its {part} are not those of the model")
         for name, tensor in tensors.items():
             own = weights[name]
             if part == "weights":
@@ -134,10 +137,21 @@ class Learner(Generic[M]):
         return {"steps": self.steps, "skipped": self.skipped, "schedule": self.schedule.state_dict()}
 
     def restore_counters(self, counters: Mapping[str, Any]) -> None:
-        """Restore what `counters` returned; call it after the tensors are restored."""
+        """Restore what `counters` returned; call it after the tensors are restored.
+
+        Raises ValueError unless they are whole numbers.
+        """
+        # The rest of the schedule's state follows from the config.
+        made = {key: counters["schedule"][key] for key in ("last_epoch", "_step_count")}
         self.steps, self.skipped = counters["steps"], counters["skipped"]
-        self.schedule.load_state_dict(counters["schedule"])
-        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+        if not all(type(number) is int and number >= 0 for number in (self.steps, self.skipped, *made.values())):
+            raise ValueError("its counters are not whole numbers")
+        rates = [
+            base * scale(made["last_epoch"])
+            for base, scale in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        ]
+        self.schedule.load_state_dict(self.schedule.state_dict() | made | {"_last_lr": rates})
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         for state in self.optimizer.state.values():
             state["step"] = torch.tensor(float(self.steps), device=self.processes.device)

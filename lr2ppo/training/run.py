@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -20,7 +20,16 @@ from lr2ppo.errors import UserError
 from lr2ppo.evaluation.scoring import Evaluation
 from lr2ppo.files import remove_partial_files, write_json
 from lr2ppo.models.weights import Model
-from lr2ppo.runs.lookup import FINISHED, INPUTS, METRICS, best_validation, weights_fingerprint
+from lr2ppo.runs.lookup import (
+    FINISHED,
+    INPUTS,
+    METRICS,
+    TRAINED_ON,
+    best_validation,
+    read_trained_on,
+    weights_fingerprint,
+)
+from lr2ppo.runs.records import TrainedOn
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.training.checkpoint import (
     Checkpoint,
@@ -46,12 +55,14 @@ from lr2ppo.training.run_folder import (
     CHECKPOINTS,
     check_resumable,
     check_same_inputs,
+    check_same_sources,
     claim_run,
     make_folder,
     peak_memory_gib,
     resolve_sources,
     run_folder,
 )
+from lr2ppo.training.trained_on import join_trained_on
 
 C = TypeVar("C", bound=RunConfig)
 Values = Mapping[str, float]
@@ -59,12 +70,16 @@ Values = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Opened(Generic[C]):
-    """All that a run reads, checked: its resolved config, the runs it starts from by config key, features and clips."""
+    """All that a run reads, checked: its resolved config, the runs it starts from by config key, features and clips.
+
+    `trained_on` are the clips that it and those runs are trained on.
+    """
 
     config: C
     sources: Mapping[str, Path]
     store: FeatureStore
     inputs: Inputs
+    trained_on: TrainedOn
     warnings: tuple[str, ...]
 
 
@@ -87,7 +102,10 @@ def open_all(config: C, processes: Processes, started: Path | None) -> Opened[C]
     inputs.fingerprints.update({key: fingerprint for key, fingerprint in found.items() if fingerprint is not None})
     if started is not None:
         check_same_inputs(started, inputs.fingerprints)
-    return Opened(config, sources, store, inputs, (warning,) if warning else ())
+    # Kept once and for all: what the sources were trained on may be unknown later.
+    kept = None if started is None else read_trained_on(started)
+    trained_on = kept or join_trained_on(inputs.datasets[0].clips, sources.values(), config.data.root)
+    return Opened(config, sources, store, inputs, trained_on, (warning,) if warning else ())
 
 
 class TrainingRun(Generic[C]):
@@ -110,6 +128,7 @@ class TrainingRun(Generic[C]):
         self.processes, self.sources = processes, opened.sources
         self.clips, self.validation = opened.inputs.datasets
         self._store, self.fingerprints = opened.store, opened.inputs.fingerprints
+        self._trained_on = opened.trained_on
         self.checkpoint, self._notes = resumed
         # A copy: the checkpoint's own says how many processes wrote it.
         self.state = State() if self.checkpoint is None else replace(self.checkpoint.state)
@@ -151,9 +170,10 @@ class TrainingRun(Generic[C]):
         """Within the context, the run trains `steps` steps; at its end the run saves its last weights and finishes.
 
         The first of the `learners` is the run's model; their names prefix their logged values. Raises `UserError` if
-        the disk has no room.
+        the disk has no room, or if a run that it starts from has other weights than when this one was opened.
         """
         self.learners, self.steps = learners, steps
+        check_same_sources(self.sources, self.fingerprints)
         self._start(headline)
         progress = Progress(
             self.folder, self.stage.selects, self.state.best, steps, self.step, is_main=self.processes.is_main
@@ -164,6 +184,10 @@ class TrainingRun(Generic[C]):
                 self.checkpoint.restore_random(self.processes)
             yield
         self._finish()
+
+    def fitting(self) -> AbstractContextManager[None]:
+        """Within the context, a checkpoint whose stored values do not fit the run is refused with a `UserError`."""
+        return nullcontext() if self.checkpoint is None else self.checkpoint.fitting()
 
     @property
     def step(self) -> int:
@@ -260,6 +284,7 @@ class TrainingRun(Generic[C]):
             # Also in a run that resumes: its encoders may have moved.
             write_features_file(self.folder, self._store.encoding, self._store.paths)
             write_json(self.folder / INPUTS, self.fingerprints)
+            write_json(self.folder / TRAINED_ON, self._trained_on.model_dump())
             last_step = None if checkpoint is None else checkpoint.state.step
             self._run_log = RunLog(self.folder, self.config, self.steps, last_step)
         for note in self._notes:

@@ -29,6 +29,7 @@ from lr2ppo.runs.lookup import (
     read_inputs,
     read_run,
     read_settings,
+    weights_fingerprint,
 )
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.terminal import printable
@@ -84,15 +85,24 @@ def resolve_sources(config: C, started: Path | None) -> tuple[C, dict[str, Path]
     """
     kept = {} if started is None else read_run(started)
     sources = {}
-    for key, stages in STAGES[config.stage].sources.items():
+    for key in STAGES[config.stage].sources:
         reference: str = getattr(config, key)
-        if reference == "newest":
-            reference = kept.get(key, reference)
-        if reference == "none" and "model" not in type(config).model_fields:
-            raise UserError(f"{key}: found none, wanted newest, a name or a path: the run has its model from another")
-        if reference != "none":
-            sources[key] = find_source_run(reference, stages, config.preset, config.logs)
+        folder = find_source(config, key, kept.get(key, reference) if reference == "newest" else reference)
+        if folder is not None:
+            sources[key] = folder
     return config.model_copy(update={key: str(folder) for key, folder in sources.items()}), sources
+
+
+def find_source(config: RunConfig, key: str, reference: str) -> Path | None:
+    """Find the finished run that a run starts from, as `find_source_run`; None for `none`.
+
+    Raises `UserError` if there is none, or if a stage without a model in its config is given `none`.
+    """
+    if reference != "none":
+        return find_source_run(reference, STAGES[config.stage].sources[key], config.preset, config.logs)
+    if "model" not in type(config).model_fields:
+        raise UserError(f"{key}: found none, wanted newest, a name or a path: the run has its model from another")
+    return None
 
 
 def check_resumable(folder: Path, config: RunConfig, store: FeatureStore) -> None:
@@ -131,6 +141,19 @@ def check_same_inputs(folder: Path, fingerprints: Mapping[str, str]) -> None:
         if key in before and before[key] != now
     ]
     raise_faults(folder, differing, f"a run keeps the data it started with; restore it, {START_AGAIN}")
+
+
+def check_same_sources(sources: Mapping[str, Path], fingerprints: Mapping[str, str]) -> None:
+    """Raise `UserError` if a run that another starts from has other weights than its fingerprint, by config key, says.
+
+    Called once all weights are read: they are then those that the fingerprints name.
+    """
+    for key, folder in sources.items():
+        if weights_fingerprint(folder) != fingerprints.get(key):
+            raise UserError(
+                f"{folder}: its weights changed while this run read them, as they do when it is trained again; run the "
+                "same command again once it has finished"
+            )
 
 
 def make_folder(folder: Path, config: RunConfig) -> None:

@@ -100,24 +100,34 @@ def test_one_machine_needs_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 LISTENING = """
 import glob, os, sys
+from lr2ppo.distributed.processes import join_processes
 
-launcher = f"/proc/{os.getppid()}"
-sockets = {os.readlink(entry) for entry in glob.glob(f"{launcher}/fd/*")}
-rows = [line.split() for name in ("tcp", "tcp6") for line in open(f"{launcher}/net/{name}").readlines()[1:]]
-listening = [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
-with open(f"{sys.argv[1]}/{os.environ['RANK']}", "w") as file:
-    print(*listening, file=file)
+with join_processes("cpu") as processes:
+    seen = []
+    for process in (os.getpid(), os.getppid()):
+        sockets = {os.readlink(entry) for entry in glob.glob(f"/proc/{process}/fd/*") if os.path.islink(entry)}
+        lines = [line for name in ("tcp", "tcp6") for line in open(f"/proc/{process}/net/{name}").readlines()[1:]]
+        rows = [line.split() for line in lines]
+        seen += [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
+    with open(f"{sys.argv[1]}/{processes.rank}", "w") as file:
+        print(processes.world_size, *seen, file=file)
+    processes.barrier()
 """
+# As the system writes it.
+LOOPBACK = "0100007F"
 
 
 @pytest.mark.slow
-def test_on_one_machine_the_launcher_opens_no_port_and_leaves_no_file(tmp_path: Path) -> None:
+def test_on_one_machine_no_other_can_reach_the_processes_and_no_file_is_left(tmp_path: Path) -> None:
     (tmp_path / "listening.py").write_text(LISTENING, encoding="utf-8")
     (tmp_path / "temporary").mkdir()
     launcher = start(tmp_path, "-m", "listening", str(tmp_path), NPROC="2", TMPDIR=str(tmp_path / "temporary"))
     _, errors = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, errors
-    assert [(tmp_path / rank).read_text(encoding="utf-8") for rank in "01"] == ["\n", "\n"]
+    for rank in "01":
+        size, *listening = (tmp_path / rank).read_text(encoding="utf-8").split()
+        assert size == "2"
+        assert set(listening) <= {LOOPBACK}
     assert not list((tmp_path / "temporary").glob("lr2ppo-*"))
 
 

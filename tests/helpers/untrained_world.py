@@ -13,10 +13,12 @@ from lr2ppo.data.features.encoders import write_features_file
 from lr2ppo.encoders import ImageEncoder, TextEncoder, pretrain
 from lr2ppo.encoders.extractor import describe_encoding
 from lr2ppo.evaluation.comparison import METRIC_NAMES
-from lr2ppo.evaluation.results import CASES, describe_cases, write_split
+from lr2ppo.evaluation.results import describe_cases, write_evaluation
+from lr2ppo.files import write_json
 from lr2ppo.models.weights import KINDS, save_model
-from lr2ppo.runs.lookup import RESULTS
+from lr2ppo.runs.lookup import TRAINED_ON
 from lr2ppo.runs.stages import STAGES
+from lr2ppo.training.trained_on import join_trained_on
 from tests.conftest import FRAMES, REPOSITORY, WIDTH
 
 SHAPE = ModelConfig(
@@ -66,7 +68,7 @@ def make_run(logs: Path, stage: str, data: Path, encoders: Path) -> None:
     rows = [{"step": step, "seconds": 0.5, "train/loss": 0.1 * step, **validation} for step in (1, 2)]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     clips, dice = read_clips(data / config.data.test, "grades")[:4], np.random.default_rng(0)
-    write_split(folder / CASES, "test", describe_cases(clips, [dice.normal(size=len(clip.labels)) for clip in clips]))
+    cases = describe_cases(clips, [dice.normal(size=len(clip.labels)) for clip in clips])
     interval = {"mean": 0.7, "low": 0.6, "high": 0.8}
     results = {
         **dict.fromkeys(METRIC_NAMES, interval),
@@ -78,7 +80,10 @@ def make_run(logs: Path, stage: str, data: Path, encoders: Path) -> None:
     if stage == "reward":
         gap, bins = {"gap": 1, "pairs": 9, **interval}, {"predicted": 0.8, "observed": 0.7, "pairs": 9}
         results["judgement"] = {"temperature": 1.5, "by_gap": [gap], "calibration": [bins]}
-    write_split(folder / RESULTS, "test", results)
+    write_evaluation(folder, "test", results, cases)
     text = TextEncoder.load(encoders / "roberta", None)
     image = ImageEncoder.load(encoders / "vit")
+    sources_of = [logs / usual / "one" for usual, *_ in STAGES[stage].sources.values()]
+    trained_on = join_trained_on(read_clips(data / config.data.train), sources_of, data)
+    write_json(folder / TRAINED_ON, trained_on.model_dump())
     write_features_file(folder, describe_encoding(text, encoders / "roberta", image, encoders / "vit", "float32"), [])

@@ -49,6 +49,29 @@ def test_an_exported_folder_ranks_as_the_run_does(
     assert found.before.rank_batch(queries) == run.before.rank_batch(queries)
 
 
+def test_an_exported_folder_of_the_name_of_a_run_is_not_taken_for_it_nor_the_run_for_the_folder(
+    trained_world: TrainedWorld,
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = Path(shutil.copytree(exported, tmp_path / "pointwise" / "one"))
+    message = (
+        rf"^pointwise/one: is an exported folder here, and the name of the run .*; give .* {re.escape(str(here))},"
+    )
+    with pytest.raises(UserError, match=message):
+        LabelRanker.load("pointwise/one", logs=trained_world.logs, device="cpu")
+    command = ["rank", "pointwise/one", "--logs", str(trained_world.logs), "--annotations", "x", "--out", "y"]
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert (ended.value.code, "pointwise/one: is an exported folder here" in capsys.readouterr().err) == (2, True)
+    assert LabelRanker.load(here, logs=trained_world.logs, device="cpu").name == "ppo/one"
+    run = trained_world.logs / "pointwise" / "one"
+    assert LabelRanker.load(run, logs=trained_world.logs, device="cpu").name == "pointwise/one"
+
+
 @pytest.mark.parametrize("run", ["reward/one", "pointwise/flatten"])
 def test_runs_of_other_stages_are_exported_too(trained_world: TrainedWorld, tmp_path: Path, run: str) -> None:
     export.export(open_trained(run, trained_world.logs), tmp_path / "out")
@@ -102,6 +125,7 @@ def test_the_card_of_a_run_of_someone_else_holds_none_of_its_markdown_or_html(
     run = shutil.copytree(trained_world.logs / "pointwise" / "one", tmp_path / "point`wise" / "<b>run_1*")
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     config |= {"seed": "7\n\n# Install\n\n<script>", "preset": "a`b``\n## c"}
+    config["data"] |= {"train": "", "validation": "`<b>`"}
     (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     results["test"] |= {"annotations": "x`\n\n<img src=y>", "trained_on": ["<i>\n# clip"]}
@@ -112,6 +136,7 @@ def test_the_card_of_a_run_of_someone_else_holds_none_of_its_markdown_or_html(
     assert headings == [r"# point\`wise/\<b\>run\_1\*", "## Metrics", "## Data", "## Encoders", "## Use"]
     assert "``` a`b`` ## c ```, seed `7 # Install <script>`" in card
     assert "clips of `` x` <img src=y> ``, the test split" in card
+    assert "Training: `(empty)`; validation: `` `<b>` ``; test: `" in card
     assert r"such as \<i\> \# clip." in card
 
 

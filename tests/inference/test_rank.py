@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from PIL import Image
 from lr2ppo import LabelRanker, Preference, Query
 from lr2ppo.cli import main
 from lr2ppo.config.schema import ModelConfig
-from lr2ppo.data.features.encoders import FEATURES_FILE
+from lr2ppo.data.features.encoders import COMPARED, FEATURES_FILE
 from lr2ppo.data.frames import read_frames
 from lr2ppo.encoders.extractor import EncoderPaths, open_encoders
 from lr2ppo.errors import UserError
@@ -444,6 +445,40 @@ def test_a_file_of_another_model_or_with_other_labels_is_not_changed(
     with pytest.raises(UserError, match=r"exists without .*ranked\.jsonl\.run\.json"):
         rank_file(ranker, annotations, trained_world.data, out)
     assert out.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("file", "section", "key", "value", "message"),
+    [
+        ("config.yaml", "data", "frames", 1, "frames 4, now 1"),
+        ("config.yaml", "data", "frame_order", "random", "frame_order even, now random"),
+        ("best/config.json", "shape", "heads", 4, "model.heads 8, now 4"),
+        ("best/config.json", "shape", "attention", "published", "model.attention scaled, now published"),
+    ],
+)
+def test_a_file_of_a_model_of_equal_weights_that_reads_a_clip_otherwise_is_not_changed(
+    trained_world: TrainedWorld, tmp_path: Path, file: str, section: str, key: str, value: Any, message: str
+) -> None:
+    logs, out = shutil.copytree(trained_world.logs, tmp_path / "logs"), tmp_path / "ranked.jsonl"
+    annotations = trained_world.data / "test_data.json"
+    rank_file(LabelRanker.load("ppo/one", logs=logs, device="cpu"), annotations, trained_world.data, out)
+    lines = out.read_text(encoding="utf-8").splitlines(keepends=True)
+    out.write_text("".join(lines[:2]), encoding="utf-8")
+    # JSON is YAML, too.
+    path = logs / "ppo" / "one" / file
+    changed = yaml.safe_load(path.read_text(encoding="utf-8"))
+    changed[section][key] = value
+    path.write_text(json.dumps(changed), encoding="utf-8")
+    ranker = LabelRanker.load("ppo/one", logs=logs, device="cpu")
+    with pytest.raises(UserError, match=f"was started with another model: {message}; give another --out"):
+        rank_file(ranker, annotations, trained_world.data, out)
+    assert out.read_text(encoding="utf-8") == "".join(lines[:2])
+    # Earlier versions did not record it.
+    identity = tmp_path / "ranked.jsonl.run.json"
+    recorded = json.loads(identity.read_text(encoding="utf-8"))
+    early = {name: recorded[name] for name in ("run", "weights", *COMPARED)}
+    identity.write_text(json.dumps(early), encoding="utf-8")
+    assert rank_file(ranker, annotations, trained_world.data, out) == (4, 2)
 
 
 @pytest.mark.parametrize("changed", ["description", "frame", "order of frames"])

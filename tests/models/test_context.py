@@ -59,6 +59,15 @@ def test_labels_in_another_order_get_the_same_scores(context: str, data: st.Data
     torch.testing.assert_close(score(ranker, shuffled), score(ranker, inputs)[:, order])
 
 
+@pytest.mark.parametrize("context", sorted(CONTEXTS.keys() - {"dlcm"}))
+def test_a_label_given_twice_gets_one_score(context: str) -> None:
+    ranker, inputs = make_reader(context), draw_inputs()
+    for name in ("text", "text_mask"):
+        inputs[name][:, 1] = inputs[name][:, 0]
+    scores = score(ranker, inputs)
+    torch.testing.assert_close(scores[:, 1], scores[:, 0])
+
+
 @contexts
 @FEW
 @given(labels=st.integers(0, 3), tokens=st.integers(0, 2), frames=st.integers(0, 2))

@@ -21,7 +21,10 @@ from tests.conftest import write_tiny_world
 from tests.helpers.fuzz import Case, damaged, fuzzed, may_refuse, mutated
 from tests.helpers.untrained_world import make_untrained_world
 
-FILES = ("config.yaml", "finished.json", "metrics.jsonl", "progress.json", "results.json", "cases.json", "inputs.json")
+FILES = (
+    *("config.yaml", "finished.json", "metrics.jsonl", "progress.json", "results.json", "cases.json", "inputs.json"),
+    "trained_on.json",
+)
 NOW = 1.8e9
 
 

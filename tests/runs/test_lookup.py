@@ -91,6 +91,8 @@ def test_a_run_of_other_logs_is_not_mistaken_for_one_of_the_same_name(tmp_path: 
     (run / "inputs.json").write_text(json.dumps({"ranker": fingerprint}), encoding="utf-8")
     assert source_runs(run) == {"ranker": elsewhere}
     # A run of someone else could name any folder; that it knows the weights shows that it started from them.
+    (elsewhere / "best" / "model.safetensors").unlink()
+    assert source_runs(run) == {"ranker": None}
     (run / "inputs.json").unlink()
     assert source_runs(run) == {"ranker": None}
     assert explain_missing(run, "ranker").endswith("is in another folder, and it is not known which weights it had")

@@ -193,6 +193,55 @@ def test_an_evaluation_on_clips_that_were_trained_on_says_so_wherever_it_is_show
     assert f"W{warning[1:]}." in (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_run_knows_its_clips_when_its_training_file_and_the_run_it_started_from_are_gone(
+    logs: Path, data: Path, evaluated: Evaluate, alone: Processes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stage, more in (("pointwise", []), ("reward", ["ranker=new"])):
+        settings = [f"logs={logs}", f"data.root={data}", "name=new", "data.frames=3", "device=cpu", "data.workers=0"]
+        settings += ["train.epochs=1", "model.width=16", "model.heads=2", *more]
+        TRAIN[stage](load_config(CONFIG.with_name(f"{stage}.yaml"), stage, settings), alone, False)
+    train = data / "first_stage_data.json"
+    shutil.copy(train, data / "test_data.json")
+    # As another conversion of a table splits its clips.
+    write_json(train, read_json(train)[:3])
+    (logs / "pointwise" / "new").rename(logs / "pointwise" / "renamed")
+    for run in ("pointwise/renamed", "reward/new"):
+        capsys.readouterr()
+        evaluated(run)
+        printed = capsys.readouterr().out
+        assert "warning: 32 of the 32 clips are trained on, such as source-0\n" in printed
+        assert "not known" not in printed
+    (logs / "reward" / "new" / "trained_on.json").write_text('{"clips": [1], "unknown": []}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"reward/new: trained_on\.json is damaged \(clips\.0: found 1\)"):
+        evaluated("reward/new")
+
+
+def test_an_evaluation_says_of_which_runs_the_clips_are_not_known(
+    logs: Path, data: Path, evaluated: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As runs of earlier versions, which kept only the fingerprints.
+    for stage in STAGES:
+        run = logs / stage / "one"
+        (run / "trained_on.json").unlink()
+        train = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]["train"]
+        write_json(run / "inputs.json", {"train": file_fingerprint(data / train)})
+    evaluated("ppo/one", f"root={data}")
+    assert "trained on" not in capsys.readouterr().out
+    shutil.rmtree(logs / "pointwise" / "one")
+    evaluated("ppo/one", f"root={data}")
+    note = (
+        "note: the training clips of pointwise/one are not known, so it cannot be told whether any of these are "
+        "among them"
+    )
+    assert note in capsys.readouterr().out
+    assert f"ppo/one: {note}." in (logs / "ppo" / "one" / "report.html").read_text(encoding="utf-8")
+    table(logs, "ppo/one")
+    assert f"ppo/one: {note}" in " ".join(capsys.readouterr().out.split())
+    (logs / "reward" / "one" / "inputs.json").unlink()
+    evaluated("ppo/one", f"root={data}")
+    assert "the training clips of pointwise/one, reward/one are not known" in capsys.readouterr().out
+
+
 def test_a_row_is_of_different_runs_of_one_stage_and_says_which_settings_differ(
     logs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,15 +82,34 @@ def test_cached_vectors_that_are_damaged_are_computed_again_and_a_link_is_refuse
 
     wanted = vectors()
     (path,) = (tmp_path / "cache").iterdir()
-    for damaged in (b"", b"not numpy's", path.read_bytes()[:-4]):
+    whole = path.read_bytes()
+    changed = [whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in (0, 20, len(whole) // 2)]
+    # Broken off, broken off by a copy that had reserved its size, of an earlier version, and with a bit changed.
+    half, earlier = whole[: len(whole) // 2].ljust(len(whole), b"\0"), whole[:-32]
+    for damaged in (b"", b"not numpy's", whole[:-4], half, earlier, *changed):
         path.write_bytes(damaged)
         assert (vectors() == wanted).all()
+        assert path.read_bytes() == whole
     np.save(path, wanted[1:])
     assert (vectors() == wanted).all()
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="is a link"):
         vectors()
+
+
+def test_a_folder_of_cached_vectors_that_is_a_link_is_refused_before_any_work(
+    dataset: ClipDataset, alone: Processes, tmp_path: Path
+) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "cache").symlink_to(tmp_path / "outside")
+    (tmp_path / "file").write_bytes(b"")
+    before = dataset.store.bytes_read
+    for name, message in (("cache", "cache: is a link to .*outside"), ("file", "file: exists and is no folder")):
+        with pytest.raises(UserError, match=message):
+            open_frozen_reward(reward_model(), dataset, FEATURES, alone, "fp32", tmp_path / name)
+    assert dataset.store.bytes_read == before
+    assert not list((tmp_path / "outside").iterdir())
 
 
 def test_nothing_is_cached_if_frames_are_drawn_again_each_time(

@@ -11,6 +11,7 @@ import yaml
 from lr2ppo.errors import UserError
 from lr2ppo.models import RelevanceRanker
 from lr2ppo.models.weights import describe_model, save_model
+from lr2ppo.runs.stages import STAGES
 from lr2ppo.stages.pipeline import run_pipeline
 from tests.conftest import REPOSITORY
 
@@ -138,6 +139,11 @@ def test_runs_that_moved_with_their_data_are_those_asked_for_and_evaluated_again
         ("ppo:train.max_labels=3", "unknown key|not a setting of any stage"),
         ("loss.margin=x", "loss.margin: found 'x'"),
         ("data.root", "wanted an override key=value"),
+        ("name=foo", "^name=foo: the pipeline gives every run its name, by its NAME; remove"),
+        ("ppo:name=foo", "ppo:name=foo: the pipeline gives every run its name"),
+        ("ppo:ranker=other", "^other: found no such run"),
+        ("reward=elsewhere/other", "^elsewhere/other: found no such run"),
+        ("ppo:reward=none", "^reward: found none, wanted newest"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_refused_before_any_run_starts(
@@ -146,3 +152,30 @@ def test_a_setting_that_cannot_be_used_is_refused_before_any_run_starts(
     with pytest.raises(UserError, match=expected):
         run_pipeline("study", PRESET, tiny_overrides(*SHORT, setting))
     assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("setting", ["seed=5", "reward:seed=5"])
+def test_a_seed_beside_the_seeds_is_refused(setting: str, tiny_overrides: Overrides, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^{setting}: the pipeline gives every run its seed, by --seeds; remove"):
+        run_pipeline("study", PRESET, tiny_overrides(*SHORT, setting), seeds=(1, 2))
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.slow
+def test_given_sources_take_the_place_of_the_runs_of_the_same_name(root: Path) -> None:
+    logs = root / "logs"
+    own = settings(root, "seed=1", "reward:ranker=none", "ppo:ranker=study-1")
+    run_pipeline("other", PRESET, own)
+    configs = {stage: yaml.safe_load((logs / stage / "other" / "config.yaml").read_text("utf-8")) for stage in STAGES}
+    assert configs["reward"]["ranker"] == "none"
+    assert {key: configs["ppo"][key] for key in ("ranker", "reward")} == {
+        "ranker": str(logs / "pointwise" / "study-1"),
+        "reward": str(logs / "reward" / "other"),
+    }
+    # Finished, from the same runs: asked for again, nothing is trained; from others, it is refused.
+    kept = (logs / "ppo" / "other" / "finished.json").read_bytes()
+    (logs / "pointwise" / "other" / "finished.json").unlink()
+    run_pipeline("other", PRESET, own)
+    assert (logs / "ppo" / "other" / "finished.json").read_bytes() == kept
+    with pytest.raises(UserError, match=r"ranker: found '.*other', the run started with 'none'"):
+        run_pipeline("other", PRESET, [setting for setting in own if setting != "reward:ranker=none"])

@@ -23,6 +23,7 @@ from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
 from lr2ppo.files import read_json, write_json
 from lr2ppo.stages.ppo import PairRollout, pack_rollouts, unpack_rollouts
+from lr2ppo.tensors import read_tensors, write_tensors
 from lr2ppo.training.run import TrainingRun
 from tests.conftest import REPOSITORY
 from tests.distributed.test_processes import SHIFTS
@@ -128,7 +129,9 @@ def test_a_run_whose_folder_is_removed_ends_and_does_not_train_into_nothing(
         world.train("pointwise", "vanishing", "safety.checkpoint_steps=1")
 
 
-@pytest.mark.parametrize("damage", ["a byte flipped", "", '{"seen": null}', '{"stored": {"rollouts": -1}}'])
+@pytest.mark.parametrize(
+    "damage", ["a byte flipped", "", '{"seen": null}', '{"stored": {"rollouts": -1}}', "no state", "another's file"]
+)
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
@@ -146,9 +149,14 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
         weights.write_bytes(content)
     else:
         # As someone would who makes a hostile checkpoint.
-        (kept[-1] / "process-0.json").write_text(damage, encoding="utf-8")
-        checksum = {"process-0.json": hashlib.sha256(damage.encode()).hexdigest()}
-        write_json(kept[-1] / "checksums.json", read_json(kept[-1] / "checksums.json") | checksum)
+        checksums, outside = read_json(kept[-1] / "checksums.json"), "../../config.yaml"
+        if damage == "another's file":
+            checksums[outside] = hashlib.sha256((kept[-1] / outside).read_bytes()).hexdigest()
+        else:
+            path = kept[-1] / ("state.json" if damage == "no state" else "process-0.json")
+            path.write_text("{}" if damage == "no state" else damage, encoding="utf-8")
+            checksums[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        write_json(kept[-1] / "checksums.json", checksums)
     capsys.readouterr()
     world.train("reward", name, "safety.checkpoint_steps=1")
     printed = capsys.readouterr().out
@@ -156,6 +164,37 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     assert f"resuming from {kept[0]}" in printed
     assert world.rows("reward", name) == world.rows("reward", "whole")
     assert world.weights("reward", name) == world.weights("reward", "whole")
+
+
+@pytest.mark.parametrize("part", ["weights", "exp_avg"])
+@pytest.mark.parametrize("shape", [None, (3, 3)])
+def test_a_checkpoint_of_another_model_is_refused(
+    world: World,
+    stop_at: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    part: str,
+    shape: tuple[int, int] | None,
+) -> None:
+    name = f"other-{part}-{'shape' if shape else 'name'}"
+    stop_at(4)
+    with pytest.raises(SystemExit):
+        world.train("pointwise", name, "safety.checkpoint_steps=1")
+    monkeypatch.undo()
+    newest = max((world.logs / "pointwise" / name / "checkpoints").glob("step-*"))
+    path = newest / f"-{part}.safetensors"
+    tensors = read_tensors(path)
+    first = next(iter(tensors))
+    write_tensors(path, {("other" if each == first else each): tensor for each, tensor in tensors.items()})
+    if shape:
+        write_tensors(path, tensors | {first: torch.zeros(shape)})
+    checksums = read_json(newest / "checksums.json")
+    checksums[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    write_json(newest / "checksums.json", checksums)
+    with pytest.raises(
+        UserError, match=f"{newest.name}: does not fit this run: .*its {part} are not those of the model"
+    ):
+        world.train("pointwise", name, "safety.checkpoint_steps=1")
 
 
 @pytest.mark.parametrize("changed", ["train", "fewer clips", "validation", "features", "ranker"])

@@ -76,7 +76,7 @@ def read_records(
         raise UserError(f"{path}: cannot be read: {error.strerror or error}; {advise(error)}") from None
     called = {column: names.get(column, column).casefold() for column in wanted}
     rows = (
-        _read_json_lines(text, faults)
+        _read_json_lines(text, called, faults)
         if path.suffix.lower() in JSON_SUFFIXES
         else _read_csv(path, text, called, faults)
     )
@@ -147,9 +147,12 @@ def _header(cells: Iterable[str]) -> list[str]:
     return [cell.strip().strip('"').strip().casefold() for cell in cells]
 
 
-def _read_json_lines(text: str, faults: list[str]) -> list[tuple[int, dict[str, str]]]:
+def _read_json_lines(text: str, called: Mapping[str, str], faults: list[str]) -> list[tuple[int, dict[str, str]]]:
     """Rows of objects, one per line; an object with a list `labels` becomes one row per label."""
     rows = []
+    # A list elsewhere would become one text; in columns that are not read it does not matter.
+    one_text = {name for column, name in called.items() if column != "frames"}
+    label_key = called.get("label", "label")
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -168,19 +171,20 @@ def _read_json_lines(text: str, faults: list[str]) -> list[tuple[int, dict[str, 
         labels = entry.pop(WHOLE_LIST, None)
         if labels == []:
             faults.append(f"row {number}: labels: found none, wanted at least one")
-        shared = {name: _cell(value) for name, value in entry.items()}
         for label in labels if isinstance(labels, list) else [{} if labels is None else labels]:
-            own = label if isinstance(label, dict) else {"label": label}
-            cells = shared | {name.casefold(): _cell(value) for name, value in own.items()}
-            if invalid := [name for name, cell in cells.items() if cell is None]:
-                faults.append(f"row {number}: {invalid[0]}: found {shortened(entry | own)}, wanted a string")
+            own = label if isinstance(label, dict) else {label_key: label}
+            values = entry | {name.casefold(): value for name, value in own.items()}
+            cells = {name: _cell(value, takes_list=name not in one_text) for name, value in values.items()}
+            for name in [name for name, cell in cells.items() if cell is None]:
+                hint = ", did you mean labels?" if name == label_key and labels is None else ""
+                faults.append(f"row {number}: {name}: found {shortened(values[name])}, wanted a string{hint}")
             rows.append((number, {name: cell or "" for name, cell in cells.items()}))
     return rows
 
 
-def _cell(value: Any) -> str | None:
+def _cell(value: Any, *, takes_list: bool) -> str | None:
     """Convert a JSON value into a cell's text; None if it has no such form."""
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+    if takes_list and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ";".join(value)
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value).strip()

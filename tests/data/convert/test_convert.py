@@ -398,6 +398,41 @@ def test_a_group_is_one_however_its_name_is_spelled() -> None:
     assert len({clip.unit for clip in clips}) == 1
 
 
+def test_a_list_is_a_fault_in_every_column_but_frames(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = {"frames": ["pictures/0.png"], "seen": ["is", "not", "read"]}
+    lines: list[dict[str, object]] = [
+        {"clip": "c0", "label": ["boat", "car"], "description": ["three"]},
+        {"clip": "c1", "label": "boat", "description": ["one", "two"]},
+        {"clip": "c2", "labels": [{"label": "boat", "grade": ["1"]}]},
+        {"clip": "c3", "labels": [["boat", "car"]]},
+        {"clip": ["c", "4"], "label": "boat"},
+        {"clip": "c5", "label": "boat", "group": []},
+    ]
+    (folder / "t.jsonl").write_text("\n".join(json.dumps(line | frames) for line in lines), encoding="utf-8")
+    message = refused(capsys, folder / "t.jsonl", "--out", folder / "out")
+    for fault in (
+        "row 1: label: found ['boat', 'car'], wanted a string, did you mean labels?\n",
+        "row 1: description: found ['three'], wanted a string\n",
+        "row 2: description: found ['one', 'two'], wanted a string\n",
+        "row 3: grade: found ['1'], wanted a string\n",
+        "row 4: label: found ['boat', 'car'], wanted a string\n",
+        "row 5: clip: found ['c', '4'], wanted a string\n",
+        "row 6: group: found [], wanted a string\n",
+    ):
+        assert fault in message
+    assert "frames" not in message
+    assert "seen" not in message
+
+
+def test_plain_labels_of_a_whole_clip_are_read_under_another_name_of_the_column(folder: Path) -> None:
+    plain = json.dumps({"clip": "plain", "frames": ["pictures/0.png"], "labels": ["boat", "car"]})
+    graded = as_json_clips(ROWS).replace('"label"', '"tag"')
+    (folder / "t.jsonl").write_text(f"{graded}{plain}", encoding="utf-8")
+    run(folder / "t.jsonl", "--out", folder / "out", "--columns", "label=tag")
+    clips = {clip.id: clip.labels for clip in read_clips(folder / "out" / annotations.TARGET_TRAIN)}
+    assert clips["plain"] == ("boat", "car")
+
+
 def test_the_pairs_of_a_clip_of_very_many_labels_are_not_listed() -> None:
     big = TableClip("big", 1, [str(label) for label in range(200_000)], [label % 3 for label in range(200_000)])
     (own,) = draw_pairs([big], 1e-7, np.random.default_rng(0))
