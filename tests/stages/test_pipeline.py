@@ -11,7 +11,6 @@ import yaml
 from lr2ppo.errors import UserError
 from lr2ppo.models import RelevanceRanker
 from lr2ppo.models.weights import describe_model, save_model
-from lr2ppo.runs.stages import STAGES
 from lr2ppo.stages.pipeline import run_pipeline
 from tests.conftest import REPOSITORY
 
@@ -46,6 +45,13 @@ def settings(root: Path, *more: str) -> list[str]:
     ]
 
 
+def copy_run(logs: Path, stage: str, name: str, **changes: object) -> None:
+    """Copy the run of seed 1, as if it had been trained under another name with other settings."""
+    config = Path(shutil.copytree(logs / stage / "study-1", logs / stage / name)) / "config.yaml"
+    changed = yaml.safe_load(config.read_text(encoding="utf-8")) | {"name": name} | changes
+    config.write_text(yaml.safe_dump(changed), encoding="utf-8")
+
+
 def change_grade(root: Path, file: str) -> None:
     path = root / "data" / file
     clips = json.loads(path.read_text(encoding="utf-8"))
@@ -59,11 +65,8 @@ def test_stages_not_yet_done_are_trained_and_evaluated_over_seeds(
 ) -> None:
     logs = root / "logs"
     # Of seed 2, the stages before the last are there.
-    for stage in ("pointwise", "reward"):
-        shutil.copytree(logs / stage / "study-1", logs / stage / "study-2")
-        config = logs / stage / "study-2" / "config.yaml"
-        settings_2 = yaml.safe_load(config.read_text(encoding="utf-8")) | {"seed": 2, "name": "study-2"}
-        config.write_text(yaml.safe_dump(settings_2 | ({"ranker": "study-2"} if stage == "reward" else {})), "utf-8")
+    copy_run(logs, "pointwise", "study-2", seed=2)
+    copy_run(logs, "reward", "study-2", seed=2, ranker="study-2")
     kept = (logs / "ppo" / "study-1" / "finished.json").read_bytes()
     (logs / "reward" / "study-1" / "results.json").unlink()
     capfd.readouterr()
@@ -164,9 +167,13 @@ def test_a_seed_beside_the_seeds_is_refused(setting: str, tiny_overrides: Overri
 @pytest.mark.slow
 def test_given_sources_take_the_place_of_the_runs_of_the_same_name(root: Path) -> None:
     logs = root / "logs"
+    copy_run(logs, "pointwise", "other")
     own = settings(root, "seed=1", "reward:ranker=none", "ppo:ranker=study-1")
     run_pipeline("other", PRESET, own)
-    configs = {stage: yaml.safe_load((logs / stage / "other" / "config.yaml").read_text("utf-8")) for stage in STAGES}
+    configs = {
+        stage: yaml.safe_load((logs / stage / "other" / "config.yaml").read_text(encoding="utf-8"))
+        for stage in ("reward", "ppo")
+    }
     assert configs["reward"]["ranker"] == "none"
     assert {key: configs["ppo"][key] for key in ("ranker", "reward")} == {
         "ranker": str(logs / "pointwise" / "study-1"),
@@ -174,7 +181,6 @@ def test_given_sources_take_the_place_of_the_runs_of_the_same_name(root: Path) -
     }
     # Finished, from the same runs: asked for again, nothing is trained; from others, it is refused.
     kept = (logs / "ppo" / "other" / "finished.json").read_bytes()
-    (logs / "pointwise" / "other" / "finished.json").unlink()
     run_pipeline("other", PRESET, own)
     assert (logs / "ppo" / "other" / "finished.json").read_bytes() == kept
     with pytest.raises(UserError, match=r"ranker: found '.*other', the run started with 'none'"):
