@@ -55,7 +55,7 @@ def try_inputs(workshop: Workshop) -> Tried:
         folder = workshop.root / "configs" / "spoilt"
         folder.mkdir(exist_ok=True)
         whole = (workshop.root / "configs" / "mini" / "pointwise.yaml").read_text(encoding="utf-8")
-        (folder / "pointwise.yaml").write_text(whole + text, encoding="utf-8")
+        (folder / "pointwise.yaml").write_text(whole.replace(SEED, text, 1), encoding="utf-8")
         yield what, _refusal(workshop.run("pointwise", "spoilt", PRESET="spoilt"), message)
 
 
@@ -167,8 +167,10 @@ SPOILT: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "clean_feat.h5",
     ),
 }
+# What takes the place of a line of the config, and the message.
+SEED = "seed: 7\n"
 CONFIGS = {
-    "a config that is not YAML": ("\n  : [\n", "is not YAML"),
-    "a config with a value of another type": ("\nname: [many]\n", "name: found ['many']"),
-    "a config with an unknown key": ("\nspeed: 3\n", "speed: unknown key; did you mean seed?"),
+    "a config that is not YAML": (f"{SEED}  : [\n", "is not YAML"),
+    "a config with a value of another type": ("seed: many\n", "seed: found 'many'"),
+    "a config with an unknown key": (f"{SEED}speed: 3\n", "speed: unknown key; did you mean seed?"),
 }
