@@ -22,7 +22,7 @@ def train(config: FinetuneConfig, processes: Processes, fresh: bool) -> None:
     """Fine-tune a ranker on annotated pairs of the target domain: what stage 3 has to be better than."""
     run = TrainingRun.open(config, processes, fresh)
     config = run.config
-    ranker = load_kind(run.sources["ranker"] / "best", RelevanceRanker)
+    ranker = load_kind(run.sources["ranker"] / "best", RelevanceRanker).train()
     batches = run.read(annotated_pairs(run.clips.clips, config.train.pairs_per_clip), ranker)
     steps = count_steps(batches, config.compute)
     losses = {**PREFERENCE_LOSSES, **RELATIVE_LOSSES}

@@ -1,6 +1,6 @@
 """Compare the weights that two versions of the project train from the same configs, data and seed, byte by byte.
 
-Trains the three stages with both heads from a checkout of COMMIT and from this working tree, through the stage scripts.
+Trains the stages that both have, with both heads, from a checkout of COMMIT and from this working tree, through the stage scripts.
 """
 
 import argparse
@@ -9,12 +9,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lr2ppo.data import Clip, FeatureWriter, annotations, write_clips
-from lr2ppo.runs.stages import STAGES
+from lr2ppo.runs.stages import STAGES, Stage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WIDTH, TOKENS, FRAMES, CLIPS = 16, 6, 3, 24
@@ -55,16 +56,17 @@ def _clip(name: str, rng: np.random.Generator, store: FeatureWriter) -> Clip:
     return Clip(name, tuple(f"label {number}" for number in range(labels)), grades, pairs=pairs)
 
 
-def train(tree: Path, data: Path, logs: Path, processes: int) -> dict[str, str]:
+def train(tree: Path, stages: Sequence[Stage], data: Path, logs: Path, processes: int) -> dict[str, str]:
     """Train every variant with the code of one tree; return the hash of each weights file by its path in `logs`."""
     environment = os.environ | {"PRESET": "mini", "NPROC": str(processes), "PYTHON": sys.executable}
     environment |= {"PYTHONPATH": str(tree), "CUDA_VISIBLE_DEVICES": ""}
     for name, settings in VARIANTS.items():
-        for stage, about in STAGES.items():
-            sizes = [] if stage == "ppo" else [f"{key}={value}" for key, value in WIDTHS.items()]
-            sources = [f"{key}={name}" for key in about.sources]
+        for stage in stages:
+            has_model = "model" in stage.config.model_fields
+            sizes = [f"{key}={value}" for key, value in WIDTHS.items()] if has_model else []
+            sources = [f"{key}={name}" for key in stage.sources]
             arguments = [f"data.root={data}", f"logs={logs}", "data.frames=3", *SHORT, *sizes, *sources]
-            command = ["sh", about.script, name, *arguments, *settings.get(stage, [])]
+            command = ["sh", stage.script, name, *arguments, *settings.get(stage.name, [])]
             done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{' '.join(command)} in {tree} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
@@ -89,8 +91,9 @@ def main() -> None:
         (place / "other").mkdir()
         subprocess.run(["tar", "-xf", str(archive), "-C", str(place / "other")], check=True)
         write_data(place / "data")
-        here = train(REPOSITORY, place / "data", place / "logs-here", arguments.processes)
-        there = train(place / "other", place / "data", place / "logs-other", arguments.processes)
+        both = [stage for stage in STAGES.values() if (place / "other" / stage.script).is_file()]
+        here = train(REPOSITORY, both, place / "data", place / "logs-here", arguments.processes)
+        there = train(place / "other", both, place / "data", place / "logs-other", arguments.processes)
     differing = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
     for name in sorted(here):
         print(f"{'differs' if name in differing else 'same   '}  {here[name][:12]}  {name}")
