@@ -1,6 +1,7 @@
 """Compare the weights that two versions of the project train from the same configs, data and seed, byte by byte.
 
-Trains the stages that both have, with both heads, from a checkout of COMMIT and from this working tree, through the stage scripts.
+Trains the stages that both have, with both heads, from a checkout of COMMIT and from this working tree, through the
+stage scripts.
 """
 
 import argparse
