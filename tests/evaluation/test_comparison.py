@@ -279,6 +279,12 @@ def read_csv(rows: Sequence[Row], path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.parametrize("name", ["=1+1/a", "@SUM(1)/a", "-1/a", "+1/a"])
+def test_a_name_in_a_csv_file_is_no_formula_of_a_spreadsheet(name: str, tmp_path: Path) -> None:
+    found = read_csv([make_row(name, draw(0.8, 20)), make_row("ppo/b", draw(0.6, 20))], tmp_path / "table.csv")
+    assert {line["row"] for line in found} | {line["minus"] for line in found} == {f"'{name}", "ppo/b", ""}
+
+
 def test_a_csv_file_has_the_values_of_every_row_every_run_and_every_difference(tmp_path: Path) -> None:
     rows = [make_row("a", *draw(0.8, 3, 20)), make_row("b", *draw(0.6, 3, 20, seed=1)), make_row("c", draw(0.5, 20))]
     found = read_csv(rows, tmp_path / "table.csv")
