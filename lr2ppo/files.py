@@ -87,6 +87,14 @@ def check_inside(path: Path) -> None:
     _check_writable(path, os.lstat)
 
 
+def check_folder_inside(path: Path) -> None:
+    """Raise `UserError` if a folder to write into, inside another, exists and is a link, or no folder."""
+    if path.is_symlink():
+        raise UserError(f"{path}: is a link to {os.readlink(path)}, wanted a folder; put what it leads to in its place")
+    if os.path.lexists(path) and not path.is_dir():
+        raise UserError(f"{path}: exists and is no folder; remove it")
+
+
 def _check_writable(path: Path, status: Callable[[Path], os.stat_result]) -> None:
     try:
         check_name(path)
@@ -334,10 +342,11 @@ def _lock_new_folder(folder: Path) -> int:
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError:
+                raise
+            except OSError:
                 # Some network disks have no such locks.
-                if isinstance(error, BlockingIOError):
-                    raise
+                pass
             # Unless the process that had locked it has renamed or removed it since.
             if folder.exists() and os.path.samestat(folder.lstat(), os.fstat(handle)):
                 for left in folder.iterdir():
@@ -371,11 +380,3 @@ def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
     text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
-def check_folder_inside(path: Path) -> None:
-    """Raise `UserError` if a folder to write into, inside another, exists and is a link, or no folder."""
-    if path.is_symlink():
-        raise UserError(f"{path}: is a link to {os.readlink(path)}, wanted a folder; put what it leads to in its place")
-    if os.path.lexists(path) and not path.is_dir():
-        raise UserError(f"{path}: exists and is no folder; remove it")

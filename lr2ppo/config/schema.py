@@ -233,8 +233,13 @@ RankingLoss = Annotated[
 ]
 
 
-class RewardTraining(OptimizerConfig, TrainingSettings):
+class PairTraining(OptimizerConfig, TrainingSettings):
+    """Training on annotated pairs."""
+
     pairs_per_clip: Count
+
+
+class RewardTraining(PairTraining):
     validation_pairs: Count
 
 
@@ -265,10 +270,6 @@ FinetuningLoss = Annotated[
     | Annotated[IPO, Tag("ipo")],
     _name_or("hinge"),
 ]
-
-
-class FinetuningTraining(OptimizerConfig, TrainingSettings):
-    pairs_per_clip: Count
 
 
 class PPOOptimizer(OptimizerConfig):
@@ -348,7 +349,7 @@ class FinetuneConfig(RunConfig):
 
     stage: Literal["finetune"]
     ranker: str
-    train: FinetuningTraining
+    train: PairTraining
     loss: FinetuningLoss
 
 

@@ -102,6 +102,10 @@ class ClipBatch:
         """
         return scores.gather(1, self.listed), self.grades.gather(1, self.listed), self.listed_mask
 
+    def pair_scores(self, scores: Tensor) -> Tensor:
+        """Gather the labels' scores `[B, L]` into those of each pair's labels as shown: [B, P, 2]."""
+        return scores.gather(1, self.pairs.flatten(1)).view(self.pairs.shape)
+
 
 class ClipDataset(Dataset[ClipItem]):
     """Clips with their features, indexed by `ClipRequest`."""

@@ -202,8 +202,8 @@ def _source_run(folder: Path, config: Mapping[str, Any], key: str) -> Path | Non
 
 def explain_missing(folder: Path, key: str) -> str:
     """Say what became of a run that a run started from and that is missing now."""
-    config, found = read_run(folder), _source_places(folder, read_run(folder), key)
-    if not found:
+    config = read_run(folder)
+    if not _source_places(folder, config, key):
         return f"{config[key]} no longer exists"
     if key not in read_inputs(folder):
         return f"{config[key]} is in another folder, and it is not known which weights it had"

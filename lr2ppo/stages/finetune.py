@@ -8,7 +8,6 @@ from lr2ppo.config.schema import FinetuneConfig
 from lr2ppo.data.dataset import ClipBatch
 from lr2ppo.data.samplers import annotated_pairs
 from lr2ppo.distributed.processes import Processes
-from lr2ppo.evaluation.scoring import validation_ndcg
 from lr2ppo.losses import PREFERENCE_LOSSES, RELATIVE_LOSSES
 from lr2ppo.models import RelevanceRanker
 from lr2ppo.models.weights import load_kind
@@ -35,7 +34,7 @@ def train(config: FinetuneConfig, processes: Processes, fresh: bool) -> None:
     headline = f"direct fine-tuning: {pairs}, {steps} steps; ranker from {run.sources['ranker']}"
     with run.training({"": learner}, steps, headline):
         if run.is_new:
-            evaluate(run, learner)
+            run.record_ndcg()
         for batch in run.batches():
             with learner.autocast():
                 better, worse = pair_scores(learner.parallel, batch)
@@ -46,7 +45,7 @@ def train(config: FinetuneConfig, processes: Processes, fresh: bool) -> None:
                 learner.schedule.step()
                 run.advance({"loss": loss.item()})
                 if run.evaluates:
-                    evaluate(run, learner)
+                    run.record_ndcg()
                 run.save_checkpoint()
 
 
@@ -58,13 +57,6 @@ def open_start(run: TrainingRun[FinetuneConfig]) -> RelevanceRanker:
 
 def pair_scores(ranker: nn.Module, batch: ClipBatch) -> tuple[Tensor, Tensor]:
     """Return a ranker's scores of the better and of the worse label of a batch's annotated pairs: [pairs] each."""
-    scores: Tensor = ranker(**batch.inputs())
-    first, second = scores.gather(1, batch.pairs.flatten(1)).view(batch.pairs.shape).unbind(-1)
+    first, second = batch.pair_scores(ranker(**batch.inputs())).unbind(-1)
     better, worse = first.where(batch.first_is_better, second), second.where(batch.first_is_better, first)
     return better[batch.pair_mask], worse[batch.pair_mask]
-
-
-def evaluate(run: TrainingRun[FinetuneConfig], learner: Learner[RelevanceRanker]) -> None:
-    """Evaluate the ranker on the validation clips, and record the result."""
-    with learner.unsharded() as model:
-        run.record(validation_ndcg(model, run.validation, run.processes, run.config.train.clips_per_batch))

@@ -55,7 +55,7 @@ def run_pipeline(name: str, preset: Path, settings: Sequence[str] = (), seeds: S
     """Train and evaluate all stages of LR2PPO of the run NAME, or NAME-SEED for each seed, that are not finished.
 
     A setting applies to every stage with its key, `STAGE:key=value` only to that stage; `{seed}` in it is replaced by
-    the seed. A run starts from those of its own name, unless `ranker` or `reward` is given. Returns the runs as
+    the seed. A run starts from those of the same name, unless `ranker` or `reward` is given. Returns the runs as
     STAGE/NAME. Raises `UserError` before any run starts if a setting cannot be used, a given run is missing, or a
     finished run has other settings or other data; exits with the exit code of a command that fails.
     """

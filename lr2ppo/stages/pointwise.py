@@ -9,7 +9,6 @@ from lr2ppo.config.schema import PointwiseConfig
 from lr2ppo.data.dataset import ClipBatch
 from lr2ppo.data.samplers import graded_lists
 from lr2ppo.distributed.processes import Processes
-from lr2ppo.evaluation.scoring import validation_ndcg
 from lr2ppo.losses import RANKING_LOSSES
 from lr2ppo.models import RelevanceRanker
 from lr2ppo.models.weights import new_model
@@ -39,8 +38,7 @@ def train(config: PointwiseConfig, processes: Processes, fresh: bool) -> None:
                 learner.schedule.step()
                 run.advance({"loss": loss.item()})
                 if run.evaluates:
-                    with learner.unsharded() as model:
-                        run.record(validation_ndcg(model, run.validation, processes, config.train.clips_per_batch))
+                    run.record_ndcg()
                 run.save_checkpoint()
 
 

@@ -14,7 +14,6 @@ from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, collate
 from lr2ppo.data.samplers import Draw, random_pairs, wrap_around
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
-from lr2ppo.evaluation.scoring import validation_ndcg
 from lr2ppo.losses import PPOLosses, ppo_losses
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
@@ -141,7 +140,7 @@ class PartialOrderPolicy:
         """Compute the scores `[B, P, 2]` of each pair's labels as given, and the pair's value `[B, P]`."""
         scores = self.actor.parallel(**batch.inputs())
         value = self.critic.parallel(order=batch.pairs, **batch.inputs())
-        return scores.gather(1, batch.pairs.flatten(1)).view(batch.pairs.shape), value
+        return batch.pair_scores(scores), value
 
 
 def train(
@@ -162,7 +161,7 @@ def train(
         with run.fitting():
             rollouts, steps_made = unpack_rollouts(policy.rollout, run.stored, run.clips, processes)
         if run.is_new:
-            evaluate(run, policy)
+            run.record_ndcg()
         if steps_made:
             update(run, policy, rollouts, steps_made)
         for batch in run.batches():
@@ -185,14 +184,7 @@ def update(run: TrainingRun[PPOConfig], policy: Policy[R], rollouts: list[R], st
     rollouts.clear()
     run.advance({policy.shown: values[policy.shown]})
     if run.evaluates:
-        evaluate(run, policy)
-
-
-def evaluate(run: TrainingRun[PPOConfig], policy: Policy[R]) -> None:
-    """Evaluate the ranker on the validation clips, and record the result."""
-    ranker = next(iter(policy.learners.values()))
-    with ranker.unsharded() as model:
-        run.record(validation_ndcg(model, run.validation, run.processes, run.config.train.clips_per_batch))
+        run.record_ndcg()
 
 
 def count_updates(batches: int, config: PPOConfig) -> int:

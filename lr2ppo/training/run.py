@@ -17,7 +17,7 @@ from lr2ppo.data.samplers import Draw, EpochSampler, training_loader, whole_list
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.distributed.signals import StopRequest
 from lr2ppo.errors import UserError
-from lr2ppo.evaluation.scoring import Evaluation
+from lr2ppo.evaluation.scoring import Evaluation, validation_ndcg
 from lr2ppo.files import remove_partial_files, write_json
 from lr2ppo.models.weights import Model
 from lr2ppo.runs.lookup import (
@@ -237,6 +237,11 @@ class TrainingRun(Generic[C]):
             seconds, left = time.monotonic() - self._started, self._progress.seconds_left
             self._run_log.record(self.step, seconds, means, evaluation, best_step_before, improved, left)
         self._progress.evaluated(metric, state.best)
+
+    def record_ndcg(self) -> None:
+        """Evaluate the run's model, a ranker, on the validation clips, and record the result."""
+        with self._model.unsharded() as model:
+            self.record(validation_ndcg(model, self.validation, self.processes, self.config.train.clips_per_batch))
 
     def save_checkpoint(self, stored: Callable[[], ProcessState] = ProcessState, substep: int = 0) -> None:
         """Write a checkpoint if one is due; call it after each batch is fully processed.

@@ -40,7 +40,7 @@ def write(folder: Path, started: Barrier, own: float, split: str) -> None:
 
 
 def write_at_once(folder: Path, splits: list[str]) -> None:
-    """Write the evaluation of each split in a process of its own, numbered from 1."""
+    """Write the evaluation of each split in a separate process, numbered from 1."""
     context = get_context("fork")
     started = context.Barrier(len(splits))
     processes = [
