@@ -26,6 +26,8 @@ from lr2ppo.errors import UserError, advise, raise_faults, show
 
 # JSON and the command line can hold lone surrogates and null characters; files and file names cannot.
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+# Control characters and the ends of lines that YAML knows: a name or a setting is a text of one line.
+CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
 # Bytes of a YAML file, and values it stands for: far more than any config has, and read within seconds.
 MOST_YAML = 2**18
 # Digits of longer numbers take a time that grows with their square.

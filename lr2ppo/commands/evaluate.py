@@ -24,10 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from lr2ppo.runs.lookup import is_run
+
     table = arguments.table or []
-    # Overrides may follow the runs: an item with an equals sign is an override.
-    arguments.overrides = [*arguments.overrides, *(item for item in table if "=" in item)]
-    runs = [item for item in table if "=" not in item]
+    # Overrides may follow the runs: an item with an equals sign is an override, unless it is the path of a run.
+    overrides = [item for item in table if "=" in item and not is_run(Path(item))]
+    arguments.overrides = [*arguments.overrides, *overrides]
+    runs = [item for item in table if item not in overrides]
     config = read_config(arguments, "evaluate")
     if config is None:
         return

@@ -1,15 +1,12 @@
 """The settings of a run: one validated config per stage, from a YAML file and `key.sub=value` overrides."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from lr2ppo.errors import show
-from lr2ppo.files import DECIMAL, UNWRITABLE
-
-CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
+from lr2ppo.files import CONTROL, DECIMAL, UNWRITABLE
 
 
 def _read_number(value: Any) -> Any:
@@ -54,7 +51,6 @@ class Section(BaseModel):
         for text in value if isinstance(value, list | tuple) else [value]:
             if isinstance(text, str) and UNWRITABLE.search(text):
                 raise ValueError("holds a character that file names cannot have")
-            # YAML would read some of these as ends of lines.
             if isinstance(text, str) and CONTROL.search(text):
                 raise ValueError("holds a control character, wanted a text of one line")
         return value

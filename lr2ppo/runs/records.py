@@ -101,6 +101,7 @@ class SplitResult(Evaluated):
 
     clips: Whole
     annotations: str
+    settings: dict[str, str | int] = {}
     chance: dict[str, float]
     trained_on: list[str] = []
     trained_on_unknown: list[str] = []

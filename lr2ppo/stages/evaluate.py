@@ -85,6 +85,7 @@ def evaluate(config: EvaluateConfig) -> None:
             "clips": len(dataset),
             "annotations": str(data.root / getattr(data, key)),
             "fingerprints": evaluated_fingerprints(weights, inputs),
+            "settings": evaluated_settings(config),
             **judgement,
         }
         trained_on = find_trained_on(folder, data.root)
@@ -126,17 +127,24 @@ def show_evaluation(
     say(f"\nwritten: {folder / RESULTS}, {folder / CASES}, {report}")
 
 
-def is_evaluated(folder: Path, split: str, data: DataConfig, processes: Processes) -> bool:
-    """Whether a run's evaluation on a split is of the weights it has and of these data, all known by fingerprints.
+def is_evaluated(folder: Path, config: EvaluateConfig, data: DataConfig, processes: Processes) -> bool:
+    """Whether a run's evaluation is of the weights it has, of these data and settings; all have to be known.
 
     Raises `UserError` if the data cannot be used.
     """
-    if evaluation_fault(folder, split) is not None:
+    if evaluation_fault(folder, config.split) is not None:
+        return False
+    found = read_by_split(folder / RESULTS)[config.split]
+    if found.get("settings") != evaluated_settings(config):
         return False
     shape = describe_model(folder / "best")[1]
-    inputs = open_inputs(data, {SPLITS[split]: "grades"}, open_store(data), shape, processes)
-    found = read_by_split(folder / RESULTS)[split].get("fingerprints", {})
-    return bool(found == evaluated_fingerprints(weights_fingerprint(folder), inputs))
+    inputs = open_inputs(data, {SPLITS[config.split]: "grades"}, open_store(data), shape, processes)
+    return bool(found.get("fingerprints") == evaluated_fingerprints(weights_fingerprint(folder), inputs))
+
+
+def evaluated_settings(config: EvaluateConfig) -> dict[str, Any]:
+    """The settings that the figures of an evaluation depend on."""
+    return config.model_dump(include={"precision", "bootstrap_samples", "seed"})
 
 
 def evaluated_fingerprints(weights: str | None, inputs: Inputs) -> dict[str, str | None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lr2ppo.config.load import known_keys, load_config
-from lr2ppo.config.schema import RunConfig
+from lr2ppo.config.schema import EvaluateConfig, RunConfig
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.distributed.signals import forwarded_signals
 from lr2ppo.errors import UserError
@@ -60,6 +60,7 @@ def run_pipeline(name: str, preset: Path, settings: Sequence[str] = (), seeds: S
     finished run has other settings or other data; exits with the exit code of a command that fails.
     """
     _check_own_keys(settings, seeds)
+    evaluation: EvaluateConfig = load_config(preset / "evaluate.yaml", "evaluate", [f"split={SPLIT}"])
     trainings = [training for run in _runs(name, seeds) for training in _plan(*run, preset, settings)]
     _check_sources(trainings)
     alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
@@ -71,7 +72,7 @@ def run_pipeline(name: str, preset: Path, settings: Sequence[str] = (), seeds: S
             _start("train", training.stage.name, f"--config={preset / training.stage.name}.yaml", *training.settings)
     for training in trainings:
         data = training.config.data
-        if is_evaluated(training.folder, SPLIT, data, alone):
+        if is_evaluated(training.folder, evaluation, data, alone):
             say(f"== {training.name}: evaluated already")
         else:
             settings = [f"name={training.name}", f"logs={training.config.logs}", f"root={data.root}", f"split={SPLIT}"]

@@ -53,6 +53,16 @@ def test_overrides_after_the_runs_of_a_table_are_not_runs(tmp_path: Path, monkey
     assert (runs, config.split, csv) == (["pointwise/one", "ppo/one"], "val", Path("table.csv"))
 
 
+def test_the_path_of_a_run_may_hold_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = tmp_path / "width=64"
+    make_run(logs, "ppo", "one")
+    shown: list[tuple[Sequence[str], Any, Path]] = []
+    monkeypatch.setattr(evaluate, "show_table", lambda *arguments: shown.append(arguments))
+    run = str(logs / "ppo" / "one")
+    main(["evaluate", "--config", CONFIG, "--table", run, "split=val"])
+    assert [(runs, config.split) for runs, config, _ in shown] == [([run], "val")]
+
+
 def test_several_processes_are_given_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_run(tmp_path, "ppo", "one")
     words = ["evaluate", "--config", CONFIG, "name=ppo/one", f"logs={tmp_path}"]

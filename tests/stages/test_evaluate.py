@@ -23,7 +23,7 @@ from lr2ppo.report.load import find_rows
 from lr2ppo.runs.listing import read_status
 from lr2ppo.runs.lookup import weights_fingerprint
 from lr2ppo.runs.stages import STAGES
-from lr2ppo.stages.evaluate import evaluate, show_table
+from lr2ppo.stages.evaluate import evaluate, is_evaluated, run_data, show_table
 from tests.conftest import REPOSITORY
 from tests.helpers.parallel_training import TRAIN
 from tests.helpers.untrained_world import SHAPE, make_untrained_world
@@ -93,6 +93,21 @@ def test_an_evaluation_of_earlier_weights_is_not_shown_as_that_of_the_run(
     found = read_status(run)
     assert found is not None
     assert (found.evaluated, found.outdated) == (("test", "val"), ())
+
+
+@pytest.mark.parametrize("changed", ["bootstrap_samples=21", "precision=fp32", "seed=8", "split=val"])
+def test_an_evaluation_is_not_repeated_unless_its_settings_change(
+    changed: str, logs: Path, evaluated: Evaluate, alone: Processes
+) -> None:
+    evaluated("ppo/one")
+    data = run_data(logs / "ppo" / "one", None)
+
+    def is_done(*settings: str) -> bool:
+        config = load_config(CONFIG, "evaluate", ["bootstrap_samples=20", *settings])
+        return is_evaluated(logs / "ppo" / "one", config, data, alone)
+
+    assert is_done()
+    assert not is_done(changed)
 
 
 def test_evaluations_of_earlier_versions_and_of_runs_without_weights_stay_readable(

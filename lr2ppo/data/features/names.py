@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from reprlib import repr as shortened
 
-from lr2ppo.files import UNWRITABLE
+from lr2ppo.files import CONTROL, UNWRITABLE
 
 # The arrays in a clip's group; label_span and text_len may be missing.
 CLIP_PARTS = ("text_len", "label_span", "text_emb", "img_emb")
@@ -16,7 +16,6 @@ LONGEST_ID = 1000
 ALIKE = 0.8
 # Format marks that change what is seen: they join or separate letters and emoji, and make flags.
 SHAPING = re.compile("[\u200c\u200d\U000e0020-\U000e007f]")
-CONTROL = re.compile("[\0-\x1f\x7f-\x9f]")
 
 
 def id_fault(clip_id: str) -> str | None:
