@@ -17,6 +17,7 @@ from lr2ppo.terminal import say
 COMMANDS = {
     "train": "train a stage: pointwise, finetune, reward or ppo",
     "pipeline": "train and evaluate all stages, also over seeds",
+    "compare": "train and compare methods over seeds, as a set says",
     "evaluate": "evaluate a run, or compare evaluated runs",
     "rank": "rank the labels of a clip, or of every clip of a file",
     "report": "write an HTML page of runs: results, curves, clips",

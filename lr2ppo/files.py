@@ -378,7 +378,11 @@ def remove_partial_files(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
-    text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
-    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from lr2ppo.config.schema import (
     CONFIGS,
+    CompareConfig,
     EvaluateConfig,
     FinetuneConfig,
     PointwiseConfig,
@@ -33,6 +34,8 @@ def load_config(path: Path, stage: Literal["reward"], overrides: Sequence[str] =
 def load_config(path: Path, stage: Literal["ppo"], overrides: Sequence[str] = ()) -> PPOConfig: ...
 @overload
 def load_config(path: Path, stage: Literal["evaluate"], overrides: Sequence[str] = ()) -> EvaluateConfig: ...
+@overload
+def load_config(path: Path, stage: Literal["compare"], overrides: Sequence[str] = ()) -> CompareConfig: ...
 @overload
 def load_config(path: Path, stage: str, overrides: Sequence[str] = ()) -> Any: ...
 def load_config(path: Path, stage: str, overrides: Sequence[str] = ()) -> StageConfig:

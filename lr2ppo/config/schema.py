@@ -392,12 +392,65 @@ class EvaluateConfig(Section):
     seed: Seed
 
 
+StageName = Literal["pointwise", "finetune", "reward", "ppo"]
+Setting = Annotated[str, Field(pattern="=")]
+# Part of the names of files.
+DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")]
+Values = Annotated[list[str | int | float], Field(min_length=1)]
+
+
+class RowConfig(Section):
+    """A row of a comparison: it shows the runs of the last of its stages; each stage starts from the ones before it.
+
+    A setting applies to every stage with its key, STAGE:key=value only to that stage. Of all combinations of the values
+    in `tune`, the one is shown whose runs are best on the validation split. A row of `members` above 1 orders by the
+    mean of the scores of as many runs with different seeds.
+    """
+
+    stages: Annotated[list[StageName], Field(min_length=1)]
+    settings: list[Setting] = []
+    tune: dict[str, Values] = {}
+    members: Count = 1
+
+
+class CompareConfig(Section):
+    """A comparison: rows, each with a run per seed and data set; `against` is the row that the others are compared to.
+
+    `preset` is the folder of the stages' files, `data` has the settings of each data set, `settings` are those of all
+    runs; `{seed}` in one stands for the seed. `axis` says what differs between data sets whose names are numbers.
+    """
+
+    stage: Literal["compare"]
+    preset: PathText
+    split: Literal["val", "test"]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    logs: PathText
+    against: str
+    axis: str | None = None
+    settings: list[Setting] = []
+    data: Annotated[dict[DataName, list[Setting]], Field(min_length=1)]
+    rows: Annotated[dict[str, RowConfig], Field(min_length=2)]
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        if self.against not in self.rows:
+            raise ValueError(f"against: found {show(self.against)}, wanted one of the rows: {', '.join(self.rows)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: found {self.seeds}, wanted different ones")
+        if self.axis is not None:
+            for name in self.data:
+                if not DECIMAL.fullmatch(name):
+                    raise ValueError(f"data: found {show(name)}, wanted a number, as there is an axis")
+        return self
+
+
 TrainingConfig = PointwiseConfig | FinetuneConfig | RewardConfig | PPOConfig
-StageConfig = TrainingConfig | EvaluateConfig
+StageConfig = TrainingConfig | EvaluateConfig | CompareConfig
 CONFIGS: dict[str, type[StageConfig]] = {
     "pointwise": PointwiseConfig,
     "finetune": FinetuneConfig,
     "reward": RewardConfig,
     "ppo": PPOConfig,
     "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
 }

@@ -16,7 +16,7 @@ from lr2ppo.evaluation.comparison import (
     shown_metrics,
 )
 from lr2ppo.evaluation.metrics import Estimate
-from lr2ppo.files import write_atomically
+from lr2ppo.files import write_text
 
 CELL = 14
 WIDTH = 120
@@ -66,7 +66,7 @@ def write_csv(comparison: Comparison, path: Path) -> None:
     for contrast in comparison.contrasts:
         for metric in METRIC_NAMES:
             writer.writerow(_padded(*_describe_difference(comparison, contrast, metric), most))
-    write_atomically(path, lambda partial: partial.write_text(stream.getvalue(), encoding="utf-8"))
+    write_text(path, stream.getvalue())
 
 
 def _cell(name: str) -> str:

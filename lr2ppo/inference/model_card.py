@@ -9,7 +9,7 @@ from typing import Any
 
 from lr2ppo.evaluation.comparison import METRIC_TITLES, are_comparable, compare, describe_best, describe_intervals
 from lr2ppo.evaluation.results import evaluation_fault, read_by_split, read_table_rows, run_name, trained_on_note
-from lr2ppo.files import write_atomically
+from lr2ppo.files import write_text
 from lr2ppo.inference.onnx import OnnxReport
 from lr2ppo.inference.trained import Trained
 from lr2ppo.models.weights import describe_model
@@ -27,7 +27,7 @@ def write_card(trained: Trained, path: Path, out: Path, onnx: OnnxReport | None)
             f"tokens, image width]`, `frame_mask` to `scores [clips, labels]`; {onnx}."
         )
     text = "\n\n".join(parts) + "\n"
-    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def _what(trained: Trained) -> str:

@@ -28,7 +28,7 @@ from lr2ppo.evaluation.metrics import Estimate
 from lr2ppo.evaluation.published import PUBLISHED, published_best
 from lr2ppo.evaluation.results import chance_means
 from lr2ppo.evaluation.table import MOST_LISTED_ROWS, show_p, show_probability
-from lr2ppo.files import write_atomically
+from lr2ppo.files import write_text
 from lr2ppo.report import figures
 from lr2ppo.report.cases import describe_grades, frames_root, page_clips
 from lr2ppo.report.load import ReportedRow, ReportedRun, SplitResults, gather_rows, preset_differences
@@ -65,7 +65,7 @@ def write_report(groups: Sequence[Sequence[Path]], split: str, out: Path, frames
     damaged, the runs of a row cannot be compared, or the page cannot be written.
     """
     text = render_report(gather_rows(groups, split), split, frames)
-    write_atomically(out, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_text(out, text)
     return out
 
 
@@ -74,7 +74,12 @@ def render_report(rows: Sequence[ReportedRow], split: str, frames: Path | None =
     environment = Environment(
         loader=PackageLoader("lr2ppo.report", "template"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"value": _value, "interval": _interval, "probability": show_probability, "p": show_p}
+    environment.filters |= {
+        "value": show_value,
+        "interval": show_interval,
+        "probability": show_probability,
+        "p": show_p,
+    }
     compared = compare_rows(rows)
     runs = sorted((run for row in rows for run in row.runs), key=lambda run: list(STAGES).index(run.stage))
     stages = [(STAGES[stage], list(own)) for stage, own in groupby(runs, key=lambda run: run.stage)]
@@ -270,12 +275,14 @@ def _best_steps(runs: Sequence[ReportedRun]) -> str:
     )
 
 
-def _value(number: float, sign: bool = False) -> str:
+def show_value(number: float, sign: bool = False) -> str:
+    """Show a metric, or with `sign` a difference."""
     return f"{number:+.3f}" if sign else f"{number:.3f}"
 
 
-def _interval(estimate: Estimate, sign: bool = False) -> str:
-    return f"{_value(estimate.low, sign)} to {_value(estimate.high, sign)}"
+def show_interval(estimate: Estimate, sign: bool = False) -> str:
+    """Show the interval of an estimate, or with `sign` of a difference."""
+    return f"{show_value(estimate.low, sign)} to {show_value(estimate.high, sign)}"
 
 
 def _fingerprints(found: Mapping[str, Any]) -> str | None:

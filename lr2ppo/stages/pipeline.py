@@ -1,54 +1,24 @@
 """Train and evaluate all stages of LR2PPO, also over seeds; finished runs are skipped, stopped runs resume."""
 
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from lr2ppo.config.load import known_keys, load_config
+from lr2ppo.config.load import load_config
 from lr2ppo.config.schema import EvaluateConfig, RunConfig
 from lr2ppo.distributed.processes import Processes
-from lr2ppo.distributed.signals import forwarded_signals
 from lr2ppo.errors import UserError
 from lr2ppo.runs.lookup import FINISHED
-from lr2ppo.runs.stages import LR2PPO, Stage
+from lr2ppo.runs.stages import LR2PPO
 from lr2ppo.stages.evaluate import is_evaluated
+from lr2ppo.stages.trainings import SEED, Training, belongs, settings_for, start
 from lr2ppo.terminal import say
 from lr2ppo.training.run import open_all
 from lr2ppo.training.run_folder import find_source, run_folder
 
-# Replaced by the seed in a setting, such as data.root=data/mini-{seed}.
-SEED = "{seed}"
 SPLIT = "test"
-
-
-@dataclass(frozen=True)
-class Training:
-    """A run of a stage, and the settings of its command."""
-
-    stage: Stage
-    config: RunConfig
-    folder: Path
-    settings: Sequence[str]
-
-    @property
-    def is_finished(self) -> bool:
-        return (self.folder / FINISHED).is_file()
-
-    @property
-    def sources(self) -> list[Path]:
-        """The folders of the runs of the same name that it starts from."""
-        name, logs = self.folder.name, self.config.logs
-        usual = {key: stages[0] for key, stages in self.stage.sources.items()}
-        return [logs / stage / name for key, stage in usual.items() if getattr(self.config, key) == name]
-
-    @property
-    def name(self) -> str:
-        return f"{self.stage.name}/{self.folder.name}"
 
 
 def run_pipeline(name: str, preset: Path, settings: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[str]:
@@ -69,7 +39,7 @@ def run_pipeline(name: str, preset: Path, settings: Sequence[str] = (), seeds: S
         if training.is_finished:
             say(f"== {training.name}: finished already")
         else:
-            _start("train", training.stage.name, f"--config={preset / training.stage.name}.yaml", *training.settings)
+            _start(*training.command(preset))
     for training in trainings:
         data = training.config.data
         if is_evaluated(training.folder, evaluation, data, alone):
@@ -102,7 +72,7 @@ def _plan(name: str, own: Sequence[str], preset: Path, settings: Sequence[str]) 
     """Yield the training of each stage of a run, after its config is checked."""
     seed = own[0].partition("=")[2] if own else SEED
     given = [setting.replace(SEED, seed) for setting in settings]
-    unknown = [setting for setting in given if not any(_belongs(setting, stage) for stage in LR2PPO.values())]
+    unknown = [setting for setting in given if not any(belongs(setting, stage) for stage in LR2PPO.values())]
     if unknown:
         # The first stage's message names the nearest key.
         load_config(preset / "pointwise.yaml", "pointwise", [unknown[0].partition(":")[2] or unknown[0]])
@@ -110,7 +80,7 @@ def _plan(name: str, own: Sequence[str], preset: Path, settings: Sequence[str]) 
     for stage in LR2PPO.values():
         # The given ones last, so that they win.
         mine = [f"name={name}", *own, *(f"{key}={name}" for key in stage.sources)]
-        mine += [_bare(setting, stage) for setting in given if _belongs(setting, stage)]
+        mine += settings_for(stage, given)
         config: RunConfig = load_config(preset / f"{stage.name}.yaml", stage.name, mine)
         yield Training(stage, config, run_folder(config), mine)
 
@@ -134,7 +104,7 @@ def _check_finished(trainings: Sequence[Training], alone: Processes) -> None:
     for training in trainings:
         if not training.is_finished:
             continue
-        missing = [source for source in training.sources if not (source / FINISHED).is_file()]
+        missing = [source for source in _sources(training) if not (source / FINISHED).is_file()]
         if missing:
             raise UserError(
                 f"{training.folder}: is finished, but {missing[0]}, which it starts from, is not; use another name, or "
@@ -143,28 +113,13 @@ def _check_finished(trainings: Sequence[Training], alone: Processes) -> None:
         open_all(training.config, alone, training.folder)
 
 
-def _belongs(setting: str, stage: Stage) -> bool:
-    """Whether a setting applies to a stage: it names the stage or no stage, and the stage has its key."""
-    prefix, colon, rest = setting.partition(":")
-    if colon and prefix in LR2PPO:
-        return prefix == stage.name and _has_key(rest, stage)
-    return _has_key(setting, stage)
-
-
-def _has_key(setting: str, stage: Stage) -> bool:
-    key = setting.partition("=")[0]
-    return any(known == key or known.startswith(f"{key}.") for known in known_keys(stage.config))
-
-
-def _bare(setting: str, stage: Stage) -> str:
-    return setting.removeprefix(f"{stage.name}:")
+def _sources(training: Training) -> list[Path]:
+    """The folders of the runs of the same name that a run starts from."""
+    name, logs = training.folder.name, training.config.logs
+    usual = {key: stages[0] for key, stages in training.stage.sources.items()}
+    return [logs / stage / name for key, stage in usual.items() if getattr(training.config, key) == name]
 
 
 def _start(*arguments: str) -> None:
-    """Run a command of lr2ppo in a separate process; exit with its exit code if it fails."""
     say(f"== lr2ppo {shlex.join(arguments)}")
-    command = [sys.executable, "-m", "lr2ppo", *arguments]
-    with subprocess.Popen(command) as process, forwarded_signals(process):  # noqa: S603 (our own command)
-        code = process.wait()
-    if code:
-        sys.exit(code if code > 0 else 128 - code)
+    start(*arguments)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lr2ppo.config.load import dump_config, load_config
 from lr2ppo.errors import UserError
-from lr2ppo.files import check_no_links, write_atomically, write_json
+from lr2ppo.files import check_no_links, write_json, write_text
 from lr2ppo.models.weights import Model, save_model
 from lr2ppo.runs.lookup import CONFIG, CONVERTED_FROM, FINISHED
 from lr2ppo.runs.stages import STAGES, stage_for_model
@@ -45,5 +45,5 @@ def write_converted_run(model: Model, source: Path, out: Path, preset: str, conf
     finished = {"steps": 0, "best_metric": None, "best_step": 0, "finished": time.time(), CONVERTED_FROM: str(source)}
     write_json(folder / FINISHED, finished | describe_program())
     # Last: an incomplete folder is read as one with only weights, and can be written again.
-    write_atomically(folder / CONFIG, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_text(folder / CONFIG, text)
     return folder

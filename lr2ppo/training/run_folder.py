@@ -18,7 +18,7 @@ from lr2ppo.data.features.encoders import FEATURES_FILE, encoding_differences, r
 from lr2ppo.data.features.store import FeatureStore
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError, raise_faults
-from lr2ppo.files import check_no_links, write_atomically
+from lr2ppo.files import check_no_links, write_text
 from lr2ppo.runs.lock import lock_run
 from lr2ppo.runs.lookup import (
     FINISHED,
@@ -170,7 +170,7 @@ def make_folder(folder: Path, config: RunConfig) -> None:
             "remove the link, or empty that folder"
         )
     text = dump_config(config)
-    write_atomically(folder / "config.yaml", lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_text(folder / "config.yaml", text)
 
 
 def peak_memory_gib() -> float:

@@ -1,0 +1,163 @@
+"""Compare methods: train and evaluate the runs of every row, data set and seed that are not there yet."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lr2ppo.config.load import load_config
+from lr2ppo.config.schema import CompareConfig, EvaluateConfig
+from lr2ppo.distributed.processes import Processes
+from lr2ppo.evaluation.comparison import Row, Run, describe_intervals, describe_size
+from lr2ppo.evaluation.methods import (
+    Method,
+    MethodTable,
+    describe_methods,
+    format_latex,
+    format_markdown,
+    format_text,
+    show_time,
+)
+from lr2ppo.evaluation.results import cases_clips, chance_means, measure_run, read_cases, row_notes
+from lr2ppo.evaluation.table import format_table, wrap, write_csv
+from lr2ppo.files import write_text
+from lr2ppo.models.weights import describe_model, model_shapes
+from lr2ppo.report.methods import write_methods_page
+from lr2ppo.runs.lookup import read_finished, source_runs
+from lr2ppo.stages.comparison_plan import Attempt, make_plan
+from lr2ppo.stages.evaluate import is_evaluated
+from lr2ppo.stages.trainings import Training, start
+from lr2ppo.terminal import say
+from lr2ppo.training.run import open_all
+
+# What the commands of a comparison print, in its logs folder; that of the last one is there.
+OUTPUT = "output.txt"
+PAGE = "report.html"
+
+
+def run_comparison(config: CompareConfig) -> dict[str, list[Method]]:
+    """Train and evaluate what is missing, and return the rows of each data set.
+
+    Raises `UserError` before any run starts if a setting or file cannot be used, or if a finished run has other data
+    than now; exits with the exit code of a command that fails.
+    """
+    alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
+    evaluation = load_config(config.preset / "evaluate.yaml", "evaluate", [f"split={config.split}"])
+    plan = make_plan(config)
+    finished = [training for training in plan.trainings if training.is_finished]
+    for training in finished:
+        open_all(training.config, alone, training.folder)
+    missing = [training for training in plan.trainings if not training.is_finished]
+    say(f"{len(plan.trainings)} runs in {config.logs}, {len(finished)} of them finished")
+    _run_each("train", missing, config.logs, lambda training: training.command(config.preset))
+    shown = {
+        (data, name): (max(attempts, key=Attempt.validation), len(attempts))
+        for data, rows in plan.attempts.items()
+        for name, attempts in rows.items()
+    }
+    _evaluate_all(config, evaluation, [attempt for attempt, _ in shown.values()], alone)
+    methods: dict[str, list[Method]] = {data: [] for data in plan.attempts}
+    for (data, name), (attempt, tried) in shown.items():
+        notes = row_notes(name, [training.folder for training in attempt.shown], config.split)
+        methods[data].append(
+            Method(
+                row=_measure(name, attempt, config.split),
+                stage=attempt.shown[0].stage.name,
+                seconds=_seconds(attempt),
+                weights=_weights(attempt),
+                tried=tried,
+                chosen=attempt.values,
+                notes=notes,
+            )
+        )
+    return methods
+
+
+def show_comparison(methods: Mapping[str, Sequence[Method]], config: CompareConfig, name: str, out: Path) -> None:
+    """Print the table of each data set, and write all as text, Markdown, CSV, LaTeX and a page into a folder."""
+    tables = [MethodTable.make(data, own, config.against) for data, own in methods.items()]
+    out.mkdir(parents=True, exist_ok=True)
+    for table in tables:
+        text = _as_text(table, config.split)
+        say(f"\n{text}")
+        stem = f"{table.data}-" if len(tables) > 1 else ""
+        for ending, content in (("txt", f"{text}\n"), ("md", format_markdown(table)), ("tex", format_latex(table))):
+            write_text(out / f"{stem}table.{ending}", content)
+        write_csv(table.comparison, out / f"{stem}table.csv")
+    write_methods_page(name, tables, config.axis, out / PAGE)
+    say(f"\nwritten: {out / PAGE}, and beside it each table as txt, md, csv and tex")
+
+
+def _as_text(table: MethodTable, split: str) -> str:
+    rows = table.comparison.rows
+    parts = [
+        wrap(f"{table.data}, {split} split, {describe_size(rows)}; {describe_intervals(rows)}"),
+        format_table(table.comparison, chance_means(table.against.row)),
+        format_text(table),
+        wrap(describe_methods(table)),
+        *(wrap(note) for method in table.methods for note in method.notes),
+    ]
+    return "\n\n".join(parts)
+
+
+def _evaluate_all(
+    config: CompareConfig, evaluation: EvaluateConfig, attempts: Iterable[Attempt], alone: Processes
+) -> None:
+    """Evaluate the shown runs that are not."""
+    shown = {training.folder: training for attempt in attempts for training in attempt.shown}
+    missing = [
+        training
+        for training in shown.values()
+        if not is_evaluated(training.folder, evaluation, training.config.data, alone)
+    ]
+
+    def command(training: Training) -> list[str]:
+        settings = [f"name={training.name}", f"logs={training.config.logs}", f"root={training.config.data.root}"]
+        return ["evaluate", f"--config={config.preset / 'evaluate.yaml'}", *settings, f"split={config.split}"]
+
+    _run_each("evaluate", missing, config.logs, command)
+
+
+def _run_each(
+    what: str, trainings: Sequence[Training], logs: Path, command: Callable[[Training], Sequence[str]]
+) -> None:
+    """Run a command for each training, one after the other; print how many there are and how long they will take."""
+    logs.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    for number, training in enumerate(trainings):
+        passed = time.monotonic() - started
+        left = f", about {show_time(passed / number * (len(trainings) - number))} left" if number else ""
+        say(f"{what} {number + 1} of {len(trainings)}{left}: {training.name}")
+        start(*command(training), output=logs / OUTPUT)
+
+
+def _measure(name: str, attempt: Attempt, split: str) -> Row:
+    """Read the row of an attempt: for each seed its run, or the order by the mean score of all members."""
+    runs: list[Run] = []
+    for members in attempt.runs:
+        cases = [cases_clips(read_cases(training.folder, split)) for training in members]
+        clips = cases[0][0]
+        scores = [np.mean(own, axis=0) for own in zip(*(scores for _, scores in cases), strict=True)]
+        runs.append(measure_run(members[0].name, clips, scores))
+    return Row(name, runs)
+
+
+def _seconds(attempt: Attempt) -> float:
+    """The mean over seeds of the training time of the shown runs with all that they start from."""
+    chains = [set[Path]().union(*(_with_sources(training.folder) for training in members)) for members in attempt.runs]
+    finished = [[read_finished(folder) or {"seconds": 0.0} for folder in chain] for chain in chains]
+    return float(np.mean([sum(ended["seconds"] for ended in chain) for chain in finished]))
+
+
+def _weights(attempt: Attempt) -> int:
+    """The number of weights that order a clip, of all members together."""
+    shapes = [model_shapes(*describe_model(training.folder / "best")) for training in attempt.runs[0]]
+    return sum(shape.numel() for own in shapes for shape in own.values())
+
+
+def _with_sources(folder: Path) -> set[Path]:
+    """The folders of a run and of all that it started from."""
+    sources = [found for found in source_runs(folder).values() if found is not None]
+    return {folder.resolve()}.union(*(_with_sources(source) for source in sources))

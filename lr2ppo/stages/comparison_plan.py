@@ -1,0 +1,153 @@
+"""What a comparison trains: every row over data sets and seeds, each run once, named by what its weights depend on."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from lr2ppo.config.load import config_leaves, load_config
+from lr2ppo.config.schema import CompareConfig, RowConfig, RunConfig
+from lr2ppo.errors import UserError
+from lr2ppo.files import file_fingerprint
+from lr2ppo.runs.lookup import PLACE_KEYS, SOURCES, read_finished
+from lr2ppo.runs.stages import STAGES
+from lr2ppo.stages.trainings import SEED, Training, belongs, settings_for
+from lr2ppo.training.run_folder import run_folder
+from lr2ppo.version import __version__
+
+# In the logs folder.
+RUNS = "runs"
+# Between the seed of a row and those of further members.
+MEMBER_STEP = 1000
+# Settings that no weights depend on, besides the place of the data; sources are named by what they depend on.
+NO_FACTS = ("name", "safety.", *(key for key in PLACE_KEYS if key != "data.root"))
+NAME_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One combination of the values that a row tries: the shown runs, [seeds][members]."""
+
+    values: Sequence[str]
+    runs: Sequence[Sequence[Training]]
+
+    @property
+    def shown(self) -> list[Training]:
+        return [training for members in self.runs for training in members]
+
+    def validation(self) -> float:
+        """The mean over its runs, all finished, of the metric that selects their weights."""
+        found = [read_finished(training.folder) or {} for training in self.shown]
+        return float(np.mean([ended.get("best_metric") or 0.0 for ended in found]))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The attempts of every row by data set and row, and all trainings, each once and after those it starts from."""
+
+    attempts: Mapping[str, Mapping[str, Sequence[Attempt]]]
+    trainings: Sequence[Training]
+
+
+def make_plan(config: CompareConfig) -> Plan:
+    """Plan all runs; raises `UserError` if a setting cannot be used or an annotation file is missing."""
+    _check_settings(config)
+    trainings: dict[str, Training] = {}
+    attempts = {
+        data: {
+            name: [_attempt(config, row, settings, values, trainings) for values in _combinations(row)]
+            for name, row in config.rows.items()
+        }
+        for data, settings in config.data.items()
+    }
+    return Plan(attempts, list(trainings.values()))
+
+
+def _check_settings(config: CompareConfig) -> None:
+    """Raise `UserError` if a setting is of no stage, or one of a row of none of the row's stages."""
+    for settings in (config.settings, *config.data.values()):
+        _check_known(settings, list(STAGES), config)
+    for name, row in config.rows.items():
+        if row.stages != [stage for stage in STAGES if stage in row.stages]:
+            raise UserError(f"rows.{name}.stages: found {row.stages}, wanted stages in this order: {', '.join(STAGES)}")
+        _check_known([*row.settings, *(f"{key}={values[0]}" for key, values in row.tune.items())], row.stages, config)
+
+
+def _check_known(settings: Sequence[str], stages: Sequence[str], config: CompareConfig) -> None:
+    for setting in settings:
+        prefix, colon, rest = setting.partition(":")
+        key = (rest if colon and prefix in STAGES else setting).partition("=")[0]
+        if key in ("name", "seed", "logs", *SOURCES):
+            raise UserError(f"{setting}: a comparison sets the {key} of its runs itself; remove this setting")
+        if not any(belongs(setting, STAGES[stage]) for stage in stages):
+            # Its message names the nearest key.
+            load_config(config.preset / f"{stages[-1]}.yaml", stages[-1], [setting.removeprefix(f"{prefix}:")])
+            raise UserError(f"{setting}: is not a setting of {' or '.join(stages)}")
+
+
+def _combinations(row: RowConfig) -> Iterator[list[str]]:
+    """Yield every combination of the values that a row tries, as settings."""
+    tried = [[f"{key}={value}" for value in values] for key, values in row.tune.items()]
+    yield from map(list, product(*tried))
+
+
+def _attempt(
+    config: CompareConfig, row: RowConfig, data: Sequence[str], values: Sequence[str], trainings: dict[str, Training]
+) -> Attempt:
+    """Plan a row's runs with one combination of values; adds those that are not yet there to `trainings`, by name."""
+    settings = [*config.settings, *data, *row.settings, *values]
+    runs = []
+    for seed in config.seeds:
+        own = [setting.replace(SEED, str(seed)) for setting in settings]
+        seeds = [seed + MEMBER_STEP * member for member in range(row.members)]
+        runs.append([_chain(config, row, [*own, f"seed={each}"], trainings) for each in seeds])
+    return Attempt(values, runs)
+
+
+def _chain(config: CompareConfig, row: RowConfig, settings: Sequence[str], trainings: dict[str, Training]) -> Training:
+    """Plan a run of each of a row's stages, each from the last ones that it can start from; return the last."""
+    made: dict[str, Training] = {}
+    for stage in map(STAGES.__getitem__, row.stages):
+        sources = {key: _source(key, stage.name, allowed, made) for key, allowed in stage.sources.items()}
+        own = [*settings_for(stage, settings), f"logs={config.logs / RUNS}"]
+        own += [f"{key}={source.name}" for key, source in sources.items()]
+        file = config.preset / f"{stage.name}.yaml"
+        name = _identify(load_config(file, stage.name, own))
+        final: RunConfig = load_config(file, stage.name, [*own, f"name={name}"])
+        made[stage.name] = trainings.setdefault(
+            f"{stage.name}/{name}", Training(stage, final, run_folder(final), [*own, f"name={name}"])
+        )
+    return made[row.stages[-1]]
+
+
+def _source(key: str, stage: str, allowed: Sequence[str], made: Mapping[str, Training]) -> Training:
+    found = [training for name, training in made.items() if name in allowed]
+    if not found:
+        raise UserError(f"rows: {stage} needs a stage for its {key} before it, one of {' or '.join(allowed)}")
+    return found[-1]
+
+
+def _identify(config: RunConfig) -> str:
+    """A hash of all that the weights of a run depend on, its features aside: those are compared before it is used."""
+    leaves = config_leaves(config.model_dump(mode="json"))
+    facts = {key: value for key, value in leaves if not key.startswith(NO_FACTS)}
+    data = config.data
+    files = [_content(data.root / name) for name in (data.train, data.validation)]
+    text = json.dumps([__version__, facts, files], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:NAME_LENGTH]
+
+
+@cache
+def _content(path: Path) -> str:
+    """The fingerprint of a file; raises `UserError` if it cannot be read."""
+    try:
+        return file_fingerprint(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror or error}; give the data of this set (data)"
+        ) from None

@@ -1,0 +1,79 @@
+"""A training of a stage as a command: its settings, and running it in a separate process."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from lr2ppo.config.load import known_keys
+from lr2ppo.config.schema import RunConfig
+from lr2ppo.distributed.signals import forwarded_signals
+from lr2ppo.runs.lookup import FINISHED
+from lr2ppo.runs.stages import STAGES, Stage
+from lr2ppo.terminal import say
+
+# Replaced by the seed in a setting, such as data.root=data/mini-{seed}.
+SEED = "{seed}"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run of a stage, and the settings of its command."""
+
+    stage: Stage
+    config: RunConfig
+    folder: Path
+    settings: Sequence[str]
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.folder / FINISHED).is_file()
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage.name}/{self.folder.name}"
+
+    def command(self, preset: Path) -> list[str]:
+        """The arguments of `lr2ppo` that train it."""
+        return ["train", self.stage.name, f"--config={preset / self.stage.name}.yaml", *self.settings]
+
+
+def settings_for(stage: Stage, given: Sequence[str]) -> list[str]:
+    """Select the settings of a stage: `STAGE:key=value` is of that stage, any other of every stage with its key."""
+    return [_bare(setting, stage) for setting in given if belongs(setting, stage)]
+
+
+def belongs(setting: str, stage: Stage) -> bool:
+    """Whether a setting applies to a stage: it names the stage or no stage, and the stage has its key."""
+    prefix, colon, rest = setting.partition(":")
+    if colon and prefix in STAGES:
+        return prefix == stage.name and _has_key(rest, stage)
+    return _has_key(setting, stage)
+
+
+def _has_key(setting: str, stage: Stage) -> bool:
+    key = setting.partition("=")[0]
+    return any(known == key or known.startswith(f"{key}.") for known in known_keys(stage.config))
+
+
+def _bare(setting: str, stage: Stage) -> str:
+    return setting.removeprefix(f"{stage.name}:")
+
+
+def start(*arguments: str, output: Path | None = None) -> None:
+    """Run a command of lr2ppo in a separate process; exit with its exit code if it fails.
+
+    What it prints goes to the file `output` if that is given, and is shown only if it fails.
+    """
+    command = [sys.executable, "-m", "lr2ppo", *arguments]
+    with ExitStack() as stack:
+        file = None if output is None else stack.enter_context(output.open("wb"))
+        process = stack.enter_context(subprocess.Popen(command, stdout=file, stderr=file))  # noqa: S603 (our own command)
+        stack.enter_context(forwarded_signals(process))
+        code = process.wait()
+    if code:
+        if output is not None:
+            say(output.read_text(encoding="utf-8", errors="replace"), error=True)
+        sys.exit(code if code > 0 else 128 - code)
