@@ -15,7 +15,7 @@ from lr2ppo.terminal import say
 
 # Command -> description; its module in `lr2ppo.commands` has the same name, with underscores.
 COMMANDS = {
-    "train": "train a stage: pointwise, finetune, reward or ppo",
+    "train": "train a stage: pointwise, finetune, reward, distill or ppo",
     "pipeline": "train and evaluate all stages, also over seeds",
     "compare": "train and compare methods over seeds, as a set says",
     "evaluate": "evaluate a run, or compare evaluated runs",

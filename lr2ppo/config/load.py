@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from lr2ppo.config.schema import (
     CONFIGS,
     CompareConfig,
+    DistillConfig,
     EvaluateConfig,
     FinetuneConfig,
     PointwiseConfig,
@@ -30,6 +31,8 @@ def load_config(path: Path, stage: Literal["pointwise"], overrides: Sequence[str
 def load_config(path: Path, stage: Literal["finetune"], overrides: Sequence[str] = ()) -> FinetuneConfig: ...
 @overload
 def load_config(path: Path, stage: Literal["reward"], overrides: Sequence[str] = ()) -> RewardConfig: ...
+@overload
+def load_config(path: Path, stage: Literal["distill"], overrides: Sequence[str] = ()) -> DistillConfig: ...
 @overload
 def load_config(path: Path, stage: Literal["ppo"], overrides: Sequence[str] = ()) -> PPOConfig: ...
 @overload

@@ -268,6 +268,17 @@ FinetuningLoss = Annotated[
 ]
 
 
+class DistillTraining(PairTraining):
+    visits_per_epoch: Count
+
+
+class Distillation(Section):
+    """The parameters of `distillation_loss`."""
+
+    temperature: Positive
+    scale: Positive
+
+
 class PPOOptimizer(OptimizerConfig):
     """An optimizer whose schedule advances once per update; null spans the run's own updates."""
 
@@ -365,6 +376,16 @@ class RewardConfig(RunConfig):
         return self
 
 
+class DistillConfig(RunConfig):
+    """Distillation of the reward model; the ranker has the shape of the run it starts from."""
+
+    stage: Literal["distill"]
+    ranker: str
+    reward: str
+    train: DistillTraining
+    loss: Distillation
+
+
 class PPOConfig(RunConfig):
     """Stage 3; the models have the shapes of the runs it starts from."""
 
@@ -392,7 +413,7 @@ class EvaluateConfig(Section):
     seed: Seed
 
 
-StageName = Literal["pointwise", "finetune", "reward", "ppo"]
+StageName = Literal["pointwise", "finetune", "reward", "distill", "ppo"]
 Setting = Annotated[str, Field(pattern="=")]
 # Part of the names of files.
 DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")]
@@ -444,12 +465,13 @@ class CompareConfig(Section):
         return self
 
 
-TrainingConfig = PointwiseConfig | FinetuneConfig | RewardConfig | PPOConfig
+TrainingConfig = PointwiseConfig | FinetuneConfig | RewardConfig | DistillConfig | PPOConfig
 StageConfig = TrainingConfig | EvaluateConfig | CompareConfig
 CONFIGS: dict[str, type[StageConfig]] = {
     "pointwise": PointwiseConfig,
     "finetune": FinetuneConfig,
     "reward": RewardConfig,
+    "distill": DistillConfig,
     "ppo": PPOConfig,
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,

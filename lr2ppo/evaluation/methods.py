@@ -10,6 +10,7 @@ from lr2ppo.evaluation.comparison import (
     Contrast,
     Row,
     compare,
+    describe_size,
     estimate_difference,
     shown_metrics,
 )
@@ -75,18 +76,19 @@ class MethodTable:
 
 
 def describe_methods(table: MethodTable) -> str:
-    """Say which methods are above and below the chosen one, and of which no difference can be seen."""
+    """Say which methods are above and below the chosen one, and of which no difference to it can be seen."""
     contrasts = [contrast for contrast in table.contrasts if contrast is not None]
-    parts = []
-    for what, sign in (("above", 1), ("below", -1)):
+    chosen, size = table.against.row.name, describe_size(table.comparison.rows)
+    sentences = []
+    for what, sign in (("Above", 1), ("Below", -1)):
         seen = [each for each in contrasts if each.is_seen and each.difference.mean * sign > 0]
         names = [f"{each.first.name} ({each.difference.mean:+.3f})" for each in seen]
         if names:
-            parts.append(f"{what} {table.against.row.name}: {', '.join(names)}")
+            sentences.append(f"{what} {chosen}: {', '.join(names)}.")
     unseen = [each.first.name for each in contrasts if not each.is_seen]
     if unseen:
-        parts.append(f"no difference to it can be seen: {', '.join(unseen)}")
-    return f"{'; '.join(parts)}."
+        sentences.append(f"No difference to {chosen} can be seen with {size}: {', '.join(unseen)}.")
+    return " ".join(sentences)
 
 
 def format_text(table: MethodTable) -> str:
@@ -157,10 +159,9 @@ def _short(value: float, sign: str = "") -> str:
 
 
 def show_chosen(method: Method) -> str:
-    """The settings that a method chose on validation, without the names of their sections."""
-    if method.tried == 1:
-        return ""
-    return f"{', '.join(method.chosen)} (of {method.tried})"
+    """The settings that a method chose on validation, without the stages and sections of their keys."""
+    values = [f"{setting.partition('=')[0].split('.')[-1]}={setting.partition('=')[2]}" for setting in method.chosen]
+    return f"{', '.join(values)} (of {method.tried})" if method.tried > 1 else ""
 
 
 def show_time(seconds: float) -> str:

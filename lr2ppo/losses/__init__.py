@@ -11,10 +11,16 @@ from lr2ppo.losses.listwise import listmle_loss, listnet_loss, softmax_loss
 from lr2ppo.losses.pairwise import lambdarank_loss, ndcg_loss2pp_loss, ranknet_loss
 from lr2ppo.losses.pointwise import ordinal_loss, smooth_l1_loss
 from lr2ppo.losses.policy import PPOLosses, ppo_losses
-from lr2ppo.losses.preference import dpo_loss, ipo_loss, logistic_preference_loss, preference_hinge_loss
+from lr2ppo.losses.preference import (
+    distillation_loss,
+    dpo_loss,
+    ipo_loss,
+    logistic_preference_loss,
+    preference_hinge_loss,
+)
 from lr2ppo.losses.smooth_ndcg import approx_ndcg_loss, neural_ndcg_loss
 
-__all__ = ["PREFERENCE_LOSSES", "RANKING_LOSSES", "RELATIVE_LOSSES", "PPOLosses", "ppo_losses"]
+__all__ = ["PREFERENCE_LOSSES", "RANKING_LOSSES", "RELATIVE_LOSSES", "PPOLosses", "distillation_loss", "ppo_losses"]
 
 # (scores [B, N], grades [B, N], mask [B, N], *parameters, total) -> a scalar.
 RANKING_LOSSES: Mapping[str, Callable[..., Tensor]] = {

@@ -1,5 +1,6 @@
-"""Losses of stage 2 and of direct fine-tuning, over annotated pairs."""
+"""Losses of stage 2, of direct fine-tuning, both over annotated pairs, and of distillation, over any pairs."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -40,3 +41,16 @@ def ipo_loss(chosen: Tensor, rejected: Tensor, beta: float = 1.0, total: Total =
     Shapes and `total` as in `dpo_loss`.
     """
     return mean((chosen - rejected - 1 / (2 * beta)).square(), total)
+
+
+def distillation_loss(
+    difference: Tensor, margin: Tensor, temperature: float = 1.0, scale: float = 1.0, total: Total = this_process
+) -> Tensor:
+    """Mean cross entropy of a ranker's preferences and a reward model's soft ones (Hinton et al. 2015), over pairs.
+
+    Shapes: difference, margin: [pairs] float. The ranker prefers a pair's first label with the probability
+    sigmoid(`scale` difference of its scores), the reward model with sigmoid(margin / `temperature`), where the margin is
+    the reward of the order with this label first minus that of the other. `total` as in `preference_hinge_loss`.
+    """
+    target = torch.sigmoid(margin / temperature)
+    return mean(F.binary_cross_entropy_with_logits(scale * difference, target, reduction="none"), total)

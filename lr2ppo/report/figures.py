@@ -166,6 +166,17 @@ PANELS: Mapping[str, Sequence[Panel]] = {
         Panel("Learning rate", {"train/learning_rate": "rate"}, RATE),
         Panel("Gradient norm", {"train/gradient_norm": "norm"}, NORM),
     ),
+    "distill": (
+        Panel("Validation NDCG", NDCG_CURVES, "Should rise towards the NDCG of the reward model's own order."),
+        Panel(
+            "Agreement with the reward model",
+            {"train/agreement": "agreement"},
+            "The share of pairs that both order alike.",
+        ),
+        Panel("Loss", {"train/loss": "loss"}, "Falls to the entropy of the reward model's preferences, not to 0."),
+        Panel("Learning rate", {"train/learning_rate": "rate"}, RATE),
+        Panel("Gradient norm", {"train/gradient_norm": "norm"}, NORM),
+    ),
     "ppo": (
         Panel("Validation NDCG", NDCG_CURVES, "The goal: should rise from stage 1's level and stay there."),
         Panel(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lr2ppo.config.schema import FinetuneConfig, PointwiseConfig, PPOConfig, RewardConfig, TrainingConfig
+from lr2ppo.config.schema import DistillConfig, FinetuneConfig, PointwiseConfig, PPOConfig, RewardConfig, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,18 @@ _ALL = (
         step="step",
         series=1,
         sources={"ranker": ("pointwise", "finetune")},
+    ),
+    Stage(
+        name="distill",
+        title="Distillation of the reward model",
+        script="distill.sh",
+        config=DistillConfig,
+        reads="labels",
+        model="RelevanceRanker",
+        selects="ndcg",
+        step="step",
+        series=4,
+        sources={"ranker": ("pointwise", "finetune"), "reward": ("reward",)},
     ),
     Stage(
         name="ppo",

@@ -1,0 +1,65 @@
+"""Distillation: fit a ranker to the reward model's preferences between the labels of unannotated clips."""
+
+import torch
+from torch import Tensor
+
+from lr2ppo.config.schema import DistillConfig
+from lr2ppo.data.dataset import ClipBatch
+from lr2ppo.data.samplers import random_pairs
+from lr2ppo.distributed.processes import Processes
+from lr2ppo.losses import distillation_loss
+from lr2ppo.models import PartialOrderModel, RelevanceRanker
+from lr2ppo.models.weights import load_kind
+from lr2ppo.stages.frozen_reward import FrozenReward, open_frozen_reward
+from lr2ppo.training.learner import Learner, count_steps
+from lr2ppo.training.run import TrainingRun
+
+
+def train(config: DistillConfig, processes: Processes, fresh: bool) -> None:
+    """Fit a ranker to a frozen reward model on random pairs, as stage 3 sees them, but without a policy or a critic."""
+    run = TrainingRun.open(config, processes, fresh)
+    config = run.config
+    ranker = load_kind(run.sources["ranker"] / "best", RelevanceRanker).train()
+    reward_model = load_kind(run.sources["reward"] / "best", PartialOrderModel)
+    settings = config.train
+    draw = random_pairs(run.clips.clips, settings.pairs_per_clip, settings.visits_per_epoch)
+    steps = count_steps(run.read(draw, ranker, reward_model), config.compute)
+    frozen_reward = open_frozen_reward(
+        reward_model,
+        run.clips,
+        run.fingerprints["features"],
+        processes,
+        config.compute.precision,
+        config.logs / "cache",
+    )
+    learner = Learner(ranker, settings, steps, config.compute, processes, config.safety.on_nonfinite)
+
+    sources = f"ranker from {run.sources['ranker']}, reward model {run.sources['reward']}"
+    with run.training({"": learner}, steps, f"distillation: {len(run.clips)} target clips, {steps} steps; {sources}"):
+        if run.is_new:
+            run.record_ndcg()
+        for batch in run.batches():
+            with learner.autocast():
+                first, second = batch.pair_scores(learner.parallel(**batch.inputs())).unbind(-1)
+                margin = reward_margin(frozen_reward, batch)
+                loss = distillation_loss(
+                    (first - second)[batch.pair_mask],
+                    margin[batch.pair_mask],
+                    total=processes.all_reduce,
+                    **config.loss.model_dump(),
+                )
+            agreement = ((first > second) == (margin > 0))[batch.pair_mask]
+            run.observe({"loss": loss.item(), "agreement": agreement.float().mean().item()})
+            if learner.step(loss, batch.ids):
+                learner.schedule.step()
+                run.advance({"loss": loss.item()})
+                if run.evaluates:
+                    run.record_ndcg()
+                run.save_checkpoint()
+
+
+def reward_margin(frozen_reward: FrozenReward, batch: ClipBatch) -> Tensor:
+    """Return the reward of each pair's order as given minus that of the other: [B, P]."""
+    orders = torch.cat([batch.pairs, batch.pairs.flip(-1)], dim=1)
+    as_given, reversed_order = frozen_reward(batch, orders).chunk(2, dim=1)
+    return as_given - reversed_order
