@@ -1,5 +1,7 @@
 """`lr2ppo train`: mistakes are reported at once, and the stage is trained here or in launched processes."""
 
+import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +10,12 @@ import pytest
 
 from lr2ppo.cli import main
 from lr2ppo.distributed import launch
+from lr2ppo.runs.stages import STAGES
 from lr2ppo.stages import pointwise
 from tests.conftest import REPOSITORY
 from tests.helpers.quick import answered_at_once
 
 MINI = "configs/mini/pointwise.yaml"
-STAGES = ("pointwise", "reward", "ppo")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -21,6 +23,20 @@ def test_a_misspelt_key_is_answered_with_the_nearest(stage: str) -> None:
     config = f"configs/mini/{stage}.yaml"
     _, errors = answered_at_once(2, "train", stage, "--config", config, "name=x", "train.epocs=3")
     assert errors == "\nerror: train.epocs=3: unknown key 'train.epocs'; did you mean train.epochs?\n"
+
+
+@pytest.mark.parametrize("script", [stage.script for stage in STAGES.values()])
+def test_a_script_runs_the_code_beside_it_wherever_cdpath_leads(script: str, tmp_path: Path) -> None:
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place" / "copy").symlink_to(REPOSITORY)
+    decoy = tmp_path / "elsewhere" / "copy" / "scripts"
+    decoy.mkdir(parents=True)
+    (decoy / "launch.sh").write_text("echo decoy; exit 0\n", encoding="utf-8")
+    environment = os.environ | {"CDPATH": str(tmp_path / "elsewhere")}
+    command = ["sh", f"copy/{script}"]
+    found = subprocess.run(command, cwd=tmp_path / "place", env=environment, capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert "usage:" in found.stderr
 
 
 @pytest.mark.parametrize(
