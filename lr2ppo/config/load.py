@@ -130,6 +130,9 @@ def _explain(fault: Mapping[str, Any], schema: type[Section]) -> str:
         return f"{key}: unknown key{_nearest(key, known)}"
     if fault["type"] == "missing":
         return f"{key}: is missing"
+    if fault["type"] == "value_error" and isinstance(fault["input"], Mapping):
+        # Of values that do not go together; it names them.
+        return str(fault["ctx"]["error"])
     return f"{key}: found {show(fault['input'])}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
 
 

@@ -49,8 +49,8 @@ def distillation_loss(
     """Mean cross entropy of a ranker's preferences and a reward model's soft ones (Hinton et al. 2015), over pairs.
 
     Shapes: difference, margin: [pairs] float. The ranker prefers a pair's first label with the probability
-    sigmoid(`scale` difference of its scores), the reward model with sigmoid(margin / `temperature`), where the margin is
-    the reward of the order with this label first minus that of the other. `total` as in `preference_hinge_loss`.
+    sigmoid(`scale` difference of its scores), the reward model with sigmoid(margin / `temperature`): the margin is the
+    reward of the order with this label first minus that of the other. `total` as in `preference_hinge_loss`.
     """
     target = torch.sigmoid(margin / temperature)
     return mean(F.binary_cross_entropy_with_logits(scale * difference, target, reduction="none"), total)

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -57,15 +56,15 @@ class Plan:
 def make_plan(config: CompareConfig) -> Plan:
     """Plan all runs; raises `UserError` if a setting cannot be used or an annotation file is missing."""
     _check_settings(config)
-    trainings: dict[str, Training] = {}
+    planner = _Planner(config)
     attempts = {
         data: {
-            name: [_attempt(config, row, settings, values, trainings) for values in _combinations(row)]
+            name: [planner.attempt(row, settings, values) for values in _combinations(row)]
             for name, row in config.rows.items()
         }
         for data, settings in config.data.items()
     }
-    return Plan(attempts, list(trainings.values()))
+    return Plan(attempts, list(planner.trainings.values()))
 
 
 def _check_settings(config: CompareConfig) -> None:
@@ -74,8 +73,20 @@ def _check_settings(config: CompareConfig) -> None:
         _check_known(settings, list(STAGES), config)
     for name, row in config.rows.items():
         if row.stages != [stage for stage in STAGES if stage in row.stages]:
-            raise UserError(f"rows.{name}.stages: found {row.stages}, wanted stages in this order: {', '.join(STAGES)}")
+            raise UserError(f"rows.{name}.stages: found {row.stages}, wanted them in the order {', '.join(STAGES)}")
+        _check_sources(name, row)
         _check_known([*row.settings, *(f"{key}={values[0]}" for key, values in row.tune.items())], row.stages, config)
+
+
+def _check_sources(name: str, row: RowConfig) -> None:
+    """Raise `UserError` if a stage of a row has no stage before it to start from."""
+    for stage in row.stages:
+        for allowed in STAGES[stage].sources.values():
+            if not set(allowed).intersection(row.stages):
+                raise UserError(
+                    f"rows.{name}: {stage} starts from a run of {' or '.join(allowed)}, found {', '.join(row.stages)}; "
+                    "add that stage before it"
+                )
 
 
 def _check_known(settings: Sequence[str], stages: Sequence[str], config: CompareConfig) -> None:
@@ -96,58 +107,52 @@ def _combinations(row: RowConfig) -> Iterator[list[str]]:
     yield from map(list, product(*tried))
 
 
-def _attempt(
-    config: CompareConfig, row: RowConfig, data: Sequence[str], values: Sequence[str], trainings: dict[str, Training]
-) -> Attempt:
-    """Plan a row's runs with one combination of values; adds those that are not yet there to `trainings`, by name."""
-    settings = [*config.settings, *data, *row.settings, *values]
-    runs = []
-    for seed in config.seeds:
-        own = [setting.replace(SEED, str(seed)) for setting in settings]
-        seeds = [seed + MEMBER_STEP * member for member in range(row.members)]
-        runs.append([_chain(config, row, [*own, f"seed={each}"], trainings) for each in seeds])
-    return Attempt(values, runs)
+class _Planner:
+    """Plans the runs of attempts: one that several depend on is planned once."""
 
+    def __init__(self, config: CompareConfig) -> None:
+        self.config = config
+        self.trainings: dict[str, Training] = {}
+        self._contents: dict[Path, str] = {}
 
-def _chain(config: CompareConfig, row: RowConfig, settings: Sequence[str], trainings: dict[str, Training]) -> Training:
-    """Plan a run of each of a row's stages, each from the last ones that it can start from; return the last."""
-    made: dict[str, Training] = {}
-    for stage in map(STAGES.__getitem__, row.stages):
-        sources = {key: _source(key, stage.name, allowed, made) for key, allowed in stage.sources.items()}
-        own = [*settings_for(stage, settings), f"logs={config.logs / RUNS}"]
-        own += [f"{key}={source.name}" for key, source in sources.items()]
-        file = config.preset / f"{stage.name}.yaml"
-        name = _identify(load_config(file, stage.name, own))
-        final: RunConfig = load_config(file, stage.name, [*own, f"name={name}"])
-        made[stage.name] = trainings.setdefault(
-            f"{stage.name}/{name}", Training(stage, final, run_folder(final), [*own, f"name={name}"])
-        )
-    return made[row.stages[-1]]
+    def attempt(self, row: RowConfig, data: Sequence[str], values: Sequence[str]) -> Attempt:
+        """Plan a row's runs with one combination of values."""
+        settings = [*self.config.settings, *data, *row.settings, *values]
+        runs = []
+        for seed in self.config.seeds:
+            own = [setting.replace(SEED, str(seed)) for setting in settings]
+            seeds = [seed + MEMBER_STEP * member for member in range(row.members)]
+            runs.append([self._chain(row, [*own, f"seed={each}"]) for each in seeds])
+        return Attempt(values, runs)
 
+    def _chain(self, row: RowConfig, settings: Sequence[str]) -> Training:
+        """Plan a run of each of a row's stages, each from the last ones that it can start from; return the last."""
+        made: dict[str, Training] = {}
+        for stage in map(STAGES.__getitem__, row.stages):
+            sources = {
+                key: [training for name, training in made.items() if name in allowed][-1]
+                for key, allowed in stage.sources.items()
+            }
+            own = [*settings_for(stage, settings), f"logs={self.config.logs / RUNS}"]
+            own += [f"{key}={source.name}" for key, source in sources.items()]
+            file = self.config.preset / f"{stage.name}.yaml"
+            own.append(f"name={self._identify(load_config(file, stage.name, own))}")
+            config: RunConfig = load_config(file, stage.name, own)
+            training = Training(stage, config, run_folder(config), own)
+            made[stage.name] = self.trainings.setdefault(training.name, training)
+        return made[row.stages[-1]]
 
-def _source(key: str, stage: str, allowed: Sequence[str], made: Mapping[str, Training]) -> Training:
-    found = [training for name, training in made.items() if name in allowed]
-    if not found:
-        raise UserError(f"rows: {stage} needs a stage for its {key} before it, one of {' or '.join(allowed)}")
-    return found[-1]
+    def _identify(self, config: RunConfig) -> str:
+        """A hash of all that the weights of a run depend on but its features: those are compared before it is used."""
+        leaves = config_leaves(config.model_dump(mode="json"))
+        facts = {key: value for key, value in leaves if not key.startswith(NO_FACTS)}
+        files = [self._content(config.data.root / name) for name in (config.data.train, config.data.validation)]
+        text = json.dumps([__version__, facts, files], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:NAME_LENGTH]
 
-
-def _identify(config: RunConfig) -> str:
-    """A hash of all that the weights of a run depend on, its features aside: those are compared before it is used."""
-    leaves = config_leaves(config.model_dump(mode="json"))
-    facts = {key: value for key, value in leaves if not key.startswith(NO_FACTS)}
-    data = config.data
-    files = [_content(data.root / name) for name in (data.train, data.validation)]
-    text = json.dumps([__version__, facts, files], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:NAME_LENGTH]
-
-
-@cache
-def _content(path: Path) -> str:
-    """The fingerprint of a file; raises `UserError` if it cannot be read."""
-    try:
-        return file_fingerprint(path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read: {error.strerror or error}; give the data of this set (data)"
-        ) from None
+    def _content(self, path: Path) -> str:
+        """The fingerprint of a file; raises `UserError` if it cannot be read."""
+        try:
+            return self._contents.setdefault(path, self._contents.get(path) or file_fingerprint(path))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}; check data of the set") from None

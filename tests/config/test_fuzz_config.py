@@ -14,7 +14,8 @@ from lr2ppo.config.schema import CONFIGS, Section
 from tests.conftest import REPOSITORY
 from tests.helpers.fuzz import Case, damaged, fuzzed, may_refuse, mutated
 
-TEXTS = {stage: (REPOSITORY / "configs" / "mini" / f"{stage}.yaml").read_text(encoding="utf-8") for stage in CONFIGS}
+PLACES = {stage: f"mini/{stage}.yaml" for stage in CONFIGS} | {"compare": "compare/main.yaml"}
+TEXTS = {stage: (REPOSITORY / "configs" / place).read_text(encoding="utf-8") for stage, place in PLACES.items()}
 stages = st.sampled_from(list(CONFIGS))
 # Of all possible values, only few mean something special to YAML and the schema.
 snippets = st.sampled_from(

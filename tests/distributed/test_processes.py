@@ -33,6 +33,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 # Biases that shift all scores equally, in losses of differences: their gradient is only rounding.
 SHIFTS = {
     "finetune": ("score.bias", "encoder.head.mlp.fc2.bias"),
+    "distill": ("score.bias", "encoder.head.mlp.fc2.bias"),
     "reward": ("score.bias", "block.norm_out.bias"),
     "ppo": ("score.bias", "encoder.head.mlp.fc2.bias"),
 }
@@ -53,7 +54,7 @@ def parallel_logs(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("model", ["pointwise", "finetune", "reward", "ppo", "ppo/critic"])
+@pytest.mark.parametrize("model", ["pointwise", "finetune", "reward", "distill", "ppo", "ppo/critic"])
 def test_two_processes_train_the_model_that_one_trains_on_batches_of_twice_the_size(
     parallel_logs: Path, model: str, strategy: str
 ) -> None:

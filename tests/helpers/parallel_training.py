@@ -24,6 +24,7 @@ OVERRIDES = {
     "pointwise": ["model.dropout=0", "train.max_labels=6", "train.evaluate_every=100"],
     "finetune": ["ranker=one", "train.epochs=3", "train.pairs_per_clip=4", "train.evaluate_every=100", "loss.name=dpo"],
     "reward": ["model.dropout=0", "ranker=one", "train.epochs=3", "train.pairs_per_clip=4", "train.evaluate_every=100"],
+    "distill": ["ranker=one", "reward=one", "train.pairs_per_clip=7", "train.evaluate_every=100"],
     "ppo": ["ranker=one", "reward=one", "train.pairs_per_clip=7", "train.passes=1", "train.evaluate_every=100"],
 }
 

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from lr2ppo.losses.pointwise import smooth_l1_loss
 from lr2ppo.losses.policy import ppo_losses
-from lr2ppo.losses.preference import dpo_loss, ipo_loss, logistic_preference_loss, preference_hinge_loss
+from lr2ppo.losses.preference import (
+    distillation_loss,
+    dpo_loss,
+    ipo_loss,
+    logistic_preference_loss,
+    preference_hinge_loss,
+)
 
 MODERATE = settings(deadline=None, max_examples=60)
 
@@ -419,3 +425,34 @@ def test_extreme_scores_leave_losses_and_gradients_finite(weighting: Weighting) 
     assert losses.kl_penalty.isfinite().all()
     assert scores.grad is not None
     assert scores.grad.isfinite().all()
+
+
+@given(
+    st.lists(st.tuples(st.floats(-4, 4), st.floats(-4, 4)), min_size=1, max_size=5),
+    st.floats(0.2, 3),
+    st.floats(0.2, 3),
+)
+@MODERATE
+def test_distillation_is_least_where_the_ranker_prefers_as_the_reward_model_does(
+    pairs: list[tuple[float, float]], temperature: float, scale: float
+) -> None:
+    difference, margin = (torch.tensor(each, dtype=torch.float64) for each in zip(*pairs, strict=True))
+    found = distillation_loss(difference, margin, temperature, scale).item()
+    wanted = [1 / (1 + math.exp(-m / temperature)) for m in margin.tolist()]
+    own = [1 / (1 + math.exp(-scale * d)) for d in difference.tolist()]
+    terms = [-w * math.log(p) - (1 - w) * math.log(1 - p) for w, p in zip(wanted, own, strict=True)]
+    assert found == pytest.approx(sum(terms) / len(terms), abs=1e-9)
+    best = margin / (temperature * scale)
+    assert distillation_loss(best, margin, temperature, scale).item() <= found + 1e-12
+    # An order and its mirror image count alike.
+    assert distillation_loss(-difference, -margin, temperature, scale).item() == pytest.approx(found)
+    best.requires_grad_()
+    (gradient,) = torch.autograd.grad(distillation_loss(best, margin, temperature, scale), best)
+    assert gradient.abs().max().item() < 1e-9
+
+
+def test_distillation_follows_a_sure_reward_model_only() -> None:
+    sure, unsure = double(8.0), double(0.0)
+    right, wrong = double(2.0), double(-2.0)
+    assert distillation_loss(wrong, sure).item() > 1.9 > 0.2 > distillation_loss(right, sure).item()
+    assert distillation_loss(wrong, unsure).item() == pytest.approx(distillation_loss(right, unsure).item())

@@ -16,7 +16,7 @@ from tests.reliability.faults_world import TRACEBACK, Ended, Job, Outcome, Works
 
 Tried = Iterator[tuple[str, Outcome]]
 # Long enough to be hit several times.
-EPOCHS = {"pointwise": 40, "finetune": 40, "reward": 40, "ppo": 9}
+EPOCHS = {"pointwise": 40, "finetune": 40, "reward": 40, "distill": 20, "ppo": 9}
 # Every second step: a good part of the time goes into writing them.
 OFTEN = "safety.checkpoint_steps=2"
 SECONDS_AT_ONCE, SECONDS_TO_STOP, SECONDS_TO_VANISH, SECONDS_OF_TRAINING = 5, 30, 60, 7

@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from lr2ppo.config.schema import CONFIGS, EvaluateConfig
+from lr2ppo.config.schema import CONFIGS, CompareConfig, EvaluateConfig, StageName
 from lr2ppo.evaluation.published import CURVES, PUBLISHED
 from lr2ppo.models.weights import KINDS
 from lr2ppo.report.figures import PANELS, SERIES
@@ -29,7 +29,9 @@ def test_all_that_a_stage_names_exists(name: str) -> None:
 
 
 def test_the_config_of_a_stage_is_that_of_its_name() -> None:
-    assert dict(CONFIGS) == {name: stage.config for name, stage in STAGES.items()} | {"evaluate": EvaluateConfig}
+    others = {"evaluate": EvaluateConfig, "compare": CompareConfig}
+    assert dict(CONFIGS) == {name: stage.config for name, stage in STAGES.items()} | others
+    assert get_args(StageName) == tuple(STAGES)
     assert len({stage.series for stage in STAGES.values()}) == len(STAGES)
 
 

@@ -36,6 +36,7 @@ SETTINGS = {
     "pointwise": ["train.epochs=3", "train.max_labels=6", "train.evaluate_every=4", "compute.accumulate=2"],
     "finetune": ["train.epochs=2", "train.pairs_per_clip=4", "train.evaluate_every=3", "ranker=whole", "loss.name=ipo"],
     "reward": ["train.epochs=2", "train.pairs_per_clip=4", "train.evaluate_every=3", "ranker=whole"],
+    "distill": ["train.epochs=2", "train.pairs_per_clip=4", "train.evaluate_every=3", "ranker=whole", "reward=whole"],
     "ppo": [
         *("train.epochs=3", "train.pairs_per_clip=5", "train.evaluate_every=2", "train.dropout=0.1"),
         *("train.batches_per_rollout=3", "train.passes=2", "ranker=whole", "reward=whole"),
@@ -95,7 +96,8 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 # In stage 3, checkpoint 1 is between rollouts, 5 between the steps of an update, 8 right after an update.
 @pytest.mark.parametrize(
-    ("stage", "moments"), [("pointwise", [1, 5]), ("finetune", [2]), ("reward", [3]), ("ppo", [1, 5, 8])]
+    ("stage", "moments"),
+    [("pointwise", [1, 5]), ("finetune", [2]), ("reward", [3]), ("distill", [2]), ("ppo", [1, 5, 8])],
 )
 def test_a_run_stopped_and_continued_ends_with_the_same_bytes_and_rows(
     world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch, stage: str, moments: list[int]

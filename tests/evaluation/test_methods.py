@@ -1,0 +1,68 @@
+"""The table of methods: each against a chosen one, with adjusted p-values, in words, Markdown and LaTeX."""
+
+import re
+
+import pytest
+
+from lr2ppo.evaluation.comparison import estimate_difference
+from lr2ppo.evaluation.methods import Method, MethodTable, describe_methods, format_latex, format_markdown, format_text
+from tests.evaluation.test_comparison import draw, make_row
+
+
+def make_method(name: str, mean: float, seed: int, **facts: object) -> Method:
+    row = make_row(name, *(draw(mean, 60, seed=seed + run) for run in range(5)))
+    defaults = {"stage": "ppo", "seconds": 12.4, "weights": 185_000, "tried": 1, "chosen": [], "notes": []}
+    return Method(row=row, **defaults | facts)  # type: ignore[arg-type]
+
+
+def make_table(**means: float) -> MethodTable:
+    methods = [make_method(name, mean, 100 * place) for place, (name, mean) in enumerate(means.items())]
+    return MethodTable.make("mini", methods, "ours")
+
+
+def test_each_method_is_compared_with_the_chosen_one_whatever_is_best() -> None:
+    table = make_table(low=0.3, ours=0.6, near=0.6, high=0.9)
+    assert [contrast is None for contrast in table.contrasts] == [False, True, False, False]
+    for method, contrast in zip(table.methods, table.contrasts, strict=True):
+        if contrast is not None:
+            finding = estimate_difference(method.row, table.against.row, "ndcg", 2000, 7)
+            assert contrast.difference == finding.estimate
+            # Three contrasts are planned, not all six pairs.
+            assert finding.p <= contrast.adjusted_p <= min(1, 3 * finding.p)
+    said = describe_methods(table)
+    assert re.search(r"^Above ours: high \(\+0\.[23]\d\d\)\. Below ours: low \(-0\.[23]\d\d\)\.", said)
+    assert said.endswith("No difference to ours can be seen with 5 runs on 60 clips: near.")
+
+
+def test_where_no_difference_is_seen_none_has_a_direction() -> None:
+    assert describe_methods(make_table(ours=0.6, near=0.6)).startswith("No difference to ours can be seen")
+
+
+def test_markdown_has_a_line_a_method_between_chance_and_the_perfect_order() -> None:
+    lines = format_markdown(make_table(ours=0.6, **{"a|b": 0.9})).splitlines()
+    assert [line.split("|")[1].strip() for line in lines] == ["", "---", "chance", "ours", "a\\", "perfect order"]
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+    assert re.search(
+        r"\| a\\\|b \| .* \| 0\.\d{3} \[\.\d{3} \.\d{3}\] \| .* \| \+0\.\d{3} \[\+\.\d{3} \+\.\d{3}\] ", lines[4]
+    )
+    assert lines[4].endswith("| 12 s | 185k |")
+
+
+@pytest.mark.parametrize("name", ["50 % & more_{x}", "a~b^c#d$e", "back\\slash"])
+def test_latex_escapes_what_would_end_a_cell_or_start_a_command(name: str) -> None:
+    table = MethodTable.make("mini", [make_method("ours", 0.6, 0), make_method(name, 0.7, 9)], "ours")
+    line = format_latex(table).splitlines()[5]
+    columns = re.search(r"tabular}{(l r*|lr*)}", format_latex(table))
+    assert columns is not None
+    assert len(re.findall(r"(?<!\\)&", line)) == len(columns[1]) - 1
+    assert not re.search(r"(?<!\\)[%#$_]", line)
+
+
+def test_the_terminal_shows_what_was_chosen_of_how_many() -> None:
+    methods = [
+        make_method("ours", 0.6, 0),
+        make_method("tuned", 0.7, 9, tried=3, chosen=["finetune:train.learning_rate=0.001"], weights=2_310_000),
+    ]
+    text = format_text(MethodTable.make("mini", methods, "ours"))
+    assert text.splitlines()[2].endswith("12 s      2.3M  learning_rate=0.001 (of 3)")
+    assert max(map(len, text.splitlines())) <= 120

@@ -1,0 +1,179 @@
+"""A comparison trains what is missing once, chooses on validation, goes on where it stopped, and writes its table."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lr2ppo.cli import main
+from lr2ppo.stages import compare
+from tests.conftest import REPOSITORY
+from tests.helpers.quick import answered_at_once
+
+RATE = "finetune:train.learning_rate"
+SET: dict[str, Any] = {
+    "stage": "compare",
+    "preset": str(REPOSITORY / "configs" / "mini"),
+    "split": "test",
+    "seeds": [1, 2],
+    "against": "stage 1",
+    "settings": ["data.frames=3", "train.epochs=1", "pointwise:train.max_labels=6", "device=cpu"],
+    "rows": {
+        "stage 1": {"stages": ["pointwise"]},
+        "fine-tuned": {"stages": ["pointwise", "finetune"], "tune": {RATE: [0.0, 0.01]}},
+        "two": {"stages": ["pointwise"], "members": 2},
+    },
+}
+
+
+@pytest.fixture
+def file(tiny_world: Path, tmp_path: Path) -> Path:
+    """The file of a set on a copy of the tiny world."""
+    shutil.copytree(tiny_world, tmp_path / "data")
+    return write_set(tmp_path)
+
+
+def write_set(folder: Path, **changes: Any) -> Path:
+    data = {"tiny": [f"data.root={folder / 'data'}"]}
+    path = folder / "small.yaml"
+    tree = SET | {"data": data, "logs": str(folder / "logs")} | changes
+    path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    return path
+
+
+class Commands(list[str]):
+    """The commands that a comparison starts, which run in this process instead; after the number `last` it is stopped."""
+
+    last = 1000
+
+    def start(self, *words: str, output: Path) -> None:
+        if len(self) == self.last:
+            raise SystemExit(130)
+        self.append(f"{words[0]} {words[1]}" if words[0] == "train" else "evaluate")
+        main(words)
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    started = Commands()
+    monkeypatch.setattr(compare, "start", started.start)
+    return started
+
+
+def table_of(folder: Path) -> dict[str, list[str]]:
+    """The cells of each line of the Markdown table, by the row's name."""
+    lines = (folder / "logs" / "small" / "table.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return {row[0]: row[1:] for row in rows}
+
+
+@pytest.mark.slow
+def test_a_set_trains_each_run_once_and_shows_the_choice_of_validation(
+    file: Path, commands: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["compare", str(file)])
+    # Of each seed: stage 1, which all rows share, the second member, and fine-tuning at two rates.
+    assert commands.count("train pointwise") == 2 * 2
+    assert commands.count("train finetune") == 2 * 2
+    assert commands.count("evaluate") == 2 * 3
+    printed = capsys.readouterr().out
+    assert "8 runs in " in printed
+    # A rate of 0 leaves the order of the source, which is that of the target turned round.
+    assert "learning_rate=0.01 (of 2)" in printed
+    assert "Above stage 1: fine-tuned (+0." in printed
+    rows = table_of(file.parent)
+    assert list(rows) == ["", "---", "chance", "stage 1", "fine-tuned", "two", "perfect order"]
+    weights = {name: cells[-1] for name, cells in rows.items()}
+    assert int(weights["two"].removesuffix("k")) == pytest.approx(2 * int(weights["stage 1"].removesuffix("k")), abs=1)
+    for ending in ("txt", "csv", "tex"):
+        assert "fine-tuned" in (file.parent / "logs" / "small" / f"table.{ending}").read_text(encoding="utf-8")
+    page = (file.parent / "logs" / "small" / "report.html").read_text(encoding="utf-8")
+    assert all(name in page for name in rows if name != "---")
+
+    # Nothing is missing now; another set finds the runs again and trains what it adds.
+    commands.clear()
+    main(["compare", str(file)])
+    assert commands == []
+    main(["compare", str(file), "seeds=[2,3]"])
+    assert sorted(set(commands)) == ["evaluate", "train finetune", "train pointwise"]
+    assert (commands.count("train pointwise"), commands.count("train finetune")) == (2, 2)
+
+
+@pytest.mark.slow
+def test_a_stopped_set_goes_on_and_a_changed_file_is_another_run(
+    file: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_set(tmp_path, seeds=[1], rows={name: row for name, row in SET["rows"].items() if name != "two"})
+    with pytest.raises(SystemExit), monkeypatch.context() as stopped:
+        stopped.setattr(commands, "last", 2)
+        main(["compare", str(file)])
+    assert commands == ["train pointwise", "train finetune"]
+    main(["compare", str(file)])
+    assert commands == ["train pointwise", "train finetune", "train finetune", "evaluate", "evaluate"]
+
+    path = tmp_path / "data" / "first_second_data_pair" / "first_second_data_pair_10pct.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8"))[1:]), encoding="utf-8")
+    commands.clear()
+    main(["compare", str(file)])
+    assert commands == ["train finetune", "train finetune", "evaluate"]
+
+
+@pytest.mark.slow
+def test_a_failing_run_ends_the_set_with_what_it_said(
+    file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # The process itself is started here.
+    (tmp_path / "data" / "clean_feat.h5").unlink()
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(file)])
+    assert ended.value.code == 2
+    assert "clean_feat.h5" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"against": "stage one"}, "against: found 'stage one', wanted one of the rows: stage 1, fine-tuned, two"),
+        ({"seeds": [1, 1]}, "seeds: found [1, 1], wanted different ones"),
+        (
+            {"rows": {"stage 1": {"stages": ["pointwise"]}, "x": {"stages": ["ppo"]}}},
+            "rows.x: ppo starts from a run of",
+        ),
+        (
+            {"rows": {"stage 1": {"stages": ["pointwise"]}, "x": {"stages": ["reward", "pointwise"]}}},
+            "rows.x.stages: found ['reward', 'pointwise'], wanted them in the order pointwise, finetune, reward",
+        ),
+        ({"rows": {"stage 1": {"stages": ["pointwise"]}, "x": {"stages": ["pointwize"]}}}, "found 'pointwize'"),
+        ({"settings": ["train.epocs=3"]}, "train.epocs=3: unknown key 'train.epocs'; did you mean train.epochs?"),
+        ({"settings": ["finetune:train.max_labels=3"]}, "train.max_labels=3: unknown key"),
+        ({"settings": ["seed=3"]}, "seed=3: a comparison sets the seed of its runs itself; remove this setting"),
+        ({"data": {"tiny": ["data.root=/gone"]}}, "/gone/first_stage_data.json: cannot be read: No such file"),
+        ({"data": {"a/b": ["data.root=x"]}}, "a/b"),
+        ({"axis": "pairs"}, "data: found 'tiny', wanted a number, as there is an axis"),
+        ({"preset": "/gone"}, "/gone/evaluate.yaml: no such config file"),
+    ],
+)
+def test_a_set_that_cannot_be_used_is_refused_before_any_run(
+    changes: dict[str, Any],
+    message: str,
+    file: Path,
+    commands: Commands,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_set(tmp_path, **changes)
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(file)])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not commands
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_set_that_does_not_exist_is_answered_with_those_that_do() -> None:
+    _, errors = answered_at_once(2, "compare", "mian")
+    assert "configs/compare/mian.yaml: no such set; there are: " in errors
+    assert "main" in errors
