@@ -17,6 +17,8 @@ from lr2ppo.files import DECIMAL, UNWRITABLE, read_json, write_json
 
 SOURCE_TRAIN = "first_stage_data.json"
 TARGET_PAIRS = "first_second_data_pair/first_second_data_pair_10pct.json"
+# Other shares of the pairs of a clip, in percent.
+PAIRS_OF_SHARE = "first_second_data_pair/first_second_data_pair_{share}pct.json"
 TARGET_TRAIN = "first_second_stage_data.json"
 VALIDATION = "val_data.json"
 TEST = "test_data.json"

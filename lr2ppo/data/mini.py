@@ -45,6 +45,8 @@ SEEN_PIXELS = 12
 SplitSizes = dict[str, int]
 SIZES: SplitSizes = {"source": 400, "target": 300, "validation": 60, "test": 150, "pretraining": 3000}
 PAIRS_DRAWN = 20
+# Other numbers of pairs of a clip, by their share of its 190, in percent; a smaller number is part of a larger one.
+OTHER_SHARES = {1: 2, 2: 4, 5: 10, 20: 38, 50: 95}
 
 Picture = NDArray[np.uint8]
 Generator = np.random.Generator
@@ -160,10 +162,10 @@ def draw_captioned_frame(world: World, name: str, root: Path, rng: Generator) ->
     return Clip(id=name, labels=(), description=f"a picture of {things} on the {scene}", images=(image,))
 
 
-def annotate_pairs(clip: Clip, rng: Generator) -> Clip:
-    """Draw the annotated 10 %: of 20 random label pairs, those with different grades, as (better, worse)."""
+def annotate_pairs(clip: Clip, rng: Generator, drawn_pairs: int = PAIRS_DRAWN) -> Clip:
+    """Draw annotated pairs: of `drawn_pairs` random label pairs, those with different grades, as (better, worse)."""
     every_pair = np.array([(a, b) for a in range(LABELS) for b in range(a)])
-    drawn = every_pair[rng.permutation(len(every_pair))[:PAIRS_DRAWN]]
+    drawn = every_pair[rng.permutation(len(every_pair))[:drawn_pairs]]
     grades = graded(clip)[drawn]
     ordered = np.where(grades[:, :1] > grades[:, 1:], drawn, drawn[:, ::-1])
     return replace(clip, pairs=ordered[grades[:, 0] != grades[:, 1]])
@@ -171,7 +173,7 @@ def annotate_pairs(clip: Clip, rng: Generator) -> Clip:
 
 def write_mini(root: Path, seed: int, sizes: SplitSizes = SIZES) -> None:
     """Write the whole folder: annotation files, frames, and captioned frames for pretraining."""
-    world_seed, *split_seeds = np.random.SeedSequence(seed).spawn(1 + len(sizes))
+    world_seed, *split_seeds, shares_seed = np.random.SeedSequence(seed).spawn(2 + len(sizes))
     world = World.draw(np.random.default_rng(world_seed))
     rngs = {split: np.random.default_rng(s) for split, s in zip(sizes, split_seeds, strict=True)}
     progress = tqdm(total=sum(sizes.values()), desc="drawing clips", unit="clip", disable=None)
@@ -189,6 +191,12 @@ def write_mini(root: Path, seed: int, sizes: SplitSizes = SIZES) -> None:
     write_clips(root / annotations.SOURCE_TRAIN, draw("source"))
     write_clips(root / annotations.TARGET_TRAIN, target)
     write_clips(root / annotations.TARGET_PAIRS, [clip for clip in annotated if len(clip.pairs)])
+    for share, pairs in OTHER_SHARES.items():
+        # The same generator for each, so that a smaller share is part of a larger one.
+        rng = np.random.default_rng(shares_seed)
+        annotated = [annotate_pairs(clip, rng, pairs) for clip in target]
+        path = root / annotations.PAIRS_OF_SHARE.format(share=share)
+        write_clips(path, [clip for clip in annotated if len(clip.pairs)])
     write_clips(root / annotations.VALIDATION, draw("validation"))
     write_clips(root / annotations.TEST, draw("test"))
     captioned = []

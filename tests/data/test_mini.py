@@ -239,6 +239,24 @@ def test_a_tenth_of_a_clips_pairs_is_drawn_and_ties_are_left_out() -> None:
     assert len(every) == 190
 
 
+def test_a_smaller_share_of_annotated_pairs_is_part_of_a_larger_one(world: Path) -> None:
+    shares = {
+        share: {
+            clip.id: set(map(tuple, clip.pairs.tolist()))
+            for clip in read_clips(world / annotations.PAIRS_OF_SHARE.format(share=share), "pairs")
+        }
+        for share in mini.OTHER_SHARES
+    }
+    for (less, smaller), (more, larger) in itertools.pairwise(shares.items()):
+        assert less < more
+        assert smaller.keys() <= larger.keys()
+        assert all(pairs <= larger[clip] for clip, pairs in smaller.items())
+    for share, drawn in mini.OTHER_SHARES.items():
+        assert drawn == pytest.approx(share * 1.9, abs=0.5)
+        # About half of the pairs are of different grades.
+        assert 0 < max(map(len, shares[share].values())) <= drawn
+
+
 def test_pairs_of_an_ungraded_clip_are_refused() -> None:
     with pytest.raises(ValueError, match="clip bare has no grades"):
         mini.annotate_pairs(Clip("bare", ("a", "b")), np.random.default_rng(0))

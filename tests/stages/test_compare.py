@@ -9,7 +9,10 @@ import pytest
 import yaml
 
 from lr2ppo.cli import main
+from lr2ppo.config.load import load_config
+from lr2ppo.data.mini import SIZES, write_mini
 from lr2ppo.stages import compare
+from lr2ppo.stages.comparison_plan import make_plan
 from tests.conftest import REPOSITORY
 from tests.helpers.quick import answered_at_once
 
@@ -45,7 +48,7 @@ def write_set(folder: Path, **changes: Any) -> Path:
 
 
 class Commands(list[str]):
-    """The commands that a comparison starts, which run in this process instead; after the number `last` it is stopped."""
+    """The commands that a comparison starts, which run in this process instead; after `last` of them it is stopped."""
 
     last = 1000
 
@@ -104,12 +107,13 @@ def test_a_set_trains_each_run_once_and_shows_the_choice_of_validation(
 
 @pytest.mark.slow
 def test_a_stopped_set_goes_on_and_a_changed_file_is_another_run(
-    file: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    file: Path, commands: Commands, tmp_path: Path
 ) -> None:
     write_set(tmp_path, seeds=[1], rows={name: row for name, row in SET["rows"].items() if name != "two"})
-    with pytest.raises(SystemExit), monkeypatch.context() as stopped:
-        stopped.setattr(commands, "last", 2)
+    commands.last = 2
+    with pytest.raises(SystemExit):
         main(["compare", str(file)])
+    commands.last = 1000
     assert commands == ["train pointwise", "train finetune"]
     main(["compare", str(file)])
     assert commands == ["train pointwise", "train finetune", "train finetune", "evaluate", "evaluate"]
@@ -177,3 +181,23 @@ def test_a_set_that_does_not_exist_is_answered_with_those_that_do() -> None:
     _, errors = answered_at_once(2, "compare", "mian")
     assert "configs/compare/mian.yaml: no such set; there are: " in errors
     assert "main" in errors
+
+
+@pytest.mark.parametrize(
+    "file", sorted((REPOSITORY / "configs" / "compare").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_each_set_can_be_planned_on_generated_clips(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mini(tmp_path / "data" / "mini-1", seed=1, sizes=dict.fromkeys(SIZES, 4))
+    monkeypatch.chdir(tmp_path)
+    config = load_config(file, "compare", ["seeds=[1]", f"preset={REPOSITORY / 'configs' / 'mini'}"])
+    plan = make_plan(config)
+    assert list(plan.attempts) == list(config.data)
+    tried = {name: {len(rows[name]) for rows in plan.attempts.values()} for name in config.rows}
+    # The same care for every row that chooses.
+    assert set.union(*(counts for name, counts in tried.items() if config.rows[name].tune)) == {3}
+    names = [training.name for training in plan.trainings]
+    assert len(set(names)) == len(names)
+    for place, training in enumerate(plan.trainings):
+        assert all(getattr(training.config, key) in names[:place] for key in training.stage.sources)
