@@ -15,6 +15,7 @@ from tests.helpers.quick import answered_at_once
 
 # The required arguments of each command.
 REQUIRED = {
+    "compare": "main",
     "train": "ppo",
     "pipeline": "x --preset=y",
     "benchmark": "ppo",
