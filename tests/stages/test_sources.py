@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from lr2ppo.config.load import load_config
-from lr2ppo.data import FeatureStore
+from lr2ppo.data import FeatureStore, dataset
 from lr2ppo.data.annotations import read_clips
 from lr2ppo.data.validate import CheckedClips
 from lr2ppo.distributed.processes import Processes
@@ -105,7 +105,7 @@ def test_features_replaced_before_the_workers_open_them_end_the_run(
 def test_the_check_of_features_is_remembered_for_the_files_that_were_opened(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, real = tmp_path / "data" / "clean_feat.h5", inputs.open_dataset
+    path, real = tmp_path / "data" / "clean_feat.h5", dataset.open_dataset
 
     def open_dataset(*arguments: Any) -> Any:
         shutil.copy(path, tmp_path / "other.h5")
@@ -123,12 +123,12 @@ def test_the_check_of_features_is_remembered_for_the_files_that_were_opened(
 def test_annotations_that_change_while_they_are_read_are_refused(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, real = tmp_path / "data" / "first_stage_data.json", inputs.open_dataset
+    path, real = tmp_path / "data" / "first_stage_data.json", dataset.open_dataset
 
     def open_dataset(*arguments: Any) -> Any:
-        dataset = real(*arguments)
+        opened = real(*arguments)
         path.write_bytes(path.read_bytes() + b" ")
-        return dataset
+        return opened
 
     monkeypatch.setattr(inputs, "open_dataset", open_dataset)
     with pytest.raises(UserError, match=r"first_stage_data\.json: changed while it was read; run the same command"):
