@@ -109,13 +109,12 @@ def _check_writable(path: Path, status: Callable[[Path], os.stat_result]) -> Non
 
 def check_no_links(folder: Path) -> None:
     """Raise `UserError` if there are links inside a folder of which any file may be written; it may be one itself."""
-    found = [
-        path
-        for place, folders, files in os.walk(folder)
-        for path in (Path(place, name) for name in sorted(folders + files))
-        if path.is_symlink()
-    ]
-    faults = [f"{path.relative_to(folder)}: is a link to {os.readlink(path)}" for path in found]
+    paths = [Path(place, name) for place, folders, files in os.walk(folder) for name in sorted(folders + files)]
+    found = {
+        path: f"is a link to {os.readlink(path)}" if path.is_symlink() else _hard_link_fault(path.lstat())
+        for path in paths
+    }
+    faults = [f"{path.relative_to(folder)}: {fault}" for path, fault in found.items() if fault is not None]
     raise_faults(folder, faults, "nothing outside the folder is written; put what they lead to in their places")
 
 
@@ -142,11 +141,31 @@ def open_regular(path: Path) -> BufferedReader:
 def open_to_append(path: Path) -> TextIOWrapper:
     """Open a text file inside a folder to read and append, without waiting for a pipe.
 
-    Raises `UserError` as `check_inside`, OSError if it cannot be opened.
+    Raises `UserError` as `check_inside` and `check_one_name`, OSError if it cannot be opened.
     """
     check_inside(path)
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    return os.fdopen(os.open(path, flags, 0o666), "a+", encoding="utf-8")
+    file = os.fdopen(os.open(path, flags, 0o666), "a+", encoding="utf-8")
+    try:
+        check_one_name(path, os.fstat(file.fileno()))
+    except UserError:
+        file.close()
+        raise
+    return file
+
+
+def check_one_name(path: Path, status: os.stat_result) -> None:
+    """Raise `UserError` if a file to change in place, inside a folder, has other names: they may be anywhere.
+
+    A file that is written under another name and then renamed needs no such check.
+    """
+    if fault := _hard_link_fault(status):
+        raise UserError(f"{path}: {fault}; nothing outside the folder is written, so put a copy of it in its place")
+
+
+def _hard_link_fault(status: os.stat_result) -> str | None:
+    is_shared = stat.S_ISREG(status.st_mode) and status.st_nlink > 1
+    return f"is a hard link, one of {status.st_nlink} names of a file" if is_shared else None
 
 
 def _require_regular(path: Path, mode: int) -> None:

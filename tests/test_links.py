@@ -108,6 +108,41 @@ def test_a_link_in_a_folder_is_refused_in_one_message_and_nothing_outside_change
     assert list(content(outside)) == before
 
 
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        (EVALUATE, "logs/pointwise/one/.results.lock"),
+        (f"{TRAIN} name=new", "logs/pointwise/.new.lock"),
+        (RESUME, "logs/pointwise/.half.lock"),
+        (RESUME, "logs/pointwise/half/metrics.jsonl"),
+        (RESUME, "logs/pointwise/half/train.log"),
+        (RESUME, "logs/pointwise/half/any"),
+    ],
+)
+def test_a_file_that_has_a_name_outside_the_folder_is_not_changed(
+    world: Path, line: str, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An unpacked archive can give a file of the user another name in the folder, which is no symbolic link."""
+    outside, path = world.parent / "outside" / "file", world / name
+    path.unlink(missing_ok=True)
+    path.hardlink_to(outside)
+    before = list(content(outside.parent))
+    with pytest.raises(SystemExit) as ended:
+        main(line.split())
+    message = capfd.readouterr().err
+    assert ended.value.code == 2, message
+    assert list(content(outside.parent)) == before
+    assert f"{path.name}: is a hard link, one of 2 names of a file" in message
+
+
+def test_a_file_that_is_replaced_may_have_other_names(world: Path) -> None:
+    outside, path = world.parent / "outside" / "file", world / "logs" / "pointwise" / "one" / "report.html"
+    path.hardlink_to(outside)
+    main(EVALUATE.split())
+    assert outside.read_bytes() == b"precious"
+    assert path.read_bytes().startswith(b"<!doctype html>")
+
+
 def test_check_writes_nothing_into_the_data(world: Path) -> None:
     link = world / "data" / ".clean_feat.h5.checked.json"
     link.symlink_to("../../outside/file")

@@ -222,7 +222,7 @@ def _parse_clip(entry: Any, need: Need) -> tuple[Clip, list[str]]:
         description=_parse_text(entry, "description", faults),
         filename=_parse_text(entry, "filename", faults),
         images=_parse_images(entry.get("image"), need, faults),
-        pairs=_parse_pairs(entry.get("index"), len(tags), need, faults),
+        pairs=_parse_pairs(entry.get("index"), labels, need, faults),
     )
     return clip, faults
 
@@ -297,21 +297,25 @@ def parse_grade(target: Any) -> int | None:
     return int(grade) if grade in range(MAX_GRADE + 1) else None
 
 
-def _parse_pairs(index: Any, labels: int, need: Need, faults: list[str]) -> NDArray[np.int64]:
+def _parse_pairs(index: Any, labels: Sequence[str], need: Need, faults: list[str]) -> NDArray[np.int64]:
     pairs = [] if index is None else index
     # Without labels, a fault reported already, no position can be right.
-    if labels == 0 or pairs == []:
+    if not labels or pairs == []:
         if labels and need == "pairs":
             faults.append("index: found no pairs, wanted a list of [better, worse]")
         return np.empty((0, 2), dtype=np.int64)
     if not isinstance(pairs, list):
         faults.append("index: wanted a list of [better, worse]")
         return np.empty((0, 2), dtype=np.int64)
-    bad = [pair for pair in pairs if not _is_pair(pair, labels)]
+    bad = [pair for pair in pairs if not _is_pair(pair, len(labels))]
     if bad:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        faults.append(f"index: found {shortened(bad[0])}, wanted two different positions below {labels}{more}")
+        faults.append(f"index: found {shortened(bad[0])}, wanted two different positions below {len(labels)}{more}")
         return np.empty((0, 2), dtype=np.int64)
+    seen = list(map(as_seen, labels))
+    alike = next((pair for pair in pairs if seen[pair[0]] == seen[pair[1]]), None)
+    if alike is not None:
+        faults.append(f"index: found {alike}, the label {shortened(labels[alike[0]])} twice, wanted two labels")
     return np.array(pairs, dtype=np.int64)
 
 

@@ -47,10 +47,16 @@ SHADE_STEPS = {"L;2": 85, "L;4": 17}
 ANIMATED = ("GIF", "WEBP", "PNG")
 # Every picture up to the last one that is read is decoded: about 10 seconds of work.
 MOST_ANIMATED_PIXELS = 2**31
-# TIFF's tag that says whether 0 is white, which PIL reads for 8 bits only.
-PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
-# TIFF's tag for the type of its numbers, and its value for whole numbers from 0.
-SAMPLE_FORMAT, UNSIGNED = 339, (1,)
+# Floats that are no whole numbers may be resampled, which goes up to this factor beyond white,
+BEYOND_WHITE = 1.25
+# and below black in at most this share of the pixels.
+MOST_BELOW_BLACK = 1 / 20
+# TIFF's tag that says what its numbers mean: whether 0 is white, which PIL reads for 8 bits only.
+PHOTOMETRIC, WHITE_IS_ZERO, YCBCR = 262, 0, 6
+# TIFF's tag for the type of its numbers, and its values for whole numbers from 0 and for those with a sign.
+SAMPLE_FORMAT, UNSIGNED, SIGNED = 339, (1,), (2,)
+# TIFF's tags for the bits of each channel, and for how channels are stored.
+BITS, PLANES, SEPARATE = 258, 284, 2
 # How a video is shown, by its display matrix: a pixel (x, y) goes to (a x + c y, b x + d y), here as (a, b, c, d).
 DISPLAYED = {
     (0, 1, -1, 0): Image.Transpose.ROTATE_270,
@@ -82,7 +88,7 @@ def check_size(width: int, height: int) -> None:
 def open_image(path: Path) -> Iterator[Image.Image]:
     """Within the context, an image of which only the header is read; its pixels can be decoded there.
 
-    Raises ValueError if it is no image, too large or too narrow.
+    Raises ValueError if it is no image, too large or too narrow, or if PIL would read its numbers as others.
     """
     with ExitStack() as opened:
         try:
@@ -97,7 +103,26 @@ def open_image(path: Path) -> Iterator[Image.Image]:
             # PIL raises many types for a damaged header, and only warns about a huge image.
             raise ValueError(f"cannot be used: {error}") from None
         check_size(*image.size)
+        _check_numbers(image)
         yield image
+
+
+def _check_numbers(image: Image.Image) -> None:
+    """Raise ValueError if PIL would read an image's numbers as others."""
+    key = image.info.get("transparency")
+    # PIL keeps the high bytes of the pixels, and looks for the key's low bytes among them.
+    if isinstance(key, tuple) and (_stored_mode(image).startswith("RGB;16") or max(key) > 255):
+        raise ValueError("has a transparent colour of 16 bits a channel, wanted an alpha channel, or 8 bits a channel")
+    tags = getattr(image, "tag_v2", {})
+    if image.mode == "L" and tags.get(SAMPLE_FORMAT) == SIGNED:
+        raise ValueError("has signed numbers of 8 bits, wanted unsigned ones, or signed ones of 16 bits")
+    # Of uncompressed planes, PIL reads each as plain bytes.
+    is_plain = set(tags.get(BITS, ())) == {8} and tags.get(PHOTOMETRIC) not in (WHITE_IS_ZERO, YCBCR)
+    if tags.get(PLANES) == SEPARATE and image.info.get("compression") == "raw" and not is_plain:
+        raise ValueError(
+            "has separate planes (PlanarConfiguration 2) that are no plain 8 bits and not compressed, wanted a PNG, or "
+            "a TIFF with PlanarConfiguration 1"
+        )
 
 
 def read_image(path: Path) -> Image.Image:
@@ -122,9 +147,10 @@ def _readable(path: Path) -> Iterator[None]:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Make an image RGB as a viewer shows it: turned as its EXIF says, 8 bits a channel, laid on white.
 
-    Numbers of more than 8 bits are scaled by the smallest of `USUAL_BITS` that holds them, floats within 0 and 1 by 1,
-    and images with negative numbers by their own range. Raises ValueError for NaN and infinity.
+    Numbers of more than 8 bits are scaled as `_black_and_white` says. Raises ValueError for NaN and infinity, and for
+    numbers that PIL would read as others.
     """
+    _check_numbers(image)
     tags = getattr(image, "tag_v2", None)
     is_unsigned = tags is not None and tags.get(SAMPLE_FORMAT, UNSIGNED) == UNSIGNED
     is_negative = tags is not None and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
@@ -172,17 +198,37 @@ def _scale_to_8_bits(image: Image.Image, is_unsigned: bool) -> Image.Image:
     if is_unsigned and image.mode == "I":
         # PIL reads unsigned numbers as signed ones.
         pixels = pixels.view(np.uint32)
-    low, high = float(pixels.min()), float(pixels.max())
-    if not np.isfinite([low, high]).all():
-        raise ValueError("has pixels that are NaN or infinite, wanted finite numbers")
-    if low >= 0:
-        low, ranges = 0.0, [2.0**bits - 1 for bits in USUAL_BITS]
-        ranges = [1.0, *ranges] if image.mode == "F" else ranges
-        high = next((each for each in ranges if high <= each), high)
+    low, high = _black_and_white(pixels)
     shades = np.interp(pixels, (low, high), (0, 255)).round().astype(np.uint8)
     if isinstance(key := image.info.get("transparency"), int):
         shades[pixels == key] = 255
     return Image.fromarray(shades)
+
+
+def _black_and_white(pixels: NDArray[np.integer] | NDArray[np.floating]) -> tuple[float, float]:
+    """The numbers that become black and white. Raises ValueError for NaN and infinity.
+
+    They are 0 and the smallest of `USUAL_BITS` that holds all, for floats within 0 and 1 also 1, and with negative
+    numbers the lowest and the highest. Of floats that are no whole numbers, what resampling adds is cut off, and white
+    is 1 if at least half of those above 0 are at most about 1, however bright the others.
+    """
+    low, high = float(pixels.min()), float(pixels.max())
+    if not np.isfinite([low, high]).all():
+        raise ValueError("has pixels that are NaN or infinite, wanted finite numbers")
+    ranges = [2.0**bits - 1 for bits in USUAL_BITS]
+    beyond = 1.0
+    if pixels.dtype.kind == "f":
+        ranges = [1.0, *ranges]
+        if (pixels != np.rint(pixels)).any():
+            beyond = BEYOND_WHITE
+            if np.count_nonzero(pixels < 0) <= MOST_BELOW_BLACK * pixels.size:
+                low = max(low, 0.0)
+            # Highlights may be any number of times brighter than white.
+            if low >= 0 and 2 * np.count_nonzero(pixels > beyond) <= np.count_nonzero(pixels > 0):
+                high = min(high, 1.0)
+    if low < 0:
+        return low, high
+    return 0.0, next((each for each in ranges if high <= beyond * each), high)
 
 
 def frames_fingerprint(clip: Clip, frames_root: Path) -> str:
@@ -262,12 +308,18 @@ def prepare_frames(frames: Frames, choose: Choose, prepare: Callable[[Image.Imag
 
 
 def _read_pictures(path: Path, choose: Choose, prepare: Callable[[Image.Image], Kept]) -> list[Kept]:
-    """Read the chosen pictures of an animation, or the one of another image file."""
+    """Read the chosen pictures of an animation, or the only one of another image file."""
     kept = {}
     with ExitStack() as opened:
         with _readable(path):
             image = opened.enter_context(open_image(path))
             count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
+            has_pages = image.format == "TIFF" and getattr(image, "is_animated", False)
+        if has_pages:
+            # Pages differ in size and may be thumbnails, and counting those of a damaged file can take hours.
+            raise UserError(
+                f"{path}: found several pages, wanted one picture; save each page as a file, and give their folder"
+            )
         positions = choose(count).tolist()
         if (max(positions, default=0) + 1) * image.width * image.height > MOST_ANIMATED_PIXELS:
             raise UserError(

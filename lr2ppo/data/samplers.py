@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from lr2ppo.data.annotations import Clip, count_pairs, draw_numbers, graded, pick_pairs
 from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, Positions, collate
 from lr2ppo.distributed.signals import follow_training_process
+from lr2ppo.errors import UserError
 
 Draw = Callable[[np.random.Generator], list[ClipRequest]]
 T = TypeVar("T")
@@ -159,6 +160,20 @@ def evaluation_loader(
     return _loader(dataset, batches, workers)
 
 
+class _Batches:
+    """The batches of a loader, as often as it is iterated; a `UserError` of a worker process has its own message."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        try:
+            yield from self._loader
+        except UserError as error:
+            # torch puts the worker's traceback in front of the message.
+            raise UserError(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].strip()) from None
+
+
 def training_loader(dataset: ClipDataset, sampler: EpochSampler, workers: int) -> Iterable[ClipBatch]:
     return _loader(dataset, sampler, workers, persistent=True)
 
@@ -168,17 +183,18 @@ def _loader(
 ) -> Iterable[ClipBatch]:
     # No more workers than cores.
     workers = min(workers, os.cpu_count() or 1)
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=workers,
-        persistent_workers=persistent and workers > 0,
-        worker_init_fn=follow_training_process,
-        # A separate generator, so that the loader draws nothing from the one that dropout uses.
-        generator=torch.Generator(),
+    return _Batches(
+        DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=persistent and workers > 0,
+            worker_init_fn=follow_training_process,
+            # A separate generator, so that the loader draws nothing from the one that dropout uses.
+            generator=torch.Generator(),
+        )
     )
-    return loader
 
 
 def _annotated_request(clip: int, pairs: Positions, rng: np.random.Generator) -> ClipRequest:

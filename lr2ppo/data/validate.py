@@ -176,7 +176,10 @@ class CheckedClips:
     """
 
     def __init__(self, store: FeatureStore) -> None:
-        self._files = [_identify(path) for path in store.paths]
+        self._store = store
+        self._files = [
+            [os.path.realpath(path), *identity] for path, identity in zip(store.paths, store.identities, strict=True)
+        ]
         cache = user_cache()
         names = json.dumps([path for path, *_ in self._files])
         name = hashlib.sha256(names.encode()).hexdigest()[:32]
@@ -194,20 +197,14 @@ class CheckedClips:
         return [clip for clip in clips if clip.id not in self.fingerprints]
 
     def add(self, fingerprints: Mapping[str, str]) -> None:
-        """Add and save the fingerprints of checked clips, by id."""
+        """Add and save the fingerprints of checked clips, by id; raises `UserError` if their file changed meanwhile."""
+        self._store.check_unchanged()
         self.fingerprints |= fingerprints
         if self._path is None:
             return
         # Without a cache they are only checked again next time.
         with contextlib.suppress(UserError):
             write_json(self._path, {"files": self._files, "fingerprints": self.fingerprints})
-
-
-def _identify(path: Path) -> list[str | int]:
-    """What differs if a file is replaced or changed, even by one of the same size and time of change."""
-    stat = path.stat()
-    # The system sets `st_ctime_ns`, and no program can choose it.
-    return [os.path.realpath(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def read_splits(root: Path, faults: list[str]) -> dict[str, list[Clip]]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lr2ppo.data.annotations import Clip, read_clips
 from lr2ppo.data.features.encoders import COMPARED
 from lr2ppo.data.frames import frames_fingerprint, require_frames
-from lr2ppo.errors import UserError, path_errors_as_user_errors
+from lr2ppo.errors import UserError, path_errors_as_user_errors, show
 from lr2ppo.files import check_inside, check_output, parse_json, read_json, write_json
 from lr2ppo.inference.ranker import LabelRanker, Query
 
@@ -124,8 +124,13 @@ def _check_lines(lines: Sequence[Facts], out: Path, clips: Sequence[Clip], frame
     rows = tqdm(lines, desc="checking what was ranked", unit="clip", leave=False, disable=None)
     for number, row in enumerate(rows, start=1):
         clip = by_id.get(row["id"])
+        if row["id"] in known:
+            raise UserError(f"{out}: line {number}: a second line of clip {show(row['id'])}; give another --out")
         if clip is None:
-            continue
+            raise UserError(
+                f"{out}: line {number}: clip {show(row['id'])} is not in the annotation file; give another --out, or "
+                "remove this line"
+            )
         if sorted(clip.labels) != row["labels"]:
             raise UserError(f"{out}: line {number}: clip {clip.id} has other labels now; give another --out")
         # Lines of earlier versions have no fingerprint.

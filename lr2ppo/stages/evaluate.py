@@ -75,6 +75,7 @@ def evaluate(config: EvaluateConfig) -> None:
         use_fast_linear(model).to(processes.device)
         with autocast(config.precision, processes.device):
             scores, judgement = score_split(model, dataset, processes, config, folder)
+        store.check_unchanged()
         if not processes.is_main:
             return
         row = Row(run_name(folder), [measure_run(run_name(folder), dataset.clips, scores)])

@@ -42,9 +42,13 @@ def open_inputs(
     false. Raises `UserError` on every process if a file cannot be used, if no clip of a file remains or, with
     `data.strict` true, if a clip or feature cannot be used or two files disagree about a clip.
     """
+    # Before and after they are read: what is read is then what the fingerprints name.
+    annotations = {key: _fingerprint(data.root / getattr(data, key)) for key in files}
     datasets = [open_dataset(data, getattr(data, key), need, store, model) for key, need in files.items()]
-    # Now, because checking the features takes long, and the files may change meanwhile.
-    annotations = {key: file_fingerprint(data.root / getattr(data, key)) for key in files}
+    for key, before in annotations.items():
+        path = data.root / getattr(data, key)
+        if before is None or _fingerprint(path) != before:
+            raise UserError(f"{path}: changed while it was read; run the same command again")
     names = [getattr(data, key) for key in files]
     differing = disagreements({name: dataset.clips for name, dataset in zip(names, datasets, strict=True)})
     if data.strict:
@@ -66,7 +70,16 @@ def open_inputs(
     found = checked.fingerprints | {clip: own for _, fingerprints in shares for clip, own in fingerprints.items()}
     if unread and processes.is_main:
         checked.add(found)
-    return Inputs(kept, annotations | {"features": _features_fingerprint(kept, found)})
+    read = {key: fingerprint for key, fingerprint in annotations.items() if fingerprint is not None}
+    return Inputs(kept, read | {"features": _features_fingerprint(kept, found)})
+
+
+def _fingerprint(path: Path) -> str | None:
+    """The fingerprint of a file; None if it cannot be read, which its reader explains."""
+    try:
+        return file_fingerprint(path)
+    except OSError:
+        return None
 
 
 def _features_fingerprint(datasets: Sequence[ClipDataset], fingerprints: Mapping[str, str]) -> str:

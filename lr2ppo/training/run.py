@@ -226,6 +226,7 @@ class TrainingRun(Generic[C]):
 
     def record(self, evaluation: Evaluation) -> None:
         """Log an evaluation with the means of the observed values since the last one; save the best weights."""
+        self._store.check_unchanged()
         state, metric = self.state, evaluation.metrics[self.stage.selects]
         best_step_before = None if state.best is None else state.best_step
         improved = state.best is None or metric > state.best
@@ -254,6 +255,7 @@ class TrainingRun(Generic[C]):
         asked = self.processes.max(2 * self._stop.signal + due)
         if not asked:
             return
+        self._store.check_unchanged()
         own = stored()
         own.seen = self._seen
         self.state.seconds = time.monotonic() - self._started

@@ -87,10 +87,25 @@ def resolve_sources(config: C, started: Path | None) -> tuple[C, dict[str, Path]
     sources = {}
     for key in STAGES[config.stage].sources:
         reference: str = getattr(config, key)
-        folder = find_source(config, key, kept.get(key, reference) if reference == "newest" else reference)
+        is_kept = reference == "newest" and key in kept
+        folder = find_source(config, key, kept[key] if is_kept else reference)
+        if started is not None and folder is not None and is_kept:
+            _check_known(started, key, folder)
         if folder is not None:
             sources[key] = folder
     return config.model_copy(update={key: str(folder) for key, folder in sources.items()}), sources
+
+
+def _check_known(started: Path, key: str, source: Path) -> None:
+    """Raise `UserError` if a run that resumes names a run elsewhere without knowing its weights.
+
+    The folder may come from someone else, whose run must not choose which other runs are read.
+    """
+    if source.resolve().parents[1] != started.resolve().parents[1] and key not in read_inputs(started):
+        raise UserError(
+            f"{started}: {key}: found {source}, which is in another folder, and it is not known which weights it had; "
+            f"if the run shall start from it, give {key}={source}"
+        )
 
 
 def find_source(config: RunConfig, key: str, reference: str) -> Path | None:

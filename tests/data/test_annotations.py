@@ -46,8 +46,9 @@ def clip_lists(draw: st.DrawFn) -> list[Clip]:
         # A label has the same grade each time.
         of_labels = draw(st.none() | st.fixed_dictionaries({as_seen(label): st.integers(0, 2) for label in labels}))
         grades = of_labels and [of_labels[as_seen(label)] for label in labels]
-        positions = st.tuples(st.integers(0, count - 1), st.integers(0, count - 1)).filter(lambda p: p[0] != p[1])
-        pairs = draw(st.lists(positions, max_size=4)) if count > 1 else []
+        seen = list(map(as_seen, labels))
+        different = [(one, other) for one in range(count) for other in range(count) if seen[one] != seen[other]]
+        pairs = draw(st.lists(st.sampled_from(different), max_size=4)) if different else []
         clips.append(
             Clip(
                 id=clip_id,
@@ -146,7 +147,7 @@ def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
 
 def test_equal_labels_of_one_clip_and_grade_stay_separate(tmp_path: Path) -> None:
     tags = [{"tag": "a", "target": 2}, {"tag": "a", "target": "2.0"}]
-    clip = read_one(tmp_path, entry(tags=tags))
+    clip = read_one(tmp_path, entry(tags=tags, index=[]))
     assert clip.labels == ("a", "a")
     assert clip.grades is not None
     assert clip.grades.tolist() == [2, 2]
@@ -160,7 +161,14 @@ def test_a_label_of_two_grades_is_refused(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("label", ["", " ", "\t\n", "\u2003\xa0"])
+def test_a_pair_of_a_label_with_itself_is_refused_also_at_two_positions(tmp_path: Path) -> None:
+    for other in ("boat", "bo\u00adat"):
+        tags = [{"tag": "boat", "target": 1}, {"tag": "car", "target": 0}, {"tag": other, "target": 1}]
+        message = message_of(write_json(tmp_path, [entry(tags=tags, index=[[0, 1], [2, 0]])]))
+        assert f"index: found [2, 0], the label {other!r} twice, wanted two labels" in message
+
+
+@pytest.mark.parametrize("label", ["", " ", "\t\n", "\u2003\xa0", "\u2800", "\u3164", "\u200d"])
 def test_a_label_of_white_space_is_refused(tmp_path: Path, label: str) -> None:
     tags = [{"tag": "a"}, {"tag": label}, {"tag": " "}]
     message = message_of(write_json(tmp_path, [entry(tags=tags, index=[])]))
@@ -465,6 +473,13 @@ LOOKS = [
     ("fishing boat", "fishing  boat"),
     ("boat", " boat"),
     ("a b", "a\u00a0b"),
+    ("a b", "a\u2800b"),
+    ("\u2764", "\u2764\ufe0f"),
+    ("boat", "bo\u034fat"),
+    ("boat", "boat\u3164"),
+    ("boat", "boat\u200d"),
+    ("a b", "a \u200cb"),
+    ("boat", "boat\U000e0100"),
 ]
 
 

@@ -101,6 +101,63 @@ def test_unsigned_numbers_of_32_bits_are_not_read_as_negative(tmp_path: Path) ->
         np.testing.assert_array_equal(shades_of(found), SHADES)
 
 
+RAMP: NDArray[np.float32] = (SHADES / 255).astype(np.float32)
+PFM_IS_READ = pytest.mark.skipif(".pfm" not in Image.registered_extensions(), reason="PIL before 10.3 reads no PFM")
+
+
+def highlighted(*values: float) -> NDArray[np.float32]:
+    """Floats from 0 to 1, of which the last ones are above."""
+    pixels = RAMP.copy()
+    pixels.flat[-len(values) :] = values
+    return pixels
+
+
+def write_float(path: Path, pixels: NDArray[np.float32]) -> Path:
+    if path.suffix == ".pfm":
+        header = f"Pf\n{pixels.shape[1]} {pixels.shape[0]}\n-1.0\n"
+        path.write_bytes(header.encode() + pixels[::-1].astype("<f4").tobytes())
+    else:
+        Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["bright.tif", pytest.param("bright.pfm", marks=PFM_IS_READ)])
+@pytest.mark.parametrize("highlights", [(1.004,), (1.5,), (40,), (1e30,), (1.2, 3, 9, 60, 800) * 8])
+def test_highlights_above_1_do_not_darken_a_float_picture(
+    tmp_path: Path, name: str, highlights: tuple[float, ...]
+) -> None:
+    path = write_float(tmp_path / name, highlighted(*highlights))
+    wanted = SHADES.copy()
+    wanted.flat[-len(highlights) :] = 255
+    np.testing.assert_array_equal(shades_of(read_image(path)), wanted)
+
+
+@pytest.mark.parametrize("ringing", [(-0.004, 1.004), (-0.4, 1.4), (-2, 50)])
+def test_what_resampling_adds_below_0_and_above_1_is_cut_off(ringing: tuple[float, float]) -> None:
+    pixels = RAMP.copy()
+    pixels[0, 0], pixels[-1, -1] = ringing
+    np.testing.assert_array_equal(shades_of(decode(Image.fromarray(pixels))), SHADES)
+
+
+def test_a_bright_float_picture_that_is_white_up_to_rounding_is_white() -> None:
+    paper = np.full((8, 32), np.nextafter(np.float32(1), np.float32(2)))
+    assert (shades_of(decode(Image.fromarray(paper))) == 255).all()
+
+
+@pytest.mark.parametrize("brightest", [200, 255, 258.3])
+def test_floats_up_to_255_keep_their_shades_when_resampled(brightest: float) -> None:
+    pixels = (RAMP * 199.7).astype(np.float32)
+    pixels[-1, -1] = brightest
+    wanted = pixels.clip(0, 255).round()
+    np.testing.assert_array_equal(shades_of(decode(Image.fromarray(pixels))), wanted)
+
+
+def test_a_float_picture_of_8_bits_that_is_nearly_black_stays_so() -> None:
+    pixels = np.ones((8, 32), np.float32)
+    pixels[4, 10:14] = 200
+    np.testing.assert_array_equal(shades_of(decode(Image.fromarray(pixels))), pixels)
+
+
 @pytest.mark.parametrize("shade", [0, -5, 3_000_000_000_000])
 def test_a_plain_picture_of_any_number_is_decoded(shade: float) -> None:
     assert decode(Image.new("F", (4, 4), shade)).mode == "RGB"
@@ -480,24 +537,109 @@ def test_an_animation_that_would_take_minutes_to_decode_is_refused(
         read_frames(path, lambda _: np.arange(6))
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_the_transparent_shade_of_a_grey_picture_of_few_bits_is_white(tmp_path: Path, bits: int) -> None:
-    levels = 2**bits
-    grey = (np.arange(1024).reshape(4, 256) % levels).astype(np.uint8)
-    rows = np.packbits(np.unpackbits(grey[..., None], axis=2)[..., 8 - bits :].reshape(4, -1), axis=1)
+def test_a_tiff_of_several_pages_is_refused_instead_of_reading_the_first(tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "stack.tif", save_all=True, append_images=[PICTURE.rotate(180)])
+    PICTURE.save(tmp_path / "page.tif")
+    with pytest.raises(
+        UserError, match=r"stack\.tif: found several pages, wanted one picture; save each page as a file"
+    ):
+        read_frames(tmp_path / "stack.tif", np.arange)
+    np.testing.assert_array_equal(shades_of(read_frames(tmp_path / "page.tif", np.arange)[0]), SHADES)
+
+
+def write_png(path: Path, header: tuple[int, ...], rows: list[bytes], key: bytes) -> Path:
+    """Write a PNG file of a header, rows of pixels, and a colour that stands for transparent."""
     parts = {
-        b"IHDR": struct.pack(">IIBBBBB", 256, 4, bits, 0, 0, 0, 0),
-        b"tRNS": struct.pack(">H", 1),
-        b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)),
+        b"IHDR": struct.pack(">IIBBBBB", *header, 0, 0, 0),
+        b"tRNS": key,
+        b"IDAT": zlib.compress(b"".join(b"\0" + row for row in rows)),
         b"IEND": b"",
     }
     chunks = [
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         for name, data in parts.items()
     ]
-    (tmp_path / "grey.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return path
+
+
+def assert_refused(path: Path, message: str) -> None:
+    """A picture is refused by its header, when it is decoded, and as a PIL image."""
+    with pytest.raises(UserError, match=message):
+        require_frames([Clip("c", ("a",), images=(path.name,))], path.parent)
+    with pytest.raises(UserError, match=message):
+        read_image(path)
+    with Image.open(path) as opened, pytest.raises(UserError, match=message):
+        decode(opened)
+
+
+@pytest.mark.parametrize("key", [0x8000, 0x0000])
+def test_a_transparent_colour_of_16_bits_that_pil_cannot_find_is_refused(tmp_path: Path, key: int) -> None:
+    black, colour = bytes(6 * 8), struct.pack(">HHH", key, key, key)
+    path = write_png(tmp_path / "key.png", (8, 8, 16, 2), [black] * 8, colour)
+    assert_refused(path, "has a transparent colour of 16 bits a channel, wanted an alpha channel, or 8 bits a channel")
+
+
+def test_a_transparent_colour_of_16_bits_of_a_decoded_picture_is_refused(tmp_path: Path) -> None:
+    path = write_png(tmp_path / "key.png", (8, 8, 16, 2), [bytes(6 * 8)] * 8, b"\x80\0" * 3)
+    with Image.open(path) as opened, pytest.raises(UserError, match="frame 0: has a transparent colour of 16 bits"):
+        decode(opened.resize((4, 4)))
+
+
+def write_planes(path: Path, planes: list[NDArray[Any]], photometric: int, packed: bool = False) -> Path:
+    """Write a TIFF file of a plane for each channel."""
+    stored = [zlib.compress(plane.tobytes()) if packed else plane.tobytes() for plane in planes]
+    kind = {"u": 1, "i": 2}[planes[0].dtype.kind]
+    (height, width), bits, count = planes[0].shape, 8 * planes[0].itemsize, len(planes)
+    # 11 tags of 12 bytes after 10 bytes, then 4 bytes, then lists longer than a tag holds.
+    lists = 10 + 11 * 12 + 4
+    starts = np.cumsum([lists + 4 * 4 * count, *map(len, stored)]).tolist()
+    values = {256: [width], 257: [height], 258: [bits] * count, 259: [8 if packed else 1], 262: [photometric]}
+    values |= {273: starts[:-1], 277: [count], 278: [height], 279: [len(part) for part in stored]}
+    values |= {284: [2], 339: [kind] * count}
+    tags, more = b"", b""
+    for tag, numbers in values.items():
+        content = struct.pack(f"<{len(numbers)}I", *numbers)
+        tags += struct.pack("<HHI", tag, 4, len(numbers))
+        tags += content if len(numbers) == 1 else struct.pack("<I", lists + len(more))
+        more += content if len(numbers) > 1 else b""
+    header = struct.pack("<2sHIH", b"II", 42, 8, len(values)) + tags + bytes(4) + more
+    path.write_bytes(header.ljust(starts[0], b"\0") + b"".join(stored))
+    return path
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_tiff_of_separate_planes_is_read_right_or_refused(tmp_path: Path, bits: int, packed: bool) -> None:
+    colours = np.stack([SHADES, SHADES[::-1], np.full_like(SHADES, 90)])
+    planes = list(colours if bits == 8 else colours.astype("<u2") * 257)
+    path = write_planes(tmp_path / "planes.tif", planes, 2, packed)
+    if bits == 16 and not packed:
+        assert_refused(path, "has separate planes .* wanted a PNG, or a TIFF with PlanarConfiguration 1")
+    else:
+        np.testing.assert_array_equal(np.asarray(read_image(path)), np.moveaxis(colours, 0, 2))
+
+
+@pytest.mark.parametrize("photometric", [0, 6])
+def test_separate_planes_whose_meaning_pil_ignores_are_refused(tmp_path: Path, photometric: int) -> None:
+    planes = [SHADES] * (3 if photometric == 6 else 1)
+    assert_refused(write_planes(tmp_path / "planes.tif", planes, photometric), "has separate planes")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_tiff_of_signed_8_bits_is_refused(tmp_path: Path, packed: bool) -> None:
+    path = write_planes(tmp_path / "signed.tif", [(SHADES.astype(int) - 128).astype(np.int8)], 1, packed)
+    assert_refused(path, "has signed numbers of 8 bits, wanted unsigned ones, or signed ones of 16 bits")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_transparent_shade_of_a_grey_picture_of_few_bits_is_white(tmp_path: Path, bits: int) -> None:
+    levels = 2**bits
+    grey = (np.arange(1024).reshape(4, 256) % levels).astype(np.uint8)
+    rows = np.packbits(np.unpackbits(grey[..., None], axis=2)[..., 8 - bits :].reshape(4, -1), axis=1)
+    path = write_png(tmp_path / "grey.png", (256, 4, bits, 0), [row.tobytes() for row in rows], struct.pack(">H", 1))
     wanted = np.where(grey == 1, 255, grey.astype(int) * 255 // (levels - 1))
-    np.testing.assert_array_equal(shades_of(read_image(tmp_path / "grey.png")), wanted)
+    np.testing.assert_array_equal(shades_of(read_image(path)), wanted)
 
 
 def test_a_deep_tiff_in_which_0_is_white_is_no_negative(tmp_path: Path) -> None:

@@ -505,6 +505,20 @@ def test_a_file_whose_clips_changed_since_they_were_ranked_is_refused(
     assert out.read_bytes() == content
 
 
+def test_lines_of_other_clips_or_a_clip_twice_are_refused(
+    trained_world: TrainedWorld, ranker: LabelRanker, tmp_path: Path
+) -> None:
+    data, out = trained_world.data, tmp_path / "ranked.jsonl"
+    rank_file(ranker, data / "test_data.json", data, out)
+    content = out.read_bytes()
+    with pytest.raises(UserError, match=r"line 1: clip 'test-0000' is not in the annotation file; give another --out"):
+        rank_file(ranker, data / "val_data.json", data, out)
+    assert out.read_bytes() == content
+    out.write_bytes(content + content.splitlines(keepends=True)[2])
+    with pytest.raises(UserError, match=r"line 7: a second line of clip 'test-0002'; give another --out"):
+        rank_file(ranker, data / "test_data.json", data, out)
+
+
 def test_lines_of_earlier_versions_without_fingerprints_are_kept(
     trained_world: TrainedWorld, ranker: LabelRanker, tmp_path: Path
 ) -> None:

@@ -1,6 +1,5 @@
 """A run starts from the weights that its `inputs.json` names, whatever happens to them while it reads them."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,22 +7,27 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from lr2ppo.config.load import load_config
+from lr2ppo.data import FeatureStore, dataset
+from lr2ppo.data.annotations import read_clips
 from lr2ppo.data.validate import CheckedClips
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
-from lr2ppo.files import file_fingerprint
+from lr2ppo.files import file_fingerprint, read_json, write_json
 from lr2ppo.models.weights import KINDS, save_model
 from lr2ppo.runs.stages import STAGES
+from lr2ppo.training import inputs
 from lr2ppo.training.run import TrainingRun
+from lr2ppo.training.run_folder import resolve_sources
 from tests.conftest import REPOSITORY
 from tests.helpers.parallel_training import TRAIN
 from tests.helpers.untrained_world import SHAPE, make_untrained_world
 
 pytestmark = pytest.mark.slow
 
-Train = Callable[[str], None]
+Train = Callable[..., None]
 
 
 @pytest.fixture
@@ -32,10 +36,12 @@ def train(tiny_world: Path, tmp_path: Path, alone: Processes) -> Train:
     data = shutil.copytree(tiny_world, tmp_path / "data")
     make_untrained_world(tmp_path, data)
 
-    def run(stage: str) -> None:
+    def run(stage: str, *more: str) -> None:
         settings = [f"logs={tmp_path / 'logs'}", f"data.root={data}", "name=new", "device=cpu", "train.epochs=1"]
         settings += [f"data.frames={SHAPE.frames}", *(f"{key}=one" for key in STAGES[stage].sources)]
-        settings += [] if stage == "ppo" else [f"model.width={SHAPE.width}", f"model.heads={SHAPE.heads}"]
+        settings += (
+            more if stage in ("finetune", "ppo") else [f"model.width={SHAPE.width}", f"model.heads={SHAPE.heads}"]
+        )
         TRAIN[stage](load_config(REPOSITORY / "configs" / "mini" / f"{stage}.yaml", stage, settings), alone, False)
 
     return run
@@ -61,6 +67,101 @@ def test_a_run_that_is_trained_again_while_another_reads_it_ends_that_before_its
     assert not (tmp_path / "logs" / stage / "new").exists()
 
 
+@pytest.mark.parametrize("stage", ["pointwise", "finetune", "reward", "ppo"])
+def test_features_that_change_during_a_run_end_it_before_it_saves_anything_more(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    path, real = tmp_path / "data" / "clean_feat.h5", TrainingRun.advance
+
+    def advance(run: TrainingRun[Any], shown: Any) -> None:
+        real(run, shown)
+        if run.step == 1:
+            path.write_bytes(path.read_bytes())
+
+    monkeypatch.setattr(TrainingRun, "advance", advance)
+    with pytest.raises(UserError, match=r"clean_feat\.h5: changed while it was in use"):
+        train(stage)
+    folder = tmp_path / "logs" / stage / "new"
+    assert not (folder / "finished.json").exists()
+    assert not list(folder.glob("checkpoints/step-*"))
+
+
+def test_features_replaced_before_the_workers_open_them_end_the_run(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "data" / "clean_feat.h5", TrainingRun.batches
+
+    def batches(run: TrainingRun[Any]) -> Any:
+        shutil.copy(path, tmp_path / "other.h5")
+        (tmp_path / "other.h5").replace(path)
+        return real(run)
+
+    monkeypatch.setattr(TrainingRun, "batches", batches)
+    with pytest.raises(UserError) as ended:
+        train("ppo", "data.workers=1")
+    assert str(ended.value).startswith(f"{path}: changed while it was in use")
+
+
+def test_the_check_of_features_is_remembered_for_the_files_that_were_opened(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "data" / "clean_feat.h5", dataset.open_dataset
+
+    def open_dataset(*arguments: Any) -> Any:
+        shutil.copy(path, tmp_path / "other.h5")
+        (tmp_path / "other.h5").replace(path)
+        return real(*arguments)
+
+    with monkeypatch.context() as replaced:
+        replaced.setattr(inputs, "open_dataset", open_dataset)
+        train("pointwise")
+    store = FeatureStore([path])
+    clips = read_clips(tmp_path / "data" / "first_stage_data.json")
+    assert CheckedClips(store).missing(clips) == clips
+
+
+def test_annotations_that_change_while_they_are_read_are_refused(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "data" / "first_stage_data.json", dataset.open_dataset
+
+    def open_dataset(*arguments: Any) -> Any:
+        opened = real(*arguments)
+        path.write_bytes(path.read_bytes() + b" ")
+        return opened
+
+    monkeypatch.setattr(inputs, "open_dataset", open_dataset)
+    with pytest.raises(UserError, match=r"first_stage_data\.json: changed while it was read; run the same command"):
+        train("pointwise")
+    assert not (tmp_path / "logs" / "pointwise" / "new").exists()
+
+
+@pytest.mark.parametrize("place", ["beside", "elsewhere"])
+def test_a_run_that_resumes_reads_no_run_of_another_folder_that_it_does_not_know(
+    train: Train, tmp_path: Path, place: str
+) -> None:
+    """A folder of someone else may hold a stopped run that names any run."""
+    train("finetune")
+    run = tmp_path / "logs" / "finetune" / "new"
+    source = tmp_path / "logs" / "pointwise" / "one"
+    if place == "elsewhere":
+        source = Path(shutil.copytree(source, tmp_path / "private" / "pointwise" / "secret"))
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"ranker": str(source)}), encoding="utf-8")
+    known = read_json(run / "inputs.json")
+    write_json(run / "inputs.json", {key: value for key, value in known.items() if key != "ranker"})
+    kept = load_config(run / "config.yaml", "finetune").model_copy(update={"ranker": "newest"})
+    if place == "beside":
+        assert resolve_sources(kept, run)[1] == {"ranker": source}
+        return
+    with pytest.raises(UserError, match=f"ranker: found {source}, .*not known which weights it had; .*ranker={source}"):
+        resolve_sources(kept, run)
+    # Who names it, wants it; and a run that knows the weights may start from anywhere.
+    assert resolve_sources(kept.model_copy(update={"ranker": str(source)}), run)[1] == {"ranker": source}
+    write_json(run / "inputs.json", known)
+    assert resolve_sources(kept, run)[1] == {"ranker": source}
+
+
 def test_inputs_name_the_annotations_that_were_read_and_not_those_that_replace_them(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,5 +174,4 @@ def test_inputs_name_the_annotations_that_were_read_and_not_those_that_replace_t
 
     monkeypatch.setattr(CheckedClips, "missing", missing)
     train("pointwise")
-    inputs = json.loads((tmp_path / "logs" / "pointwise" / "new" / "inputs.json").read_text(encoding="utf-8"))
-    assert inputs["train"] == read
+    assert read_json(tmp_path / "logs" / "pointwise" / "new" / "inputs.json")["train"] == read

@@ -6,9 +6,11 @@ a compressed array that would take far more memory than a clip's features do.
 """
 
 import math
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 from h5py import h5d, h5g, h5l, h5o, h5p, h5t, h5z
@@ -52,6 +54,31 @@ def open_features(path: Path) -> h5py.File:
         raise UserError(
             f"{path}: is not a whole HDF5 file, or is still being written: {error}; wait, or remove and make it again"
         ) from None
+
+
+class FileIdentity(NamedTuple):
+    """What differs if a file is replaced, or changed, even to one of the same size and time of change.
+
+    The system sets `changed_ns`, and no program can choose it; it also changes with the file's names and rights.
+    """
+
+    device: int
+    number: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "FileIdentity":
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    def has_content_of(self, other: "FileIdentity") -> bool:
+        return self[:-1] == other[:-1]
+
+
+def identify(file: h5py.File) -> FileIdentity:
+    """The identity of an open file, whatever its path leads to now."""
+    return FileIdentity.of(os.fstat(file.id.get_vfd_handle()))
 
 
 def damaged(path: Path, error: BaseException) -> UserError:

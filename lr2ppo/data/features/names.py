@@ -16,6 +16,12 @@ LONGEST_ID = 1000
 ALIKE = 0.8
 # Format marks that change what is seen: they join or separate letters and emoji, and make flags.
 SHAPING = re.compile("[\u200c\u200d\U000e0020-\U000e007f]")
+# Marks of other categories that show nothing themselves (Unicode's Default_Ignorable_Code_Point).
+IGNORABLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0080-\U000e0fff]"
+)
+# A pattern of Braille without dots.
+BLANK = "\u2800"
 
 
 def id_fault(clip_id: str) -> str | None:
@@ -38,9 +44,12 @@ def id_fault(clip_id: str) -> str | None:
 
 def as_seen(text: str) -> str:
     """A text as people see it: texts that look the same are equal, whatever their blanks, accents and format marks."""
-    if not text.isascii():
-        text = "".join(mark for mark in text if unicodedata.category(mark) != "Cf" or SHAPING.match(mark))
-    return unicodedata.normalize("NFC", " ".join(text.split()))
+    if text.isascii():
+        return " ".join(text.split())
+    marks = (mark for mark in text if unicodedata.category(mark) != "Cf" or SHAPING.match(mark))
+    words = IGNORABLE.sub("", "".join(marks)).replace(BLANK, " ").split()
+    # At the edge of a word nothing is joined.
+    return unicodedata.normalize("NFC", " ".join(filter(None, (word.strip("\u200c\u200d") for word in words))))
 
 
 def misspelt(found: Collection[str], known: Collection[str]) -> tuple[str, str] | None:

@@ -5,9 +5,10 @@ import os
 import re
 import shlex
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from glob import escape, has_magic
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import h5py
@@ -16,7 +17,15 @@ import yaml
 from numpy.typing import NDArray
 
 from lr2ppo.data.features.encoders import common_encoding, read_encoding
-from lr2ppo.data.features.hdf5 import find_array, list_clips, open_array, open_features, open_group
+from lr2ppo.data.features.hdf5 import (
+    FileIdentity,
+    find_array,
+    identify,
+    list_clips,
+    open_array,
+    open_features,
+    open_group,
+)
 from lr2ppo.data.features.layout import ClipShape, Sources, read_info, read_shape, read_sources
 from lr2ppo.errors import UserError, path_errors_as_user_errors, shorten_middle
 from lr2ppo.files import match_paths
@@ -60,6 +69,15 @@ class FeatureStore:
     def bytes_read(self) -> int:
         """Bytes of stored features that this process has read."""
         return self._files.bytes_read
+
+    @property
+    def identities(self) -> list[FileIdentity]:
+        """The identity of each file as it was when the store was opened."""
+        return [self._files.identities[number] for number in range(len(self.paths))]
+
+    def check_unchanged(self) -> None:
+        """Raise `UserError` if an open file has another content than when the store was opened."""
+        self._files.check_unchanged()
 
     def __contains__(self, clip_id: str) -> bool:
         return clip_id in self._shard_of
@@ -170,14 +188,18 @@ def _pad_width(rows: Array, width: int) -> Array:
 
 
 class _OpenFiles:
-    """Files by index: each process opens its own on first use, a limited number at a time."""
+    """Files by index: each process opens its own on first use, a limited number at a time.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    A file is the same each time, by `identities`, or a `UserError` is raised.
+    """
+
+    def __init__(self, paths: Sequence[Path], identities: Mapping[int, FileIdentity] = MappingProxyType({})) -> None:
         self._paths = paths
+        self.identities = dict(identities)
         self._reset()
 
-    def __reduce__(self) -> tuple[type["_OpenFiles"], tuple[Sequence[Path]]]:
-        return type(self), (self._paths,)
+    def __reduce__(self) -> tuple[type["_OpenFiles"], tuple[Sequence[Path], dict[int, FileIdentity]]]:
+        return type(self), (self._paths, self.identities)
 
     def __getitem__(self, number: int) -> h5py.File:
         if self._process != os.getpid():
@@ -186,9 +208,24 @@ class _OpenFiles:
             if len(self._open) == MAX_OPEN_FILES:
                 _, longest_unused = self._open.popitem(last=False)
                 longest_unused.close()
-            self._open[number] = open_features(self._paths[number])
+            file = open_features(self._paths[number])
+            self._check_same(number, file)
+            self._open[number] = file
         self._open.move_to_end(number)
         return self._open[number]
+
+    def check_unchanged(self) -> None:
+        """Raise `UserError` if a file that is open here has changed; others are compared when they are opened."""
+        for number, file in self._open.items():
+            self._check_same(number, file)
+
+    def _check_same(self, number: int, file: h5py.File) -> None:
+        found = identify(file)
+        if not found.has_content_of(self.identities.setdefault(number, found)):
+            raise UserError(
+                f"{self._paths[number]}: changed while it was in use; let no other program write it, and run the same "
+                "command again: it tells whether the features are still those that it started with"
+            )
 
     @property
     def bytes_read(self) -> int:

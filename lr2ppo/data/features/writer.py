@@ -19,7 +19,7 @@ from lr2ppo.data.features.layout import SOURCES, Sources, read_attribute, read_s
 from lr2ppo.data.features.names import CLIP_PARTS, id_fault
 from lr2ppo.data.features.store import Array
 from lr2ppo.errors import UserError, path_errors_as_user_errors
-from lr2ppo.files import check_name
+from lr2ppo.files import check_name, check_one_name
 
 Metadata = Mapping[str, str | int]
 StoredType = Literal["float32", "float16", "bfloat16"]
@@ -47,6 +47,7 @@ class FeatureWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path):
             read_clip_names(path, metadata, dtype)
+            check_one_name(path, path.stat())
         with _errors_named(self._path, "be written or continued", "remove it to start again, or give another path"):
             self._file = h5py.File(path, "a")
             # What an older file does not say about its clips must not be said by those added now.

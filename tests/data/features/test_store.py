@@ -288,6 +288,39 @@ def test_a_store_in_use_works_in_forked_workers_and_after_them(tmp_path: Path) -
     assert_text(store, "clip-3", [1], clips["clip-3"][0])
 
 
+@pytest.mark.parametrize("way", ["replaced", "written over"])
+def test_a_store_reads_the_same_files_in_every_process_or_none(tmp_path: Path, way: str) -> None:
+    path = write_store(tmp_path / "feat.h5", {"clip": draw_features([2], 2, seed=0)})
+    other = write_store(tmp_path / "other.h5", {"clip": draw_features([2], 2, seed=1)})
+    store = FeatureStore([path])
+    before, copy = store.frames("clip"), pickled(store)
+    # Other rights and names are no other content.
+    path.chmod(0o600)
+    (tmp_path / "backup.h5").hardlink_to(path)
+    store.check_unchanged()
+    np.testing.assert_array_equal(pickled(store).frames("clip"), before)
+    if way == "replaced":
+        other.replace(path)
+        # What is open stays what it was.
+        store.check_unchanged()
+        np.testing.assert_array_equal(store.frames("clip"), before)
+    else:
+        path.write_bytes(other.read_bytes())
+        with pytest.raises(UserError, match=r"feat\.h5: changed while it was in use"):
+            store.check_unchanged()
+    with pytest.raises(UserError, match=r"feat\.h5: changed while it was in use"):
+        copy.frames("clip")
+
+
+def test_a_file_with_another_name_is_not_continued(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "feat.h5", {"clip": draw_features([2], 2, seed=0)})
+    before = path.read_bytes()
+    (tmp_path / "elsewhere.h5").hardlink_to(path)
+    with pytest.raises(UserError, match=r"feat\.h5: is a hard link, one of 2 names of a file; .*put a copy of it"):
+        FeatureWriter(path, METADATA)
+    assert path.read_bytes() == before
+
+
 def test_clips_whose_id_is_a_path_prefix_of_anothers_are_both_read(tmp_path: Path) -> None:
     text, frames = [np.ones((2, 3), np.float32)], np.ones((2, 5), np.float32)
     with FeatureWriter(tmp_path / "f.h5", {}) as writer:
