@@ -170,7 +170,7 @@ def test_a_validation_that_selects_no_weights_is_refused_before_the_first_step(
     grade_all_alike(data / "val_data.json")
     settings = [f"logs={logs}", f"data.root={data}", "name=new", "data.frames=3", "device=cpu"]
     settings += [f"{key}=one" for key in STAGES[stage].sources]
-    settings += [] if stage in ("finetune", "distill", "ppo") else ["model.width=16", "model.heads=2"]
+    settings += [] if "model" not in STAGES[stage].config.model_fields else ["model.width=16", "model.heads=2"]
     config = load_config(CONFIG.with_name(f"{stage}.yaml"), stage, settings)
     with pytest.raises(UserError, match=r"val_data\.json: found no clip with labels of different grades"):
         TRAIN[stage](config, alone, False)

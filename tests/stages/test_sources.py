@@ -40,7 +40,9 @@ def train(tiny_world: Path, tmp_path: Path, alone: Processes) -> Train:
         settings = [f"logs={tmp_path / 'logs'}", f"data.root={data}", "name=new", "device=cpu", "train.epochs=1"]
         settings += [f"data.frames={SHAPE.frames}", *(f"{key}=one" for key in STAGES[stage].sources)]
         settings += (
-            more if stage in ("finetune", "ppo") else [f"model.width={SHAPE.width}", f"model.heads={SHAPE.heads}"]
+            more
+            if "model" not in STAGES[stage].config.model_fields
+            else [f"model.width={SHAPE.width}", f"model.heads={SHAPE.heads}"]
         )
         TRAIN[stage](load_config(REPOSITORY / "configs" / "mini" / f"{stage}.yaml", stage, settings), alone, False)
 
@@ -67,7 +69,7 @@ def test_a_run_that_is_trained_again_while_another_reads_it_ends_that_before_its
     assert not (tmp_path / "logs" / stage / "new").exists()
 
 
-@pytest.mark.parametrize("stage", ["pointwise", "finetune", "reward", "ppo"])
+@pytest.mark.parametrize("stage", list(STAGES))
 def test_features_that_change_during_a_run_end_it_before_it_saves_anything_more(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
