@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import multiprocessing
 import os
 import re
 import signal
@@ -135,5 +136,17 @@ def reports_user_errors(command: Callable[Arguments, None]) -> Callable[Argument
         except KeyboardInterrupt:
             say("\ninterrupted", error=True)
             sys.exit(130)
+        finally:
+            _end_workers()
 
     return guarded
+
+
+def _end_workers() -> None:
+    """End the processes that read data for this one: they ignore signals, and would be waited for without end."""
+    workers = multiprocessing.active_children()
+    if workers:
+        # torch takes the end of a worker for a fault.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
+        worker.kill()

@@ -1,6 +1,8 @@
 """A run starts from the weights that its `inputs.json` names, whatever happens to them while it reads them."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,32 @@ def test_features_replaced_before_the_workers_open_them_end_the_run(
     with pytest.raises(UserError) as ended:
         train("ppo", "data.workers=1")
     assert str(ended.value).startswith(f"{path}: changed while it was in use")
+
+
+ENDS_IN_ERROR = """
+import sys
+from lr2ppo.cli import main
+from lr2ppo.errors import UserError
+from lr2ppo.training.run import TrainingRun
+
+def advance(run, shown):
+    raise UserError("over")
+
+TrainingRun.advance = advance
+main(sys.argv[1:])
+"""
+
+
+def test_a_run_that_ends_with_an_error_leaves_no_workers_and_ends(train: Train, tmp_path: Path) -> None:
+    settings = ["name=new", f"data.root={tmp_path / 'data'}", f"logs={tmp_path / 'logs'}", "data.workers=1"]
+    settings += ["device=cpu", f"data.frames={SHAPE.frames}"]
+    config = REPOSITORY / "configs" / "mini" / "pointwise.yaml"
+    command = [sys.executable, "-c", ENDS_IN_ERROR, "train", "pointwise", "--config", str(config), *settings]
+    # Under 200 seconds even on a busy machine; workers that are waited for would never end.
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr.count("error: ")) == (2, 1), done.stderr
+    assert "error: over" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_check_of_features_is_remembered_for_the_files_that_were_opened(
