@@ -17,6 +17,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lr2ppo.demo.guard import read_body
@@ -27,10 +28,12 @@ API = "/gradio_api"
 FILE, UPLOAD, JOIN, RESULTS = f"{API}/file=", f"{API}/upload", f"{API}/queue/join", f"{API}/queue/data"
 READ = re.compile(
     r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(?:assets|static|svelte)(?:/[\w@+-][\w@+.-]*)+|"
-    rf"{API}/(?:upload_progress|startup-events|info|theme\.css|heartbeat/\w{{1,64}})"
+    rf"{API}/(?:startup-events|info|theme\.css)"
 )
-# The names of what a path's query may hold.
-QUERIES = {RESULTS: "session_hash", UPLOAD: "upload_id", f"{API}/upload_progress": "upload_id"}
+# Asked by the page's script, which shows none if nothing comes; gradio would keep for ever what it counts.
+PROGRESS = f"{API}/upload_progress"
+# The name of what a path's query may hold.
+QUERIES = {RESULTS: "session_hash"}
 NAME = re.compile(r"\w{1,64}", re.ASCII)
 RANGE = re.compile(rb"bytes=[0-9]{1,15}-")
 
@@ -76,6 +79,8 @@ class Gate:
             await self._app(scope, receive, send)
         elif method == "GET" and path == RESULTS:
             await self._listen(scope, receive, send)
+        elif method == "GET" and path == PROGRESS:
+            await Response(media_type="text/event-stream")(scope, receive, send)
         elif method in ("GET", "HEAD") and READ.fullmatch(path):
             await self._app(scope, receive, send)
         elif method == "POST" and path == JOIN:

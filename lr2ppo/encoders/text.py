@@ -54,16 +54,9 @@ class TextEncoder(nn.Module):
         source = Path(path)
         model = load_roberta(source)
         folder = Path(tokenizer) if tokenizer else source if source.is_dir() else source.parent
-        encoder = cls(model, load_tokenizer(folder), tokenizer_folder=folder)
+        encoder = cls(model, load_tokenizer(folder, source, model.config.vocab_size), tokenizer_folder=folder)
         if tokenizer:
             encoder.require_tokenizer()
-        # Numbers may have gaps.
-        tokens = 0 if encoder._tokenizer is None else 1 + max(encoder._tokenizer.get_vocab().values())
-        if tokens > model.config.vocab_size:
-            raise UserError(
-                f"{folder}: found a tokenizer of {tokens} tokens, the encoder {source} has "
-                f"{model.config.vocab_size}; wanted the encoder's own"
-            )
         return encoder
 
     @property
@@ -145,8 +138,11 @@ class TextEncoder(nn.Module):
         return [row[:length] for row, length in zip(hidden, tokens["attention_mask"].sum(1).tolist(), strict=True)]
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
-    """The tokenizer of a folder, None if it has none; raises `UserError` if it is no byte-level BPE as RoBERTa's."""
+def load_tokenizer(folder: Path, encoder: Path, size: int) -> PreTrainedTokenizerFast | None:
+    """The tokenizer of a folder for an encoder of `size` tokens, None if it has none.
+
+    Raises `UserError` if it is no byte-level BPE as RoBERTa's, or numbers tokens beyond the encoder's.
+    """
     whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if not (whole.is_file() or (vocabulary.is_file() and merges.is_file())):
         return None
@@ -156,7 +152,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
             if whole.is_file()
             else ByteLevelBPETokenizer(str(vocabulary), str(merges))._tokenizer
         )
-        if tokenizer.get_vocab().keys() >= {*SPECIAL_TOKENS}:
+        numbers = cast(Mapping[str, int], tokenizer.get_vocab())
+        # Before the tokenizer is copied: a copy takes memory for every number up to the last, used or not.
+        tokens = 1 + max(numbers.values(), default=-1)
+        if tokens > size:
+            raise UserError(
+                f"{folder}: found a tokenizer of {tokens} tokens, the encoder {encoder} has {size}; "
+                "wanted the encoder's own"
+            )
+        if numbers.keys() >= {*SPECIAL_TOKENS}:
             return roberta_tokenizer(tokenizer)
     except UserError:
         raise

@@ -132,6 +132,7 @@ def test_no_address_is_fetched(served: Client, uploaded: str, watched: tuple[str
     "/assets/../../routes.py /assets/..%2f..%2froutes.py /static/%2e%2e/%2e%2e/routes.py /static//etc/passwd "
     "/svelte/..%5c..%5croutes.py /monitoring /monitoring/summary /docs /openapi.json /login_check /pwa_icon "
     "/gradio_api/dev/reload /gradio_api/custom_component/x/client/component/y /gradio_api/mcp/ /gradio_api/mcp/sse "
+    "/gradio_api/heartbeat/session "
     "/gradio_api/runs /gradio_api/token /gradio_api/user /gradio_api/app_id /gradio_api/queue/status "
     "/gradio_api/vibe-code/ /gradio_api/deep_link /gradio_api/stream/a/b/c/playlist.m3u8 "
     "/gradio_api/openapi.json /gradio_api/file/etc/passwd /gradio_api/FILE=/etc/passwd //gradio_api/file=/etc/passwd "
@@ -313,7 +314,8 @@ def test_bytes_that_are_no_request_get_no_traceback(
     served: Client, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert served.send(b"\x16\x03\x01 no HTTP\r\n\r\n").split()[1] == b"400"
-    started = f"GET {API}/heartbeat/session HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+    path = json.loads(served.upload(("large.png", bytes(30 * 2**20))).body)[0]
+    started = f"GET {API}/file={path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", served.port), timeout=60) as connection:
         connection.sendall(started)
         assert connection.recv(1)
@@ -447,6 +449,22 @@ def test_the_page_forgets_its_visitors(served: Client) -> None:
     for number in range(MOST_SESSIONS + 10):
         served.join([], f"leaves{number}", event=event)
     assert held() <= before + MOST_SESSIONS
+
+
+def test_nothing_is_held_of_an_upload_s_id(served: Client) -> None:
+    from gradio.routes import file_upload_statuses as held
+
+    kind, bodies = f"multipart/form-data; boundary={BOUNDARY}", (form(("a.png", b"x")), form(("a.png", b"x"))[:-9])
+    answers = [
+        served.ask("POST", f"{API}/upload?upload_id=id{number}", body, Content_Type=kind).status
+        for number, body in enumerate(bodies)
+    ]
+    assert answers == [200, 400]
+    assert held._statuses == {}
+    # The page's script asks, and finds an error in its console if it is refused.
+    asked = [served.ask("GET", f"{API}/upload_progress?upload_id=id{number}") for number in range(3)]
+    assert [(each.status, each.text) for each in asked] == [(200, "")] * 3
+    assert dict(held._signals) == {}
 
 
 @pytest.mark.parametrize("comes", [False, True])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from lr2ppo.encoders.weights.files import count_heads
 from lr2ppo.errors import UserError
 from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.tensors import fingerprint
+from tests.helpers.fuzz import run_apart
 from tests.helpers.golden import GOLDEN
 
 # width, layers, heads, hidden width: the heads follow the default rule; 88 * (60 / 88) is below 60 in floats.
@@ -456,14 +458,29 @@ def test_only_tokenizers_of_byte_level_bpe_are_read(
         TextEncoder.load(text_file, tokenizer=tmp_path)
 
 
+@pytest.mark.parametrize("save", [save_only_json, save_vocabulary])
+@pytest.mark.parametrize("number", [10**6, 2 * 10**9, 2**31])
 def test_a_token_beyond_the_encoders_vocabulary_is_refused(
-    text_file: Path, tokenizer: RobertaTokenizerFast, tmp_path: Path
+    save: Callable[[RobertaTokenizerFast, Path], None],
+    number: int,
+    text_file: Path,
+    tokenizer: RobertaTokenizerFast,
+    tmp_path: Path,
 ) -> None:
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    content["model"]["vocab"]["a"] = 10**6
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="found a tokenizer of 1000001 tokens"):
-        TextEncoder.load(text_file, tokenizer=tmp_path)
+    save(tokenizer, tmp_path)
+    path = tmp_path / ("vocab.json" if save is save_vocabulary else "tokenizer.json")
+    content = json.loads(path.read_text())
+    (content if save is save_vocabulary else content["model"]["vocab"])["a"] = number
+    path.write_text(json.dumps(content))
+
+    def check() -> None:
+        # Memory for all numbers up to it would be several gigabytes.
+        limit = 2**30 + resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        with pytest.raises(UserError, match=f"found a tokenizer of {number + 1} tokens"):
+            TextEncoder.load(text_file, tokenizer=tmp_path)
+
+    run_apart(check)
 
 
 def test_extraction_without_a_tokenizer_ends_before_any_work(

@@ -96,6 +96,7 @@ ODD_VALUES = st.sampled_from(
         -1,
         1,
         3,
+        2**31,
         2**70,
         0.5,
         1e308,
