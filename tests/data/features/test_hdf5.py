@@ -325,7 +325,12 @@ def add_chunk(path: Path, part: str, chunk: tuple[int, ...], stored: bytes, *fil
             {"deflate": partial(created.set_deflate, 9), "fletcher32": created.set_fletcher32}[name]()
         space = h5py.h5s.create_simple(shape, (h5py.h5s.UNLIMITED,) * len(shape))
         array = h5py.h5d.create(group.id, part.encode(), dtype, space, created)
-        array.write_direct_chunk((0,) * len(shape), stored)
+        try:
+            array.write_direct_chunk((0,) * len(shape), stored)
+        except OSError as error:
+            if "chunk size can't be encoded" not in str(error):
+                raise
+            pytest.skip("this version of HDF5 cannot write such a chunk")
 
 
 def change_array(path: Path, part: str, numbers: NDArray[Any], **options: Any) -> None:
