@@ -74,9 +74,8 @@ class Guard:
                     # The rest of the body may be no request.
                     headers["connection"] = "close"
             elif status >= 400 and not message.get("more_body", False) and "expect" not in Headers(scope=scope):
-                await send({**message, "more_body": True})
-                await body.discard()
-                message = {"type": "http.response.body", "body": b""}
+                await _end_after_body(message, body, send)
+                return
             await send(message)
 
         try:
@@ -178,6 +177,23 @@ async def read_body(receive: Receive) -> bytes:
     return b"".join(pieces)
 
 
-_busy = PlainTextResponse(
+async def _end_after_body(message: Message, body: _Body, send: Send) -> None:
+    """Send the end of a response, and close only after the request's body: its client reads nothing before."""
+    await send({**message, "more_body": True})
+    await body.discard()
+    await send({"type": "http.response.body", "body": b""})
+
+
+BUSY = PlainTextResponse(
     "Too many requests at once: try again in a moment.", 503, {"retry-after": "5", "connection": "close"}
 )
+
+
+async def _busy(scope: Scope, receive: Receive, send: Send) -> None:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.body" and "expect" not in Headers(scope=scope):
+            await _end_after_body(message, _Body(receive, 0), send)
+        else:
+            await send(message)
+
+    await BUSY(scope, receive, sending)

@@ -53,7 +53,7 @@ def lock_run(folder: Path) -> None:
 
 
 def lock_path(folder: Path) -> Path:
-    return folder.parent / f".{folder.name}.lock"
+    return folder.parent.absolute() / f".{folder.name}.lock"
 
 
 def is_locked(folder: Path) -> bool:

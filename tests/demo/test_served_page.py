@@ -330,6 +330,8 @@ def test_bytes_that_are_no_request_get_no_traceback(
 def test_too_many_at_once_are_told_so(served: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "MOST_REQUESTS", 0)
     assert served.ask("GET", "/").status == 503
+    # A client that sends much reads the answer, too.
+    assert served.upload(("large.png", bytes(20 * 2**20))).status == 503
     monkeypatch.setattr(server, "MOST_CONNECTIONS", 0)
     assert served.send(b"").split()[1] == b"503"
 
