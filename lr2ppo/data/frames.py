@@ -52,7 +52,7 @@ BEYOND_WHITE = 1.25
 # and below black in at most this share of the pixels.
 MOST_BELOW_BLACK = 1 / 20
 # TIFF's tag that says what its numbers mean: whether 0 is white, which PIL reads for 8 bits only.
-PHOTOMETRIC, WHITE_IS_ZERO, YCBCR = 262, 0, 6
+PHOTOMETRIC, WHITE_IS_ZERO, YCBCR, CIELAB = 262, 0, 6, 8
 # TIFF's tag for the type of its numbers, and its values for whole numbers from 0 and for those with a sign.
 SAMPLE_FORMAT, UNSIGNED, SIGNED = 339, (1,), (2,)
 # TIFF's tags for the bits of each channel, and for how channels are stored.
@@ -118,10 +118,11 @@ def _check_numbers(image: Image.Image) -> None:
         raise ValueError("has signed numbers of 8 bits, wanted unsigned ones, or signed ones of 16 bits")
     # Of uncompressed planes, PIL reads each as plain bytes.
     is_plain = set(tags.get(BITS, ())) == {8} and tags.get(PHOTOMETRIC) not in (WHITE_IS_ZERO, YCBCR)
-    if tags.get(PLANES) == SEPARATE and image.info.get("compression") == "raw" and not is_plain:
+    is_misread = tags.get(PHOTOMETRIC) == CIELAB or (image.info.get("compression") == "raw" and not is_plain)
+    if tags.get(PLANES) == SEPARATE and is_misread:
         raise ValueError(
-            "has separate planes (PlanarConfiguration 2) that are no plain 8 bits and not compressed, wanted a PNG, or "
-            "a TIFF with PlanarConfiguration 1"
+            "has separate planes (PlanarConfiguration 2) of Lab, or of no plain 8 bits and uncompressed, wanted a PNG, "
+            "or a TIFF with PlanarConfiguration 1"
         )
 
 

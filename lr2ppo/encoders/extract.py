@@ -32,7 +32,7 @@ from lr2ppo.encoders.extractor import describe_encoding
 from lr2ppo.encoders.image import FrameTokens, ImageEncoder
 from lr2ppo.encoders.text import TextEncoder
 from lr2ppo.errors import FAULTS_SHOWN, UserError, path_errors_as_user_errors, raise_faults
-from lr2ppo.files import check_inside
+from lr2ppo.files import check_inside, check_one_name
 from lr2ppo.terminal import say
 
 SECONDS_TO_REPORT = 60
@@ -116,6 +116,7 @@ def extract(
     """Encode the clips and write their features."""
     hidden = None if show_progress else True
     for clip in tqdm(clips, desc="extracting features", unit="clip", disable=hidden):
+        sources = describe_sources(clip, frames_root)
         texts = [(label, clip.description) for label in clip.labels]
         tokens = [row.float().cpu().numpy() for row in text(texts)]
         frames = np.zeros((0, image.width), dtype=np.float32)
@@ -123,7 +124,9 @@ def extract(
             # Made small one by one: all pictures of a clip may not fit into memory.
             pixels = [image.prepare(read_image(frames_root / name)) for name in clip.images]
             frames = image(pixels).float().flatten(0, 1).cpu().numpy()
-        out.write(clip.id, tokens, frames, text.label_spans(texts), describe_sources(clip, frames_root))
+        if describe_sources(clip, frames_root) != sources:
+            raise UserError(f"clip {clip.id}: its frames changed while they were read; run the same command again")
+        out.write(clip.id, tokens, frames, text.label_spans(texts), sources)
 
 
 def remove_changed(changed: Sequence[Mapping[Path, Sequence[str]]], processes: Processes) -> None:
@@ -181,6 +184,8 @@ def extract_folder(
         with report_once(processes):
             for path in {shard_path(out, processes.rank, processes.world_size), *feature_files(out)} - {given}:
                 check_inside(path)
+            for path in feature_files(out):
+                check_one_name(path, path.stat())
             text_encoder = TextEncoder.load(text, tokenizer)
             text_encoder.require_tokenizer()
             clips = find_clips(data)

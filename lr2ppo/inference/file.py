@@ -33,6 +33,8 @@ def rank_file(ranker: LabelRanker, annotations: Path, frames_root: Path, out: Pa
     a clip or a frame cannot be used, if another model or other inputs made a line of `out`, or if another process
     writes `out`.
     """
+    # Beside the file itself, not a link that may lead to another later.
+    out = check_output(out)
     identity, identity_file = ranker.identity(), out.with_name(f"{out.name}.run.json")
     check_inside(identity_file)
     clips = read_clips(annotations, need="labels")
@@ -56,6 +58,8 @@ def _rank_clip(ranker: LabelRanker, clip: Clip, frames_root: Path) -> dict[str, 
     frames = [frames_root / image for image in clip.images] or None
     inputs = _fingerprint(clip, frames_root)
     (scores,) = ranker.score_batch([Query(frames, clip.labels, clip.description)])
+    if _fingerprint(clip, frames_root) != inputs:
+        raise UserError(f"clip {clip.id}: its frames changed while they were read; run the same command again")
     order = np.argsort(-scores, kind="stable").tolist()
     labels = [clip.labels[place] for place in order]
     return {"id": clip.id, "labels": labels, "scores": scores[order].tolist(), "inputs": inputs}
@@ -70,7 +74,6 @@ def _fingerprint(clip: Clip, frames_root: Path) -> str:
 def _locked(out: Path) -> Iterator[BufferedRandom]:
     """Open `out` to read and append for this process alone; remove it if nothing was written."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    check_output(out)
     with open(out, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,6 +16,7 @@ from lr2ppo.runs.lookup import (
     EXPORTED,
     explain_missing,
     find_run,
+    has_own_weights,
     is_exported,
     read_data,
     read_run,
@@ -83,6 +84,8 @@ def _open_exported(folder: Path) -> Trained:
 
 
 def _open_run(folder: Path) -> Trained:
+    if not has_own_weights(folder):
+        raise UserError(f"{folder / 'best'}: has links to other folders; put what they lead to in their places")
     data, encoding = read_data(folder), read_features_file(folder)
     reward, why = _find_reward(folder)
     use = Use(

@@ -194,6 +194,8 @@ def _source_run(folder: Path, config: Mapping[str, Any], key: str) -> Path | Non
     fingerprint = read_inputs(folder).get(key)
     places = _source_places(folder, config, key)
     found = next((place for place in places if has_weights(place, fingerprint)), None)
+    if found is not None and not has_own_weights(found):
+        return None
     if found is None or found.resolve().parents[1] == folder.resolve().parents[1]:
         return found
     # A run of someone else must not name any run to show or to export.
@@ -205,6 +207,8 @@ def explain_missing(folder: Path, key: str) -> str:
     config = read_run(folder)
     if not _source_places(folder, config, key):
         return f"{config[key]} no longer exists"
+    if any(not has_own_weights(place) for place in _source_places(folder, config, key)):
+        return f"{config[key]} has its weights in another folder, by a link"
     if key not in read_inputs(folder):
         return f"{config[key]} is in another folder, and it is not known which weights it had"
     return f"{config[key]} was trained again since and has other weights"
@@ -221,6 +225,11 @@ def _source_places(folder: Path, config: Mapping[str, Any], key: str) -> list[Pa
     beside = folder.resolve().parents[1] / stage / path.name
     places = [beside, path] if path.is_relative_to(str(config.get("logs"))) else [path, beside]
     return [place for place in places if _is_run_of(place, stage)]
+
+
+def has_own_weights(folder: Path) -> bool:
+    """Whether a run's best weights lie in its folder, links followed: someone else's could lead to any run's."""
+    return (folder / "best" / WEIGHTS_FILE).resolve().parent == folder.resolve() / "best"
 
 
 def weights_fingerprint(folder: Path) -> str | None:

@@ -32,8 +32,6 @@ from lr2ppo.stages.trainings import Training, start
 from lr2ppo.terminal import say
 from lr2ppo.training.run import open_all
 
-# What the commands of a comparison print, in its logs folder; that of the last one is there.
-OUTPUT = "output.txt"
 PAGE = "report.html"
 
 
@@ -130,7 +128,7 @@ def _run_each(
         passed = time.monotonic() - started
         left = f", about {show_time(passed / number * (len(trainings) - number))} left" if number else ""
         say(f"{what} {number + 1} of {len(trainings)}{left}: {training.name}")
-        start(*command(training), output=logs / OUTPUT)
+        start(*command(training), quiet=True)
 
 
 def _measure(name: str, attempt: Attempt, split: str) -> Row:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from lr2ppo.config.load import known_keys
 from lr2ppo.config.schema import RunConfig
@@ -62,18 +63,19 @@ def _bare(setting: str, stage: Stage) -> str:
     return setting.removeprefix(f"{stage.name}:")
 
 
-def start(*arguments: str, output: Path | None = None) -> None:
+def start(*arguments: str, quiet: bool = False) -> None:
     """Run a command of lr2ppo in a separate process; exit with its exit code if it fails.
 
-    What it prints goes to the file `output` if that is given, and is shown only if it fails.
+    With `quiet`, what it prints is shown only if it fails.
     """
     command = [sys.executable, "-m", "lr2ppo", *arguments]
     with ExitStack() as stack:
-        file = None if output is None else stack.enter_context(output.open("wb"))
-        process = stack.enter_context(subprocess.Popen(command, stdout=file, stderr=file))  # noqa: S603 (our own command)
+        output = stack.enter_context(TemporaryFile()) if quiet else None
+        process = stack.enter_context(subprocess.Popen(command, stdout=output, stderr=output))  # noqa: S603
         stack.enter_context(forwarded_signals(process))
         code = process.wait()
+        if code and output is not None:
+            output.seek(0)
+            say(output.read().decode(errors="replace"), error=True)
     if code:
-        if output is not None:
-            say(output.read_text(encoding="utf-8", errors="replace"), error=True)
         sys.exit(code if code > 0 else 128 - code)

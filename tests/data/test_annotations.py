@@ -168,7 +168,7 @@ def test_a_pair_of_a_label_with_itself_is_refused_also_at_two_positions(tmp_path
         assert f"index: found [2, 0], the label {other!r} twice, wanted two labels" in message
 
 
-@pytest.mark.parametrize("label", ["", " ", "\t\n", "\u2003\xa0", "\u2800", "\u3164", "\u200d"])
+@pytest.mark.parametrize("label", ["", " ", "\t\n", "\u2003\xa0", "\u2800", "\u3164", "\u200d", "\x01", "\U000e0061"])
 def test_a_label_of_white_space_is_refused(tmp_path: Path, label: str) -> None:
     tags = [{"tag": "a"}, {"tag": label}, {"tag": " "}]
     message = message_of(write_json(tmp_path, [entry(tags=tags, index=[])]))
@@ -480,6 +480,8 @@ LOOKS = [
     ("boat", "boat\u200d"),
     ("a b", "a \u200cb"),
     ("boat", "boat\U000e0100"),
+    ("boat", "bo\u200cat"),
+    ("boat", "boat\U000e0061"),
 ]
 
 
@@ -492,6 +494,12 @@ def test_labels_that_look_alike_have_one_grade_and_ids_that_do_are_refused(
     assert f"tags: found {one!a} and {other!a}, which look the same, with the grades 1 and 2, wanted one" in message
     message = message_of(write_json(tmp_path, [entry(one), entry(other)]))
     assert f"id: looks like that of clip {one!a}, but is spelled otherwise" in message
+
+
+@pytest.mark.parametrize("label", ["boat\x7f", "bo\x08at", "boat\x85"])
+def test_a_label_with_a_control_character_is_the_one_without(tmp_path: Path, label: str) -> None:
+    tags = [{"tag": "boat", "target": 1}, {"tag": label, "target": 2}]
+    assert "which look the same, with the grades 1 and 2" in message_of(write_json(tmp_path, [entry(tags=tags)]))
 
 
 @pytest.mark.parametrize(

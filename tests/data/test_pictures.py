@@ -627,6 +627,12 @@ def test_separate_planes_whose_meaning_pil_ignores_are_refused(tmp_path: Path, p
 
 
 @pytest.mark.parametrize("packed", [False, True])
+def test_lab_in_separate_planes_whose_signs_pil_ignores_is_refused(tmp_path: Path, packed: bool) -> None:
+    path = write_planes(tmp_path / "lab.tif", [SHADES] * 3, 8, packed)
+    assert_refused(path, "has separate planes .* of Lab")
+
+
+@pytest.mark.parametrize("packed", [False, True])
 def test_a_tiff_of_signed_8_bits_is_refused(tmp_path: Path, packed: bool) -> None:
     path = write_planes(tmp_path / "signed.tif", [(SHADES.astype(int) - 128).astype(np.int8)], 1, packed)
     assert_refused(path, "has signed numbers of 8 bits, wanted unsigned ones, or signed ones of 16 bits")

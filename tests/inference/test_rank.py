@@ -505,6 +505,39 @@ def test_a_file_whose_clips_changed_since_they_were_ranked_is_refused(
     assert out.read_bytes() == content
 
 
+def test_a_file_that_a_link_leads_to_keeps_its_own_model(
+    trained_world: TrainedWorld, ranker: LabelRanker, tmp_path: Path
+) -> None:
+    data, link = trained_world.data, tmp_path / "latest.jsonl"
+    for name in ("jan", "feb"):
+        (tmp_path / name).mkdir()
+    link.symlink_to(tmp_path / "jan" / "ranked.jsonl")
+    rank_file(ranker, data / "test_data.json", data, link)
+    assert (tmp_path / "jan" / "ranked.jsonl.run.json").is_file()
+    other = LabelRanker.load(trained_world.logs / "pointwise" / "one", device="cpu")
+    rank_file(other, data / "test_data.json", data, tmp_path / "feb" / "ranked.jsonl")
+    link.unlink()
+    link.symlink_to(tmp_path / "feb" / "ranked.jsonl")
+    with pytest.raises(UserError, match="was started with another model"):
+        rank_file(ranker, data / "test_data.json", data, link)
+
+
+def test_frames_that_change_while_a_clip_is_ranked_are_refused(
+    trained_world: TrainedWorld, ranker: LabelRanker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = shutil.copytree(trained_world.data, tmp_path / "data", ignore=shutil.ignore_patterns("*.h5"))
+    real, frame = LabelRanker.score_batch, next((data / "frames" / "test-0000").iterdir())
+
+    def score(*arguments: Any) -> Any:
+        scores = real(*arguments)
+        frame.write_bytes(frame.read_bytes() + b"x")
+        return scores
+
+    monkeypatch.setattr(LabelRanker, "score_batch", score)
+    with pytest.raises(UserError, match="clip test-0000: its frames changed while they were read"):
+        rank_file(ranker, data / "test_data.json", data, tmp_path / "ranked.jsonl")
+
+
 def test_lines_of_other_clips_or_a_clip_twice_are_refused(
     trained_world: TrainedWorld, ranker: LabelRanker, tmp_path: Path
 ) -> None:

@@ -52,7 +52,7 @@ class Commands(list[str]):
 
     last = 1000
 
-    def start(self, *words: str, output: Path) -> None:
+    def start(self, *words: str, quiet: bool) -> None:
         if len(self) == self.last:
             raise SystemExit(130)
         self.append(f"{words[0]} {words[1]}" if words[0] == "train" else "evaluate")

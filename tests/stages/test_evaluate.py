@@ -95,6 +95,21 @@ def test_an_evaluation_of_earlier_weights_is_not_shown_as_that_of_the_run(
     assert (found.evaluated, found.outdated) == (("test", "val"), ())
 
 
+@pytest.mark.parametrize("linked", ["best", "best/model.safetensors"])
+def test_a_run_whose_weights_are_a_link_to_those_of_another_is_not_exported(
+    logs: Path, tmp_path: Path, linked: str
+) -> None:
+    private = Path(shutil.copytree(logs / "pointwise" / "one", tmp_path / "private" / "pointwise" / "secret"))
+    path = logs / "pointwise" / "one" / linked
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.symlink_to(private / linked)
+    with pytest.raises(UserError, match=r"pointwise/one/best: has links to other folders"):
+        export(open_trained("pointwise/one", logs), tmp_path / "exported")
+    # Nor is it taken for the run that another started from.
+    export(open_trained("ppo/one", logs), tmp_path / "exported")
+    assert not (tmp_path / "exported" / "before").exists()
+
+
 @pytest.mark.parametrize("changed", ["bootstrap_samples=21", "precision=fp32", "seed=8", "split=val"])
 def test_an_evaluation_is_not_repeated_unless_its_settings_change(
     changed: str, logs: Path, evaluated: Evaluate, alone: Processes

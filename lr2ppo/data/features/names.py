@@ -18,7 +18,12 @@ ALIKE = 0.8
 SHAPING = re.compile("[\u200c\u200d\U000e0020-\U000e007f]")
 # Marks of other categories that show nothing themselves (Unicode's Default_Ignorable_Code_Point).
 IGNORABLE = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0080-\U000e0fff]"
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U00016fe4\U0001d159\U000e0080-\U000e0fff]"
+)
+# Joiners beside letters that do not join, and tags without a flag, show nothing either.
+IDLE = re.compile(
+    "(?<=[\0-\u02ff])[\u200c\u200d]|[\u200c\u200d](?=[\0-\u02ff])"
+    "|(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0020-\U000e007f]+"
 )
 # A pattern of Braille without dots.
 BLANK = "\u2800"
@@ -44,10 +49,11 @@ def id_fault(clip_id: str) -> str | None:
 
 def as_seen(text: str) -> str:
     """A text as people see it: texts that look the same are equal, whatever their blanks, accents and format marks."""
-    if text.isascii():
+    if text.isascii() and text.isprintable():
         return " ".join(text.split())
-    marks = (mark for mark in text if unicodedata.category(mark) != "Cf" or SHAPING.match(mark))
-    words = IGNORABLE.sub("", "".join(marks)).replace(BLANK, " ").split()
+    hidden = ("Cc", "Cf")
+    marks = (each for each in text if unicodedata.category(each) not in hidden or each.isspace() or SHAPING.match(each))
+    words = IGNORABLE.sub("", IDLE.sub("", "".join(marks))).replace(BLANK, " ").split()
     # At the edge of a word nothing is joined.
     return unicodedata.normalize("NFC", " ".join(filter(None, (word.strip("\u200c\u200d") for word in words))))
 

@@ -140,8 +140,9 @@ def read_clip_sources(path: Path, metadata: Metadata, dtype: StoredType) -> dict
 def remove_clips(path: Path, clips: Iterable[str]) -> None:
     """Remove the features of clips from a file, but none of other clips in the same groups.
 
-    Raises `UserError` if the file cannot be written.
+    Raises `UserError` if the file cannot be written, or has other names.
     """
+    check_one_name(path, path.stat())
     with _errors_named(path, "be continued", "remove it to start again"), h5py.File(path, "a") as file:
         for clip in clips:
             for part in CLIP_PARTS:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from lr2ppo.data.features.store import MAX_OPEN_FILES, FeatureStore, find_feature_files
-from lr2ppo.data.features.writer import FeatureWriter, StoredType, read_clip_names
+from lr2ppo.data.features.writer import FeatureWriter, StoredType, read_clip_names, remove_clips
 from lr2ppo.errors import UserError
 
 Array = NDArray[np.float32]
@@ -318,6 +318,8 @@ def test_a_file_with_another_name_is_not_continued(tmp_path: Path) -> None:
     (tmp_path / "elsewhere.h5").hardlink_to(path)
     with pytest.raises(UserError, match=r"feat\.h5: is a hard link, one of 2 names of a file; .*put a copy of it"):
         FeatureWriter(path, METADATA)
+    with pytest.raises(UserError, match=r"feat\.h5: is a hard link"):
+        remove_clips(path, ["clip"])
     assert path.read_bytes() == before
 
 
