@@ -17,7 +17,7 @@ from lr2ppo.evaluation.comparison import (
 from lr2ppo.evaluation.intervals import adjust_p
 from lr2ppo.evaluation.metrics import Estimate
 from lr2ppo.evaluation.results import chance_means
-from lr2ppo.evaluation.table import show_p
+from lr2ppo.evaluation.table import show_interval, show_p
 
 LATEX_MARKS = {mark: f"\\{mark}" for mark in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -142,20 +142,15 @@ def _contrast_cells(contrast: Contrast | None) -> tuple[str, str, str]:
     if contrast is None:
         return "", "", ""
     found = contrast.difference
-    interval = f"[{_short(found.low, '+')} {_short(found.high, '+')}]"
-    return f"{found.mean:+.3f}", interval, show_p(contrast.adjusted_p)
+    return f"{found.mean:+.3f}", show_interval(found, "+"), show_p(contrast.adjusted_p)
 
 
 def _with_interval(estimate: Estimate) -> str:
-    return f"{_number(estimate.mean)} [{_short(estimate.low)} {_short(estimate.high)}]"
+    return f"{_number(estimate.mean)} {show_interval(estimate)}"
 
 
 def _number(value: float) -> str:
     return f"{value:.3f}"
-
-
-def _short(value: float, sign: str = "") -> str:
-    return f"{value:{sign}.3f}".replace("0.", ".")
 
 
 def show_chosen(method: Method) -> str:

@@ -34,7 +34,7 @@ def format_table(comparison: Comparison, chance: Mapping[str, float]) -> str:
     lines += _line("chance", [f"{chance[name]:.3f}" for name in shown], width)
     for row, estimates in zip(comparison.rows, comparison.estimates, strict=True):
         lines += _line(row.name, [f"{estimates[name].mean:.3f}" for name in shown], width)
-        lines.append(" " * width + _cells([_interval(estimates[name]) for name in shown]))
+        lines.append(" " * width + _cells([show_interval(estimates[name]) for name in shown]))
     lines += _line("perfect order", ["1.000"] * len(shown), width)
     return "\n".join(lines)
 
@@ -96,7 +96,7 @@ def _list_contrasts(contrasts: Sequence[Contrast]) -> list[str]:
     for name, contrast in zip(names, contrasts, strict=True):
         probabilities = [show_probability(contrast.finding.above_zero), show_p(contrast.adjusted_p)]
         lines += _line(
-            name, [f"{contrast.difference.mean:+.3f}", _interval(contrast.difference, "+"), *probabilities], width
+            name, [f"{contrast.difference.mean:+.3f}", show_interval(contrast.difference, "+"), *probabilities], width
         )
     return lines
 
@@ -127,7 +127,8 @@ def _cells(cells: Sequence[str], cell: int = CELL) -> str:
     return "".join(f"{text:>{cell}}" for text in cells)
 
 
-def _interval(estimate: Estimate, sign: str = "") -> str:
+def show_interval(estimate: Estimate, sign: str = "") -> str:
+    """Show an interval in brackets, without the zeros before the points; `sign` is + for a difference."""
     low, high = (f"{bound:{sign}.3f}".replace("0.", ".") for bound in (estimate.low, estimate.high))
     return f"[{low} {high}]"
 

@@ -5,16 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 
 from lr2ppo.evaluation.comparison import METRIC_TITLES, describe_intervals, describe_size
 from lr2ppo.evaluation.methods import MethodTable, describe_methods, show_chosen, show_count, show_time
 from lr2ppo.evaluation.results import chance_means
-from lr2ppo.evaluation.table import show_p
 from lr2ppo.files import write_text
 from lr2ppo.report.figures import INK, MARKERS, MUTED, SERIES, STYLES, draw, stage_colour
-from lr2ppo.report.page import show_interval, show_value
+from lr2ppo.report.page import open_template
 from lr2ppo.version import __version__
 
 INCHES_PER_METHOD = 0.3
@@ -23,11 +21,7 @@ WIDTH = 7.0
 
 def write_methods_page(name: str, tables: Sequence[MethodTable], axis: str | None, out: Path) -> None:
     """Write the page of a comparison, with a table per data set and, if there is an axis, NDCG along it."""
-    environment = Environment(
-        loader=PackageLoader("lr2ppo.report", "template"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {"value": show_value, "interval": show_interval, "p": show_p}
-    text = environment.get_template("methods.html").render(
+    text = open_template("methods.html").render(
         title=f"lr2ppo: {name}",
         written=time.strftime("%Y-%m-%d %H:%M"),
         version=__version__,

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from lr2ppo.evaluation.comparison import (
     METRIC_TITLES,
@@ -71,19 +71,10 @@ def write_report(groups: Sequence[Sequence[Path]], split: str, out: Path, frames
 
 def render_report(rows: Sequence[ReportedRow], split: str, frames: Path | None = None) -> str:
     """Return the page's HTML."""
-    environment = Environment(
-        loader=PackageLoader("lr2ppo.report", "template"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {
-        "value": show_value,
-        "interval": show_interval,
-        "probability": show_probability,
-        "p": show_p,
-    }
     compared = compare_rows(rows)
     runs = sorted((run for row in rows for run in row.runs), key=lambda run: list(STAGES).index(run.stage))
     stages = [(STAGES[stage], list(own)) for stage, own in groupby(runs, key=lambda run: run.stage)]
-    return environment.get_template("page.html").render(
+    return open_template("page.html").render(
         title=f"lr2ppo: {rows[-1].name}",
         written=time.strftime("%Y-%m-%d %H:%M"),
         version=__version__,
@@ -97,6 +88,15 @@ def render_report(rows: Sequence[ReportedRow], split: str, frames: Path | None =
         cases=None if compared is None else cases_section(compared, frames),
         facts=[run_facts(run) for run in runs],
     )
+
+
+def open_template(name: str) -> Template:
+    """Open a page's template, in which all text is escaped."""
+    environment = Environment(
+        loader=PackageLoader("lr2ppo.report", "template"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"value": _value, "interval": _interval, "probability": show_probability, "p": show_p}
+    return environment.get_template(name)
 
 
 def compare_rows(rows: Sequence[ReportedRow]) -> Compared | None:
@@ -275,14 +275,12 @@ def _best_steps(runs: Sequence[ReportedRun]) -> str:
     )
 
 
-def show_value(number: float, sign: bool = False) -> str:
-    """Show a metric, or with `sign` a difference."""
+def _value(number: float, sign: bool = False) -> str:
     return f"{number:+.3f}" if sign else f"{number:.3f}"
 
 
-def show_interval(estimate: Estimate, sign: bool = False) -> str:
-    """Show the interval of an estimate, or with `sign` of a difference."""
-    return f"{show_value(estimate.low, sign)} to {show_value(estimate.high, sign)}"
+def _interval(estimate: Estimate, sign: bool = False) -> str:
+    return f"{_value(estimate.low, sign)} to {_value(estimate.high, sign)}"
 
 
 def _fingerprints(found: Mapping[str, Any]) -> str | None:

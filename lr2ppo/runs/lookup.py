@@ -205,9 +205,10 @@ def _source_run(folder: Path, config: Mapping[str, Any], key: str) -> Path | Non
 def explain_missing(folder: Path, key: str) -> str:
     """Say what became of a run that a run started from and that is missing now."""
     config = read_run(folder)
-    if not _source_places(folder, config, key):
+    places = _source_places(folder, config, key)
+    if not places:
         return f"{config[key]} no longer exists"
-    if any(not has_own_weights(place) for place in _source_places(folder, config, key)):
+    if not all(map(has_own_weights, places)):
         return f"{config[key]} has its weights in another folder, by a link"
     if key not in read_inputs(folder):
         return f"{config[key]} is in another folder, and it is not known which weights it had"

@@ -49,7 +49,7 @@ def run_comparison(config: CompareConfig) -> dict[str, list[Method]]:
         open_all(training.config, alone, training.folder)
     missing = [training for training in plan.trainings if not training.is_finished]
     say(f"{len(plan.trainings)} runs in {config.logs}, {len(finished)} of them finished")
-    _run_each("train", missing, config.logs, lambda training: training.command(config.preset))
+    _run_each("train", missing, lambda training: training.command(config.preset))
     shown = {
         (data, name): (max(attempts, key=Attempt.validation), len(attempts))
         for data, rows in plan.attempts.items()
@@ -76,7 +76,6 @@ def run_comparison(config: CompareConfig) -> dict[str, list[Method]]:
 def show_comparison(methods: Mapping[str, Sequence[Method]], config: CompareConfig, name: str, out: Path) -> None:
     """Print the table of each data set, and write all as text, Markdown, CSV, LaTeX and a page into a folder."""
     tables = [MethodTable.make(data, own, config.against) for data, own in methods.items()]
-    out.mkdir(parents=True, exist_ok=True)
     for table in tables:
         text = _as_text(table, config.split)
         say(f"\n{text}")
@@ -110,19 +109,11 @@ def _evaluate_all(
         for training in shown.values()
         if not is_evaluated(training.folder, evaluation, training.config.data, alone)
     ]
-
-    def command(training: Training) -> list[str]:
-        settings = [f"name={training.name}", f"logs={training.config.logs}", f"root={training.config.data.root}"]
-        return ["evaluate", f"--config={config.preset / 'evaluate.yaml'}", *settings, f"split={config.split}"]
-
-    _run_each("evaluate", missing, config.logs, command)
+    _run_each("evaluate", missing, lambda training: training.evaluation(config.preset, config.split))
 
 
-def _run_each(
-    what: str, trainings: Sequence[Training], logs: Path, command: Callable[[Training], Sequence[str]]
-) -> None:
+def _run_each(what: str, trainings: Sequence[Training], command: Callable[[Training], Sequence[str]]) -> None:
     """Run a command for each training, one after the other; print how many there are and how long they will take."""
-    logs.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     for number, training in enumerate(trainings):
         passed = time.monotonic() - started

@@ -135,10 +135,9 @@ class _Planner:
             }
             own = [*settings_for(stage, settings), f"logs={self.config.logs / RUNS}"]
             own += [f"{key}={source.name}" for key, source in sources.items()]
-            file = self.config.preset / f"{stage.name}.yaml"
-            own.append(f"name={self._identify(load_config(file, stage.name, own))}")
-            config: RunConfig = load_config(file, stage.name, own)
-            training = Training(stage, config, run_folder(config), own)
+            config: RunConfig = load_config(self.config.preset / f"{stage.name}.yaml", stage.name, own)
+            config = config.model_copy(update={"name": self._identify(config)})
+            training = Training(stage, config, run_folder(config), [*own, f"name={config.name}"])
             made[stage.name] = self.trainings.setdefault(training.name, training)
         return made[row.stages[-1]]
 
@@ -153,6 +152,8 @@ class _Planner:
     def _content(self, path: Path) -> str:
         """The fingerprint of a file; raises `UserError` if it cannot be read."""
         try:
-            return self._contents.setdefault(path, self._contents.get(path) or file_fingerprint(path))
+            if path not in self._contents:
+                self._contents[path] = file_fingerprint(path)
+            return self._contents[path]
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror or error}; check data of the set") from None

@@ -41,12 +41,10 @@ def run_pipeline(name: str, preset: Path, settings: Sequence[str] = (), seeds: S
         else:
             _start(*training.command(preset))
     for training in trainings:
-        data = training.config.data
-        if is_evaluated(training.folder, evaluation, data, alone):
+        if is_evaluated(training.folder, evaluation, training.config.data, alone):
             say(f"== {training.name}: evaluated already")
         else:
-            settings = [f"name={training.name}", f"logs={training.config.logs}", f"root={data.root}", f"split={SPLIT}"]
-            _start("evaluate", f"--config={preset / 'evaluate'}.yaml", *settings)
+            _start(*training.evaluation(preset, SPLIT))
     return [training.name for training in trainings]
 
 

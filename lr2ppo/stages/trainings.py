@@ -40,6 +40,11 @@ class Training:
         """The arguments of `lr2ppo` that train it."""
         return ["train", self.stage.name, f"--config={preset / self.stage.name}.yaml", *self.settings]
 
+    def evaluation(self, preset: Path, split: str) -> list[str]:
+        """The arguments of `lr2ppo` that evaluate it on a split of its data."""
+        settings = [f"name={self.name}", f"logs={self.config.logs}", f"root={self.config.data.root}", f"split={split}"]
+        return ["evaluate", f"--config={preset / 'evaluate'}.yaml", *settings]
+
 
 def settings_for(stage: Stage, given: Sequence[str]) -> list[str]:
     """Select the settings of a stage: `STAGE:key=value` is of that stage, any other of every stage with its key."""
