@@ -113,6 +113,11 @@ def _check_numbers(image: Image.Image) -> None:
     # PIL keeps the high bytes of the pixels, and looks for the key's low bytes among them.
     if isinstance(key, tuple) and (_stored_mode(image).startswith("RGB;16") or max(key) > 255):
         raise ValueError("has a transparent colour of 16 bits a channel, wanted an alpha channel, or 8 bits a channel")
+    if _has_key_of_unknown_bits(image):
+        raise ValueError(
+            "is decoded and has a transparent colour, of which PIL no longer knows the bits; give its path, "
+            "or remove info['transparency']"
+        )
     tags = getattr(image, "tag_v2", {})
     if image.mode == "L" and tags.get(SAMPLE_FORMAT) == SIGNED:
         raise ValueError("has signed numbers of 8 bits, wanted unsigned ones, or signed ones of 16 bits")
@@ -124,6 +129,15 @@ def _check_numbers(image: Image.Image) -> None:
             "has separate planes (PlanarConfiguration 2) of Lab, or of no plain 8 bits and uncompressed, wanted a PNG, "
             "or a TIFF with PlanarConfiguration 1"
         )
+
+
+def _has_key_of_unknown_bits(image: Image.Image) -> bool:
+    """Whether an image is decoded and has a transparent colour that its file may count in 2, 4 or 16 bits."""
+    if _stored_mode(image) or image.format not in (None, "PNG"):
+        return False
+    key = image.info.get("transparency")
+    # Of 8 bits, a shade above those of 4 bits is certain; 0 is black with any number of bits.
+    return (image.mode == "L" and isinstance(key, int) and 0 < key < 2**4) or isinstance(key, tuple)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -315,13 +329,15 @@ def _read_pictures(path: Path, choose: Choose, prepare: Callable[[Image.Image], 
         with _readable(path):
             image = opened.enter_context(open_image(path))
             count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
+            # A PNG may have a picture for programs that do not know animations, before those of its animation.
+            skipped = 1 if count > 1 and getattr(image, "default_image", False) else 0
             has_pages = image.format == "TIFF" and getattr(image, "is_animated", False)
         if has_pages:
             # Pages differ in size and may be thumbnails, and counting those of a damaged file can take hours.
             raise UserError(
                 f"{path}: found several pages, wanted one picture; save each page as a file, and give their folder"
             )
-        positions = choose(count).tolist()
+        positions = (choose(count - skipped) + skipped).tolist()
         if (max(positions, default=0) + 1) * image.width * image.height > MOST_ANIMATED_PIXELS:
             raise UserError(
                 f"{path}: found {count} pictures of {image.width} x {image.height} pixels, wanted at most "

@@ -8,6 +8,7 @@ from reprlib import repr as shortened
 
 import numpy as np
 
+from lr2ppo.data.features.names import as_seen
 from lr2ppo.errors import UserError
 from lr2ppo.files import UNWRITABLE
 
@@ -38,11 +39,14 @@ def check_texts(labels: Sequence[str]) -> None:
 
 
 def check_labels(labels: Sequence[str]) -> None:
-    """Raise `UserError` as `check_texts`, or if a label is empty or repeated."""
+    """Raise `UserError` as `check_texts`, or if a label looks empty, is repeated, or looks like another one."""
     check_texts(labels)
+    seen: dict[str, str] = {}
     for place, label in enumerate(labels):
-        if not label.strip():
-            raise UserError(f"labels: found {label!r} at place {place + 1}, wanted a text that is not empty")
+        if not as_seen(label):
+            raise UserError(f"labels: found {label!a} at place {place + 1}, wanted a text that is not empty")
+        if (known := seen.setdefault(as_seen(label), label)) != label:
+            raise UserError(f"labels: found {known!a} and {label!a}, which look the same, wanted each label once")
     repeated = [label for label, count in Counter(labels).items() if count > 1]
     if repeated:
         raise UserError(f"labels: found {', '.join(map(repr, repeated))} more than once, wanted each label once")

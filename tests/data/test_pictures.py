@@ -277,6 +277,14 @@ def test_of_an_animation_the_first_frame_is_laid_on_white(tmp_path: Path, name: 
         np.testing.assert_array_equal(shades_of(found), WHITE_AND_BLACK)
 
 
+@pytest.mark.parametrize("has_other", [True, False])
+def test_of_an_animated_png_the_picture_for_other_programs_is_no_frame(tmp_path: Path, has_other: bool) -> None:
+    pictures = [Image.new("L", (32, 8), 50 * number) for number in range(4)]
+    pictures[0].save(tmp_path / "moving.png", save_all=True, append_images=pictures[1:], default_image=has_other)
+    found = read_frames(tmp_path / "moving.png", np.arange)
+    assert [int(shades_of(each)[0, 0]) for each in found] == ([50, 100, 150] if has_other else [0, 50, 100, 150])
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK", "YCbCr", "HSV"])
 def test_an_ordinary_picture_keeps_its_bytes(mode: str) -> None:
     image = Image.merge("RGB", [PICTURE, PICTURE.rotate(180), Image.new("L", (32, 8), 90)]).convert(mode)
@@ -584,6 +592,19 @@ def test_a_transparent_colour_of_16_bits_of_a_decoded_picture_is_refused(tmp_pat
     path = write_png(tmp_path / "key.png", (8, 8, 16, 2), [bytes(6 * 8)] * 8, b"\x80\0" * 3)
     with Image.open(path) as opened, pytest.raises(UserError, match="frame 0: has a transparent colour of 16 bits"):
         decode(opened.resize((4, 4)))
+
+
+@pytest.mark.parametrize(("bits", "colours", "key"), [(2, 0, 1), (4, 0, 15), (16, 2, 200)])
+@pytest.mark.parametrize("of_file", [True, False])
+def test_a_decoded_picture_that_no_longer_tells_the_bits_of_its_transparent_colour_is_refused(
+    tmp_path: Path, bits: int, colours: int, key: int, of_file: bool
+) -> None:
+    row = bytes(8 * bits * (3 if colours else 1) // 8)
+    path = write_png(tmp_path / "key.png", (8, 8, bits, colours), [row] * 8, struct.pack(">H", key) * (colours + 1))
+    with Image.open(path) as opened:
+        opened.load()
+        with pytest.raises(UserError, match="frame 0: is decoded and has a transparent colour"):
+            decode(opened if of_file else opened.copy())
 
 
 def write_planes(path: Path, planes: list[NDArray[Any]], photometric: int, packed: bool = False) -> Path:
