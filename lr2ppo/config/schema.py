@@ -438,7 +438,8 @@ class CompareConfig(Section):
     """A comparison: rows, each with a run per seed and data set; `against` is the row that the others are compared to.
 
     `preset` is the folder of the stages' files, `data` has the settings of each data set, `settings` are those of all
-    runs; `{seed}` in one stands for the seed. `axis` says what differs between data sets whose names are numbers.
+    runs; `{seed}` in one stands for the seed. `parallel` runs are made at a time. `axis` says what differs between data
+    sets whose names are numbers.
     """
 
     stage: Literal["compare"]
@@ -446,6 +447,7 @@ class CompareConfig(Section):
     split: Literal["val", "test"]
     seeds: Annotated[list[Seed], Field(min_length=1)]
     logs: PathText
+    parallel: Count = 1
     against: str
     axis: str | None = None
     settings: list[Setting] = []

@@ -68,15 +68,43 @@ class StopRequest:
             os.write(2, NOTICE)
 
 
-@contextmanager
-def forwarded_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Within the context, stopping signals are forwarded to a child process."""
-    before = {number: signal.signal(number, lambda sent, _: process.send_signal(sent)) for number in handled_signals()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+class ForwardedSignals:
+    """Within the context, stopping signals are forwarded to child processes.
+
+    `exit_code` is 128 + the number of the first signal, or 0 before one came.
+    """
+
+    def __init__(self) -> None:
+        self.exit_code = 0
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._forward) for number in handled_signals()}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def add(self, process: subprocess.Popen[bytes]) -> None:
+        """Forward signals to a process, also one that came while it was started."""
+        self._processes.append(process)
+        if self.exit_code:
+            process.send_signal(self.exit_code - 128)
+
+    def stop(self) -> None:
+        """Ask all processes to stop."""
+        self._send(signal.SIGTERM)
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self.exit_code = self.exit_code or 128 + number
+        self._send(number)
+
+    def _send(self, number: int) -> None:
+        for process in self._processes:
+            # To one that has ended, nothing is sent.
+            process.send_signal(number)
 
 
 def follow_training_process(*_: object) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import cpu_count, environ
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from lr2ppo.config.load import load_config
 from lr2ppo.config.schema import CompareConfig, EvaluateConfig
+from lr2ppo.distributed.commands import Command, run_commands
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.evaluation.comparison import Row, Run, describe_intervals, describe_size
 from lr2ppo.evaluation.methods import (
@@ -28,7 +30,7 @@ from lr2ppo.report.methods import write_methods_page
 from lr2ppo.runs.lookup import read_finished, source_runs
 from lr2ppo.stages.comparison_plan import Attempt, make_plan
 from lr2ppo.stages.evaluate import is_evaluated
-from lr2ppo.stages.trainings import Training, start
+from lr2ppo.stages.trainings import Training
 from lr2ppo.terminal import say
 from lr2ppo.training.run import open_all
 
@@ -49,7 +51,7 @@ def run_comparison(config: CompareConfig) -> dict[str, list[Method]]:
         open_all(training.config, alone, training.folder)
     missing = [training for training in plan.trainings if not training.is_finished]
     say(f"{len(plan.trainings)} runs in {config.logs}, {len(finished)} of them finished")
-    _run_each("train", missing, lambda training: training.command(config.preset))
+    _run_each("train", missing, lambda training: training.command(config.preset), config.parallel)
     shown = {
         (data, name): (max(attempts, key=Attempt.validation), len(attempts))
         for data, rows in plan.attempts.items()
@@ -109,17 +111,31 @@ def _evaluate_all(
         for training in shown.values()
         if not is_evaluated(training.folder, evaluation, training.config.data, alone)
     ]
-    _run_each("evaluate", missing, lambda training: training.evaluation(config.preset, config.split))
+    _run_each("evaluate", missing, lambda training: training.evaluation(config.preset, config.split), config.parallel)
 
 
-def _run_each(what: str, trainings: Sequence[Training], command: Callable[[Training], Sequence[str]]) -> None:
-    """Run a command for each training, one after the other; print how many there are and how long they will take."""
+def _run_each(
+    what: str, trainings: Sequence[Training], command: Callable[[Training], Sequence[str]], parallel: int
+) -> None:
+    """Run a command for each training; print each with how many there are and how long those that are left take."""
     started = time.monotonic()
-    for number, training in enumerate(trainings):
+    numbers = {training.name: number for number, training in enumerate(trainings, start=1)}
+
+    def show(begun: Command, ended: int) -> None:
         passed = time.monotonic() - started
-        left = f", about {show_time(passed / number * (len(trainings) - number))} left" if number else ""
-        say(f"{what} {number + 1} of {len(trainings)}{left}: {training.name}")
-        start(*command(training), quiet=True)
+        left = f", about {show_time(passed / ended * (len(trainings) - ended))} left" if ended else ""
+        say(f"{what} {numbers[begun.name]} of {len(trainings)}{left}: {begun.name}")
+
+    commands = [Command(each.name, command(each), each.sources) for each in trainings]
+    run_commands(commands, _places(parallel), show)
+
+
+def _places(count: int) -> list[dict[str, str]]:
+    """The environment variables of the commands that run at once: each has its share of the cores, and one GPU."""
+    threads = {} if "OMP_NUM_THREADS" in environ else {"OMP_NUM_THREADS": str(max(1, (cpu_count() or 1) // count))}
+    gpus = environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    own = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus.split(",") if gpu] or [{}]
+    return [threads | own[place % len(own)] for place in range(count)]
 
 
 def _measure(name: str, attempt: Attempt, split: str) -> Row:

@@ -8,12 +8,13 @@ import torch
 
 from lr2ppo.config.load import load_config
 from lr2ppo.config.schema import EvaluateConfig, RunConfig
+from lr2ppo.distributed.commands import run_command
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
 from lr2ppo.runs.lookup import FINISHED
 from lr2ppo.runs.stages import LR2PPO
 from lr2ppo.stages.evaluate import is_evaluated
-from lr2ppo.stages.trainings import SEED, Training, belongs, settings_for, start
+from lr2ppo.stages.trainings import SEED, Training, belongs, settings_for
 from lr2ppo.terminal import say
 from lr2ppo.training.run import open_all
 from lr2ppo.training.run_folder import find_source, run_folder
@@ -120,4 +121,4 @@ def _sources(training: Training) -> list[Path]:
 
 def _start(*arguments: str) -> None:
     say(f"== lr2ppo {shlex.join(arguments)}")
-    start(*arguments)
+    run_command(*arguments)

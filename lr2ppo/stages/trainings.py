@@ -1,19 +1,13 @@
-"""A training of a stage as a command: its settings, and running it in a separate process."""
+"""A training of a stage: its settings, and the commands that train and evaluate it."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from lr2ppo.config.load import known_keys
 from lr2ppo.config.schema import RunConfig
-from lr2ppo.distributed.signals import forwarded_signals
 from lr2ppo.runs.lookup import FINISHED
 from lr2ppo.runs.stages import STAGES, Stage
-from lr2ppo.terminal import say
 
 # Replaced by the seed in a setting, such as data.root=data/mini-{seed}.
 SEED = "{seed}"
@@ -35,6 +29,11 @@ class Training:
     @property
     def name(self) -> str:
         return f"{self.stage.name}/{self.folder.name}"
+
+    @property
+    def sources(self) -> set[str]:
+        """The names of the runs that it starts from."""
+        return {getattr(self.config, key) for key in self.stage.sources}
 
     def command(self, preset: Path) -> list[str]:
         """The arguments of `lr2ppo` that train it."""
@@ -66,21 +65,3 @@ def _has_key(setting: str, stage: Stage) -> bool:
 
 def _bare(setting: str, stage: Stage) -> str:
     return setting.removeprefix(f"{stage.name}:")
-
-
-def start(*arguments: str, quiet: bool = False) -> None:
-    """Run a command of lr2ppo in a separate process; exit with its exit code if it fails.
-
-    With `quiet`, what it prints is shown only if it fails.
-    """
-    command = [sys.executable, "-m", "lr2ppo", *arguments]
-    with ExitStack() as stack:
-        output = stack.enter_context(TemporaryFile()) if quiet else None
-        process = stack.enter_context(subprocess.Popen(command, stdout=output, stderr=output))  # noqa: S603
-        stack.enter_context(forwarded_signals(process))
-        code = process.wait()
-        if code and output is not None:
-            output.seek(0)
-            say(output.read().decode(errors="replace"), error=True)
-    if code:
-        sys.exit(code if code > 0 else 128 - code)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from lr2ppo.cli import main
 from lr2ppo.config.load import load_config
 from lr2ppo.data.mini import SIZES, write_mini
+from lr2ppo.distributed.commands import Command
 from lr2ppo.stages import compare
 from lr2ppo.stages.comparison_plan import make_plan
 from tests.conftest import REPOSITORY
@@ -52,17 +54,20 @@ class Commands(list[str]):
 
     last = 1000
 
-    def start(self, *words: str, quiet: bool) -> None:
-        if len(self) == self.last:
-            raise SystemExit(130)
-        self.append(f"{words[0]} {words[1]}" if words[0] == "train" else "evaluate")
-        main(words)
+    def run_all(self, commands: Sequence[Command], places: Any, begin: Callable[[Command, int], None]) -> None:
+        for ended, command in enumerate(commands):
+            if len(self) == self.last:
+                raise SystemExit(130)
+            begin(command, ended)
+            words = command.arguments
+            self.append(f"{words[0]} {words[1]}" if words[0] == "train" else "evaluate")
+            main(words)
 
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     started = Commands()
-    monkeypatch.setattr(compare, "start", started.start)
+    monkeypatch.setattr(compare, "run_commands", started.run_all)
     return started
 
 
@@ -129,7 +134,8 @@ def test_a_stopped_set_goes_on_and_a_changed_file_is_another_run(
 def test_a_failing_run_ends_the_set_with_what_it_said(
     file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    # The process itself is started here.
+    # The processes themselves are started here, two at a time.
+    write_set(tmp_path, parallel=2)
     (tmp_path / "data" / "clean_feat.h5").unlink()
     with pytest.raises(SystemExit) as ended:
         main(["compare", str(file)])
