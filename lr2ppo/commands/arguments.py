@@ -92,6 +92,12 @@ def add_ranker_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run (NAME, STAGE/NAME or a path), or an exported folder")
     for option, what in (("text", "text encoder"), ("tokenizer", "tokenizer"), ("image", "image encoder")):
         parser.add_argument(f"--{option}", type=Path, help=f"path of the {what} (default: its path at extraction)")
+    parser.add_argument(
+        "--by",
+        choices=("ranker", "reward"),
+        default="ranker",
+        help="what orders the labels: the run's model, or its reward model (default ranker)",
+    )
     add_logs_argument(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
 
@@ -107,6 +113,7 @@ def open_ranker(arguments: argparse.Namespace) -> "LabelRanker":
         text=arguments.text,
         tokenizer=arguments.tokenizer,
         image=arguments.image,
+        by=arguments.by,
         device=arguments.device,
     )
     if ranker.warning:

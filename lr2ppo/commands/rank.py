@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     ranked = ranker.rank(frames, split_labels(arguments.labels), arguments.description)
     if arguments.json:
         rows = [{"label": each.label, "score": each.score} for each in ranked]
-        print(json.dumps({"run": ranker.name, "ranked": rows}, ensure_ascii=False))  # noqa: T201 (exact)
+        print(json.dumps({"run": ranker.name, "by": arguments.by, "ranked": rows}, ensure_ascii=False))  # noqa: T201 (exact)
         return
     is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     say(format_ranking(ranked, "█" if is_unicode else "#"))

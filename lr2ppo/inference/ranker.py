@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.tensors import fingerprint
 
 CLIPS_AT_ONCE = 8
+# What orders the labels: the run's model, or the reward model that it learned from.
+ORDERED_BY = ("ranker", "reward")
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,12 @@ class LabelRanker:
         text: str | Path | None = None,
         tokenizer: str | Path | None = None,
         image: str | Path | None = None,
+        by: Literal["ranker", "reward"] = "ranker",
         device: str = "auto",
     ) -> Self:
         """Load a run of any stage (NAME, STAGE/NAME or a path), or a folder that `lr2ppo export` wrote.
 
+        With `by="reward"`, labels are ordered by its reward model: a score is the share of pairs that the label wins.
         The encoders are those that the run names, at the paths used at extraction or at `text`, `tokenizer` and
         `image`. If the run's features name none, the given ones are used and `warning` says so. Raises `UserError` if
         something is missing or is not what the run names.
@@ -101,7 +105,11 @@ class LabelRanker:
         for name, value in given.items():
             if not isinstance(value, str | PathLike) and (value is not None or name in ("run", "logs", "device")):
                 raise UserError(f"{name}: found {shortened(value)}, wanted a text{' or a path' * (name != 'device')}")
+        if by not in ORDERED_BY:
+            raise UserError(f"by: found {shortened(by)}, wanted {' or '.join(ORDERED_BY)}")
         trained = open_trained(run, Path(logs))
+        if by == "reward":
+            trained = trained.by_reward()
         paths = EncoderPaths(*(None if path is None else Path(path) for path in (text, tokenizer, image)))
         _, shape = describe_model(trained.weights)
         chosen = choose_device(device)

@@ -1,6 +1,6 @@
 """A trained model in a run or an exported folder: the paths and settings that ranking needs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -52,6 +52,12 @@ class Trained:
     no_reward: str
     before: "Trained | None"
     run: Path | None = None
+
+    def by_reward(self) -> "Trained":
+        """The reward model in place of the ranker; raises `UserError` if there is none."""
+        if self.reward is None:
+            raise UserError(self.no_reward)
+        return replace(self, weights=self.reward, before=None)
 
 
 def open_trained(reference: str | Path, logs: Path) -> Trained:

@@ -31,6 +31,14 @@ def exported(trained_world: TrainedWorld, tmp_path_factory: pytest.TempPathFacto
     return Path(shutil.move(root / "made" / "out", root / "moved"))
 
 
+def test_an_exported_folder_ranks_by_its_reward_model_as_the_run_does(
+    trained_world: TrainedWorld, exported: Path
+) -> None:
+    queries = trained_world.queries()[:3]
+    wanted = LabelRanker.load("ppo/one", logs=trained_world.logs, by="reward", device="cpu").rank_batch(queries)
+    assert LabelRanker.load(exported, by="reward", device="cpu").rank_batch(queries) == wanted
+
+
 def test_an_exported_folder_ranks_as_the_run_does(
     trained_world: TrainedWorld, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

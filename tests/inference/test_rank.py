@@ -223,6 +223,8 @@ def test_scores_of_what_are_no_labels_are_refused(ranker: LabelRanker) -> None:
         ("ppo/one", {"text": 5}, "text: found 5"),
         ("ppo/one", {"image": "x" * 300}, "xxx.*: File name too long"),
         ("ppo/one", {"device": None}, "device: found None, wanted a text"),
+        ("ppo/one", {"by": "rewards"}, "by: found 'rewards', wanted ranker or reward"),
+        ("pointwise/one", {"by": "reward"}, "is a pointwise run without a reward model"),
     ],
 )
 def test_what_names_no_run_is_refused(
@@ -377,6 +379,14 @@ def test_a_ranker_without_reward_model_reports_it(
         before.compare(query.frames, "boat", "car")
     (found,) = before.score_batch([query])
     np.testing.assert_allclose(found, trained_world.cases("pointwise/one")[0]["scores"], atol=1e-5)
+
+
+def test_a_clip_can_be_ranked_by_the_reward_model_of_a_run(trained_world: TrainedWorld) -> None:
+    logs, queries = trained_world.logs, trained_world.queries()[:3]
+    wanted = LabelRanker.load("reward/one", logs=logs, device="cpu").rank_batch(queries)
+    by_reward = LabelRanker.load("ppo/one", logs=logs, by="reward", device="cpu")
+    assert by_reward.rank_batch(queries) == wanted
+    assert (by_reward.has_preferences, by_reward.before) == (True, None)
 
 
 def test_a_run_whose_logs_were_moved_finds_the_runs_that_moved_with_it(
@@ -622,8 +632,12 @@ def test_the_command_prints_a_table_or_json(
     assert len(ends) == 1
     run_rank(*arguments, "--json")
     printed = json.loads(capsys.readouterr().out)
-    assert printed["run"] == "ppo/one"
+    assert (printed["run"], printed["by"]) == ("ppo/one", "ranker")
     assert [each["label"] for each in printed["ranked"]] == [each.label for each in wanted]
+    run_rank(*arguments, "--json", "--by", "reward")
+    printed = json.loads(capsys.readouterr().out)
+    # Of 3 labels, one that wins all its pairs wins 2.
+    assert {each["score"] for each in printed["ranked"]} <= {0, 0.25, 0.5, 0.75, 1}
 
 
 @pytest.mark.parametrize(
