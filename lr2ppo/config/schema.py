@@ -235,6 +235,12 @@ class PairTraining(OptimizerConfig, TrainingSettings):
     pairs_per_clip: Count
 
 
+class FinetuneTraining(PairTraining):
+    # Annotations in data.root whose graded clips are trained on beside the pairs; earlier versions lack these keys.
+    graded: str | None = None
+    graded_weight: NotNegative = 1.0
+
+
 class RewardTraining(PairTraining):
     validation_pairs: Count
 
@@ -341,6 +347,11 @@ class RunConfig(Section):
     compute: ComputeConfig
     safety: SafetyConfig
 
+    @property
+    def annotations(self) -> dict[str, str]:
+        """The annotation files in `data.root` that a run reads, by what they are for."""
+        return {"train": self.data.train, "validation": self.data.validation}
+
 
 class PointwiseConfig(RunConfig):
     """Stage 1."""
@@ -356,8 +367,14 @@ class FinetuneConfig(RunConfig):
 
     stage: Literal["finetune"]
     ranker: str
-    train: PairTraining
+    train: FinetuneTraining
     loss: FinetuningLoss
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """The annotation files in `data.root` that a run reads, by what they are for."""
+        graded = {} if self.train.graded is None else {"graded": self.train.graded}
+        return super().annotations | graded
 
 
 class RewardConfig(RunConfig):

@@ -143,6 +143,17 @@ class ClipDataset(Dataset[ClipItem]):
             left_out=[*self.left_out, *(clip.id for clip in self.clips if clip.id in faulty)],
         )
 
+    def joined(self, other: "ClipDataset") -> "ClipDataset":
+        """Return a dataset of these clips, followed by those of another one with the same features and frames."""
+        return ClipDataset(
+            [*self.clips, *other.clips],
+            self.store,
+            frames=self.frames,
+            frame_order=self.frame_order,
+            exact_frames=self.exact_frames,
+            left_out=[*self.left_out, *other.left_out],
+        )
+
     def __len__(self) -> int:
         return len(self.clips)
 

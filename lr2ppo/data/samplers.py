@@ -117,6 +117,25 @@ def random_pairs(clips: Sequence[Clip], pairs_per_clip: int, visits: int) -> Dra
     return draw
 
 
+def taking_turns(draw: Draw, other: Draw, clips: int) -> Draw:
+    """A request of `draw`, one of `other`, and so on; the shorter is drawn again until it is as long.
+
+    Clips of `other` are counted on from `clips`.
+    """
+
+    def both(rng: np.random.Generator) -> list[ClipRequest]:
+        own, more = draw(rng), other(rng)
+        length = max(len(own), len(more))
+        while len(own) < length:
+            own += draw(rng)
+        while len(more) < length:
+            more += other(rng)
+        moved = (replace(request, clip=clips + request.clip) for request in more)
+        return [request for turn in zip(own[:length], moved, strict=False) for request in turn]
+
+    return both
+
+
 def whole_lists(draw: Draw, clips: Sequence[Clip]) -> Draw:
     """Extend each request of `draw` to all labels of its clip, for models that compare a clip's labels."""
     return lambda rng: [with_all_labels(request, clips[request.clip]) for request in draw(rng)]

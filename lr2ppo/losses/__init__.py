@@ -20,7 +20,15 @@ from lr2ppo.losses.preference import (
 )
 from lr2ppo.losses.smooth_ndcg import approx_ndcg_loss, neural_ndcg_loss
 
-__all__ = ["PREFERENCE_LOSSES", "RANKING_LOSSES", "RELATIVE_LOSSES", "PPOLosses", "distillation_loss", "ppo_losses"]
+__all__ = [
+    "PREFERENCE_LOSSES",
+    "RANKING_LOSSES",
+    "RELATIVE_LOSSES",
+    "PPOLosses",
+    "distillation_loss",
+    "ppo_losses",
+    "smooth_l1_loss",
+]
 
 # (scores [B, N], grades [B, N], mask [B, N], *parameters, total) -> a scalar.
 RANKING_LOSSES: Mapping[str, Callable[..., Tensor]] = {

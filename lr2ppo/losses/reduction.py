@@ -14,8 +14,9 @@ def this_process(value: Tensor) -> Tensor:
 
 
 def mean(values: Tensor, total: Total) -> Tensor:
-    """The mean of `values [N]` over all processes."""
-    return total(values.sum()) / total(torch.tensor(len(values), dtype=values.dtype, device=values.device))
+    """The mean of `values [N]` over all processes; 0 without any."""
+    count = total(torch.tensor(len(values), dtype=values.dtype, device=values.device))
+    return total(values.sum()) / count.clamp(min=1)
 
 
 def masked_mean(values: Tensor, mask: Tensor, total: Total) -> Tensor:

@@ -145,7 +145,7 @@ class _Planner:
         """A hash of all that the weights of a run depend on but its features: those are compared before it is used."""
         leaves = config_leaves(config.model_dump(mode="json"))
         facts = {key: value for key, value in leaves if not key.startswith(NO_FACTS)}
-        files = [self._content(config.data.root / name) for name in (config.data.train, config.data.validation)]
+        files = [self._content(config.data.root / name) for name in config.annotations.values()]
         text = json.dumps([__version__, facts, files], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:NAME_LENGTH]
 

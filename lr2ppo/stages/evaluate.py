@@ -69,8 +69,9 @@ def evaluate(config: EvaluateConfig) -> None:
     check_fit(model.encoder.config, store, data.frames, str(folder))
     warning = check_encoders([folder], store)
     key = SPLITS[config.split]
+    file = getattr(data, key)
     with join_processes(config.device) as processes:
-        inputs = open_inputs(data, {key: "grades"}, store, model.encoder.config, processes)
+        inputs = open_inputs(data, {key: (file, "grades")}, store, model.encoder.config, processes)
         (dataset,) = inputs.datasets
         use_fast_linear(model).to(processes.device)
         with autocast(config.precision, processes.device):
@@ -84,7 +85,7 @@ def evaluate(config: EvaluateConfig) -> None:
         results |= {
             "chance": chance_means(row),
             "clips": len(dataset),
-            "annotations": str(data.root / getattr(data, key)),
+            "annotations": str(data.root / file),
             "fingerprints": evaluated_fingerprints(weights, inputs),
             "settings": evaluated_settings(config),
             **judgement,
@@ -139,7 +140,8 @@ def is_evaluated(folder: Path, config: EvaluateConfig, data: DataConfig, process
     if found.get("settings") != evaluated_settings(config):
         return False
     shape = describe_model(folder / "best")[1]
-    inputs = open_inputs(data, {SPLITS[config.split]: "grades"}, open_store(data), shape, processes)
+    key = SPLITS[config.split]
+    inputs = open_inputs(data, {key: (getattr(data, key), "grades")}, open_store(data), shape, processes)
     return bool(found.get("fingerprints") == evaluated_fingerprints(weights_fingerprint(folder), inputs))
 
 

@@ -1,14 +1,18 @@
-"""Direct fine-tuning: train the ranker of stage 1 on the annotated pairs themselves, without a reward model."""
+"""Direct fine-tuning: train the ranker of stage 1 on the annotated pairs themselves, without a reward model.
+
+With `train.graded`, it is trained on graded clips, such as those of stage 1, at the same time.
+"""
 
 from functools import partial
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from lr2ppo.config.schema import FinetuneConfig
 from lr2ppo.data.dataset import ClipBatch
-from lr2ppo.data.samplers import annotated_pairs
+from lr2ppo.data.samplers import Draw, annotated_pairs, graded_lists, taking_turns
 from lr2ppo.distributed.processes import Processes
-from lr2ppo.losses import PREFERENCE_LOSSES, RELATIVE_LOSSES
+from lr2ppo.losses import PREFERENCE_LOSSES, RELATIVE_LOSSES, smooth_l1_loss
 from lr2ppo.models import RelevanceRanker
 from lr2ppo.models.weights import load_kind
 from lr2ppo.ops.linear import use_fast_linear
@@ -22,7 +26,7 @@ def train(config: FinetuneConfig, processes: Processes, fresh: bool) -> None:
     run = TrainingRun.open(config, processes, fresh)
     config = run.config
     ranker = load_kind(run.sources["ranker"] / "best", RelevanceRanker).train()
-    batches = run.read(annotated_pairs(run.clips.clips, config.train.pairs_per_clip), ranker)
+    batches = run.read(draw_clips(run), ranker)
     steps = count_steps(batches, config.compute)
     losses = {**PREFERENCE_LOSSES, **RELATIVE_LOSSES}
     preference_loss = partial(losses[config.loss.name], **config.loss.parameters, total=processes.all_reduce)
@@ -31,16 +35,22 @@ def train(config: FinetuneConfig, processes: Processes, fresh: bool) -> None:
     learner = Learner(ranker, config.train, steps, config.compute, processes, config.safety.on_nonfinite)
 
     pairs = f"{sum(len(clip.pairs) for clip in run.clips.clips)} annotated pairs of {len(run.clips)} target clips"
-    headline = f"direct fine-tuning: {pairs}, {steps} steps; ranker from {run.sources['ranker']}"
+    lists = "" if run.graded is None else f" and {len(run.graded)} graded clips"
+    headline = f"direct fine-tuning: {pairs}{lists}, {steps} steps; ranker from {run.sources['ranker']}"
     with run.training({"": learner}, steps, headline):
         if run.is_new:
             run.record_ndcg()
         for batch in run.batches():
             with learner.autocast():
-                better, worse = pair_scores(learner.parallel, batch)
-                before = (0.0, 0.0) if start is None else pair_scores(start, batch)
+                scores = learner.parallel(**batch.inputs())
+                better, worse = pair_scores(scores, batch)
+                before = (0.0, 0.0) if start is None else pair_scores(start(**batch.inputs()), batch)
                 loss = preference_loss(better - before[0], worse - before[1])
-            run.observe({"loss": loss.item(), "accuracy": (better > worse).float().mean().item()})
+                if run.graded is not None:
+                    loss += config.train.graded_weight * smooth_l1_loss(
+                        *batch.lists(scores), total=processes.all_reduce
+                    )
+            run.observe({"loss": loss.item()} | measure_accuracy(better, worse, processes))
             if learner.step(loss, batch.ids):
                 learner.schedule.step()
                 run.advance({"loss": loss.item()})
@@ -55,8 +65,24 @@ def open_start(run: TrainingRun[FinetuneConfig]) -> RelevanceRanker:
     return use_fast_linear(start).to(run.processes.device).requires_grad_(False)
 
 
-def pair_scores(ranker: nn.Module, batch: ClipBatch) -> tuple[Tensor, Tensor]:
-    """Return a ranker's scores of the better and of the worse label of a batch's annotated pairs: [pairs] each."""
-    first, second = batch.pair_scores(ranker(**batch.inputs())).unbind(-1)
+def draw_clips(run: TrainingRun[FinetuneConfig]) -> Draw:
+    """Draw the annotated pairs, and beside them the whole lists of the graded clips if there are some."""
+    pairs = annotated_pairs(run.clips.clips, run.config.train.pairs_per_clip)
+    if run.graded is None:
+        return pairs
+    longest = max(len(clip.labels) for clip in run.graded.clips)
+    return taking_turns(pairs, graded_lists(run.graded.clips, longest, fill=False), len(run.clips))
+
+
+def measure_accuracy(better: Tensor, worse: Tensor, processes: Processes) -> dict[str, float]:
+    """The share of a batch's pairs, over all processes, that are in the annotated order; nothing if it has none."""
+    own = torch.stack([better > worse, torch.ones_like(better, dtype=torch.bool)]).sum(1)
+    correct, count = processes.all_reduce(own).tolist()
+    return {"accuracy": correct / count} if count else {}
+
+
+def pair_scores(scores: Tensor, batch: ClipBatch) -> tuple[Tensor, Tensor]:
+    """Return the scores of the better and of the worse label of each annotated pair: [B, L] -> [pairs] each."""
+    first, second = batch.pair_scores(scores).unbind(-1)
     better, worse = first.where(batch.first_is_better, second), second.where(batch.first_is_better, first)
     return better[batch.pair_mask], worse[batch.pair_mask]

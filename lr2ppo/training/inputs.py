@@ -34,22 +34,26 @@ class Inputs:
 
 
 def open_inputs(
-    data: DataConfig, files: Mapping[str, Need], store: FeatureStore, model: ModelConfig, processes: Processes
+    data: DataConfig,
+    files: Mapping[str, tuple[str, Need]],
+    store: FeatureStore,
+    model: ModelConfig,
+    processes: Processes,
 ) -> Inputs:
     """Open the datasets of annotation files, and check once that all their features are finite.
 
-    `files` are keys of `data`, with what every clip must have. Clips with faults are left out if `data.strict` is
-    false. Raises `UserError` on every process if a file cannot be used, if no clip of a file remains or, with
-    `data.strict` true, if a clip or feature cannot be used or two files disagree about a clip.
+    `files` are in `data.root`, by what they are for, with what every clip must have. Clips with faults are left out if
+    `data.strict` is false. Raises `UserError` on every process if a file cannot be used, if no clip of a file remains
+    or, with `data.strict` true, if a clip or feature cannot be used or two files disagree about a clip.
     """
     # Before and after they are read: what is read is then what the fingerprints name.
-    annotations = {key: _fingerprint(data.root / getattr(data, key)) for key in files}
-    datasets = [open_dataset(data, getattr(data, key), need, store, model) for key, need in files.items()]
+    annotations = {key: _fingerprint(data.root / name) for key, (name, _) in files.items()}
+    datasets = [open_dataset(data, name, need, store, model) for name, need in files.values()]
     for key, before in annotations.items():
-        path = data.root / getattr(data, key)
+        path = data.root / files[key][0]
         if before is None or _fingerprint(path) != before:
             raise UserError(f"{path}: changed while it was read; run the same command again")
-    names = [getattr(data, key) for key in files]
+    names = [name for name, _ in files.values()]
     differing = disagreements({name: dataset.clips for name, dataset in zip(names, datasets, strict=True)})
     if data.strict:
         raise_faults(data.root, [str(fault) for fault in differing], f"{GIVE_OTHER_IDS}, {LEAVE_OUT}")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 from lr2ppo.config.schema import RunConfig
-from lr2ppo.data.annotations import Need
 from lr2ppo.data.dataset import ClipBatch, open_store
 from lr2ppo.data.features.encoders import write_features_file
 from lr2ppo.data.features.store import FeatureStore
@@ -95,7 +94,8 @@ def open_all(config: C, processes: Processes, started: Path | None) -> Opened[C]
     warning = check_encoders(sources.values(), store)
     if started is not None:
         check_resumable(started, config, store)
-    files: dict[str, Need] = {"train": STAGES[config.stage].reads, "validation": "grades"}
+    reads = STAGES[config.stage].reads
+    files = {key: (name, reads if key == "train" else "grades") for key, name in config.annotations.items()}
     inputs = open_inputs(config.data, files, store, shape, processes)
     check_selects(inputs.datasets[1], config.data.root / config.data.validation)
     found = {key: weights_fingerprint(run) for key, run in sources.items()}
@@ -104,7 +104,8 @@ def open_all(config: C, processes: Processes, started: Path | None) -> Opened[C]
         check_same_inputs(started, inputs.fingerprints)
     # Kept once and for all: what the sources were trained on may be unknown later.
     kept = None if started is None else read_trained_on(started)
-    trained_on = kept or join_trained_on(inputs.datasets[0].clips, sources.values(), config.data.root)
+    clips = [clip for dataset in (inputs.datasets[0], *inputs.datasets[2:]) for clip in dataset.clips]
+    trained_on = kept or join_trained_on(clips, sources.values(), config.data.root)
     return Opened(config, sources, store, inputs, trained_on, (warning,) if warning else ())
 
 
@@ -126,7 +127,10 @@ class TrainingRun(Generic[C]):
         """Store what `open` found; nothing is written before `training`."""
         self.config, self.stage, self.folder = opened.config, STAGES[opened.config.stage], folder
         self.processes, self.sources = processes, opened.sources
-        self.clips, self.validation = opened.inputs.datasets
+        self.clips, self.validation, *more = opened.inputs.datasets
+        # In a batch, clips of `graded` are counted on from those of `clips`.
+        self.graded = more[0] if more else None
+        self._clips = self.clips if self.graded is None else self.clips.joined(self.graded)
         self._store, self.fingerprints = opened.store, opened.inputs.fingerprints
         self._trained_on = opened.trained_on
         self.checkpoint, self._notes = resumed
@@ -154,7 +158,7 @@ class TrainingRun(Generic[C]):
         If one of the `models` reads whole lists, every batch holds all labels of its clips.
         """
         if any(model.reads_whole_lists for model in models):
-            draw = whole_lists(draw, self.clips.clips)
+            draw = whole_lists(draw, self._clips.clips)
         self._sampler = EpochSampler(
             draw,
             batch_size=self._clips_per_batch(),
@@ -162,7 +166,7 @@ class TrainingRun(Generic[C]):
             rank=self.processes.rank,
             world_size=self.processes.world_size,
         )
-        self._loader: Iterable[ClipBatch] = training_loader(self.clips, self._sampler, self.config.data.workers)
+        self._loader: Iterable[ClipBatch] = training_loader(self._clips, self._sampler, self.config.data.workers)
         return self.config.train.epochs * len(self._sampler)
 
     @contextmanager
@@ -334,7 +338,10 @@ class TrainingRun(Generic[C]):
         """The means of observed values over batches and processes, with learning rates and gradient norms."""
         if not self._seen:
             return {}
-        means = {name: sum(each[name] for each in self._seen) / len(self._seen) for name in self._seen[0]}
+        # A batch may lack a value, on all processes alike.
+        names = dict.fromkeys(name for each in self._seen for name in each)
+        seen = {name: [each[name] for each in self._seen if name in each] for name in names}
+        means = {name: sum(values) / len(values) for name, values in seen.items()}
         self._seen.clear()
         means = self.processes.mean(means)
         for name, learner in self.learners.items():

@@ -40,6 +40,7 @@ C = TypeVar("C", bound=RunConfig)
 WHAT_IS_READ = {
     "train": "the annotations of data.train",
     "validation": "the annotations of data.validation",
+    "graded": "the annotations of train.graded",
     "features": "the features of these clips",
 }
 CHECKPOINTS = "checkpoints"

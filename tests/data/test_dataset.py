@@ -29,6 +29,7 @@ from lr2ppo.data.samplers import (
     graded_lists,
     graded_pairs,
     random_pairs,
+    taking_turns,
     training_loader,
     whole_clips,
 )
@@ -347,6 +348,18 @@ def test_stage_2_reads_each_annotated_pair_once_and_knows_the_better_label(pairs
     assert found == Counter((number, *pair) for number, clip in enumerate(CLIPS) for pair in clip.pairs.tolist())
     assert all(len(original_pairs(request)) <= pairs_per_clip for request in requests)
     assert len(requests) == sum(-(-len(clip.pairs) // pairs_per_clip) for clip in CLIPS)
+
+
+@MODERATE
+@given(first=st.integers(1, 9), second=st.integers(1, 9), seed=st.integers(0, 9))
+def test_requests_of_two_kinds_take_turns_and_the_fewer_come_again(first: int, second: int, seed: int) -> None:
+    requests = taking_turns(numbered(first), numbered(second), clips=100)(np.random.default_rng(seed))
+    clips = [request.clip for request in requests]
+    assert len(clips) == 2 * max(first, second)
+    for kind, count, start in ((clips[::2], first, 0), (clips[1::2], second, 100)):
+        often = Counter(kind)
+        assert set(often) == set(range(start, start + count))
+        assert max(often.values()) - min(often.values()) <= 1
 
 
 def test_stage_2_shows_pairs_in_a_new_random_order_each_epoch(dataset: ClipDataset) -> None:

@@ -299,11 +299,11 @@ def test_a_run_that_names_no_encoders_takes_those_given_and_warns(
 
 
 def test_weights_without_a_run_rank_with_encoders_that_are_given(trained_world: TrainedWorld, tmp_path: Path) -> None:
-    encoders = {"text": trained_world.encoders / "roberta", "image": trained_world.encoders / "vit"}
+    roberta, vit = trained_world.encoders / "roberta", trained_world.encoders / "vit"
     for run in ("pointwise/flatten", "reward/one"):
         place = tmp_path / "converted" / Path(run).name
         shutil.copytree(trained_world.logs / run / "best", place / "best")
-        ranker = LabelRanker.load(place, **encoders, device="cpu")
+        ranker = LabelRanker.load(place, text=roberta, image=vit, device="cpu")
         assert ranker.has_preferences == (run == "reward/one")
         for case, found in zip(trained_world.cases(run), ranker.score_batch(trained_world.queries()), strict=True):
             np.testing.assert_allclose(found, case["scores"], atol=1e-5)
@@ -312,13 +312,13 @@ def test_weights_without_a_run_rank_with_encoders_that_are_given(trained_world: 
 def test_weights_whose_scores_are_no_numbers_give_no_order(
     trained_world: TrainedWorld, query: Query, tmp_path: Path
 ) -> None:
-    encoders = {"text": trained_world.encoders / "roberta", "image": trained_world.encoders / "vit"}
+    roberta, vit = trained_world.encoders / "roberta", trained_world.encoders / "vit"
     for run in ("ppo/one", "reward/one"):
         best = tmp_path / Path(run).name / "best"
         shutil.copytree(trained_world.logs / run / "best", best, dirs_exist_ok=True)
         tensors = read_tensors(best / WEIGHTS_FILE)
         write_tensors(best / WEIGHTS_FILE, tensors | {"score.weight": torch.full_like(tensors["score.weight"], 3e38)})
-        ranker = LabelRanker.load(best.parent, **encoders, device="cpu")
+        ranker = LabelRanker.load(best.parent, text=roberta, image=vit, device="cpu")
         with pytest.raises(UserError, match=r"best/model\.safetensors: found scores that are not finite"):
             ranker.score_batch([query])
         if ranker.has_preferences:

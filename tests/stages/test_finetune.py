@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from lr2ppo.config.load import load_config
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
+from lr2ppo.runs.lookup import read_inputs
 from lr2ppo.stages import finetune
+from lr2ppo.training.trained_on import find_trained_on
 from tests.stages.test_stages import PRESET, Overrides, rows, run_pointwise, run_ppo, run_reward
 
 
@@ -35,6 +37,22 @@ def test_each_loss_turns_the_order_of_the_source_into_that_of_the_target(
         assert curve[0] < 0.7
         assert curve[-1] > 0.95
         assert rows(logs.parents[1], "finetune", loss)[-1]["train/accuracy"] > 0.95
+
+
+@pytest.mark.slow
+def test_graded_clips_are_trained_on_beside_the_pairs_as_their_weight_says(
+    alone: Processes, tiny_overrides: Overrides
+) -> None:
+    logs = run_pointwise(alone, tiny_overrides()).logs
+    # The grades of the source say the opposite of the pairs of the target.
+    for weight, stays in ((0.0, False), (100.0, True)):
+        graded = ("train.graded=first_stage_data.json", f"train.graded_weight={weight}")
+        folder = run_finetune(alone, tiny_overrides(*graded), f"of-{weight:.0f}")
+        ndcg = rows(logs, "finetune", folder.name)[-1]["validation/ndcg"]
+        assert (ndcg < 0.7, ndcg > 0.95) == (stays, not stays)
+    trained_on, source = (set(find_trained_on(run, logs).clips) for run in (folder, logs / "pointwise" / "a"))
+    assert trained_on > source
+    assert "graded" in read_inputs(folder)
 
 
 def test_a_loss_relative_to_the_start_begins_where_every_order_is_as_likely_as_there(

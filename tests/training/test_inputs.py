@@ -10,6 +10,7 @@ import pytest
 
 from lr2ppo.config.schema import DataConfig, ModelConfig
 from lr2ppo.data import Clip, ClipDataset, FeatureStore, FeatureWriter, write_clips
+from lr2ppo.data.annotations import Need
 from lr2ppo.data.dataset import open_store
 from lr2ppo.data.validate import CheckedClips
 from lr2ppo.distributed.processes import Processes
@@ -46,7 +47,8 @@ def open_folder(folder: Path, processes: Processes, strict: bool, model: ModelCo
         root=folder, features=("clean_feat.h5",), train="train.json", validation="val.json", test="test.json",
         frames=2, frame_order="even", workers=0, strict=strict,
     )  # fmt: skip
-    return open_inputs(data, {"train": "grades", "validation": "grades"}, open_store(data), model, processes).datasets
+    files: dict[str, tuple[str, Need]] = {"train": (data.train, "grades"), "validation": (data.validation, "grades")}
+    return open_inputs(data, files, open_store(data), model, processes).datasets
 
 
 def test_without_strict_clips_with_faults_are_left_out_and_named(folder: Path, alone: Processes) -> None:
