@@ -451,6 +451,31 @@ class RowConfig(Section):
     members: Count = 1
 
 
+class ZeroShotConfig(Section):
+    """A row of a comparison that is not trained: a CLIP or SigLIP model of transformers in a folder.
+
+    `prompt` is the text of a label, which takes the place of `{label}`; image paths are relative to `frames_root`, by
+    default to `data.root`.
+    """
+
+    zero_shot: PathText
+    prompt: Annotated[str, Field(pattern=r"\{label\}")] = "{label}"
+    frames_root: PathText | None = None
+
+
+def _is_zero_shot(value: Any) -> str:
+    return (
+        "zero_shot"
+        if isinstance(value, ZeroShotConfig) or (isinstance(value, dict) and "zero_shot" in value)
+        else "trained"
+    )
+
+
+AnyRow = Annotated[
+    Annotated[RowConfig, Tag("trained")] | Annotated[ZeroShotConfig, Tag("zero_shot")], Discriminator(_is_zero_shot)
+]
+
+
 class CompareConfig(Section):
     """A comparison: rows, each with a run per seed and data set; `against` is the row that the others are compared to.
 
@@ -469,7 +494,7 @@ class CompareConfig(Section):
     axis: str | None = None
     settings: list[Setting] = []
     data: Annotated[dict[DataName, list[Setting]], Field(min_length=1)]
-    rows: Annotated[dict[str, RowConfig], Field(min_length=2)]
+    rows: Annotated[dict[str, AnyRow], Field(min_length=2)]
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -482,6 +507,16 @@ class CompareConfig(Section):
                 if not DECIMAL.fullmatch(name):
                     raise ValueError(f"data: found {show(name)}, wanted a number, as there is an axis")
         return self
+
+    @property
+    def trained_rows(self) -> dict[str, RowConfig]:
+        """The rows whose runs are trained."""
+        return {name: row for name, row in self.rows.items() if isinstance(row, RowConfig)}
+
+    @property
+    def zero_shot_rows(self) -> dict[str, ZeroShotConfig]:
+        """The rows that are not trained."""
+        return {name: row for name, row in self.rows.items() if isinstance(row, ZeroShotConfig)}
 
 
 TrainingConfig = PointwiseConfig | FinetuneConfig | RewardConfig | DistillConfig | PPOConfig

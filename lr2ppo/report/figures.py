@@ -312,8 +312,8 @@ def draw_calibration(bins: Sequence[Mapping[str, float]]) -> str:
 
 
 def stage_colour(stage: str) -> str:
-    """Return a stage's colour, the same in every figure."""
-    return SERIES[STAGES[stage].series]
+    """Return a stage's colour, the same in every figure; grey for a model that is not trained."""
+    return SERIES[STAGES[stage].series] if stage in STAGES else MUTED
 
 
 def series_colours(stages: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from os import cpu_count, environ
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import numpy as np
 import torch
 
 from lr2ppo.config.load import load_config
-from lr2ppo.config.schema import CompareConfig, EvaluateConfig
+from lr2ppo.config.schema import CompareConfig, EvaluateConfig, PointwiseConfig
+from lr2ppo.data.annotations import read_clips
 from lr2ppo.distributed.commands import Command, run_commands
-from lr2ppo.distributed.processes import Processes
+from lr2ppo.distributed.processes import Processes, choose_device
 from lr2ppo.evaluation.comparison import Row, Run, describe_intervals, describe_size
 from lr2ppo.evaluation.methods import (
     Method,
@@ -28,9 +30,10 @@ from lr2ppo.files import write_text
 from lr2ppo.models.weights import describe_model, model_shapes
 from lr2ppo.report.methods import write_methods_page
 from lr2ppo.runs.lookup import read_finished, source_runs
+from lr2ppo.runs.stages import STAGES
 from lr2ppo.stages.comparison_plan import Attempt, make_plan
-from lr2ppo.stages.evaluate import is_evaluated
-from lr2ppo.stages.trainings import Training
+from lr2ppo.stages.evaluate import SPLITS, is_evaluated
+from lr2ppo.stages.trainings import SEED, Training, settings_for
 from lr2ppo.terminal import say
 from lr2ppo.training.run import open_all
 
@@ -50,6 +53,7 @@ def run_comparison(config: CompareConfig) -> dict[str, list[Method]]:
     for training in finished:
         open_all(training.config, alone, training.folder)
     missing = [training for training in plan.trainings if not training.is_finished]
+    untrained = _zero_shot_methods(config)
     say(f"{len(plan.trainings)} runs in {config.logs}, {len(finished)} of them finished")
     _run_each("train", missing, lambda training: training.command(config.preset), config.parallel)
     shown = {
@@ -58,21 +62,20 @@ def run_comparison(config: CompareConfig) -> dict[str, list[Method]]:
         for name, attempts in rows.items()
     }
     _evaluate_all(config, evaluation, [attempt for attempt, _ in shown.values()], alone)
-    methods: dict[str, list[Method]] = {data: [] for data in plan.attempts}
-    for (data, name), (attempt, tried) in shown.items():
-        notes = row_notes(name, [training.folder for training in attempt.shown], config.split)
-        methods[data].append(
-            Method(
-                row=_measure(name, attempt, config.split),
-                stage=attempt.shown[0].stage.name,
-                seconds=_seconds(attempt),
-                weights=_weights(attempt),
-                tried=tried,
-                chosen=attempt.values,
-                notes=notes,
-            )
+    trained = {
+        (data, name): Method(
+            row=_measure(name, attempt, config.split),
+            stage=attempt.shown[0].stage.name,
+            seconds=_seconds(attempt),
+            weights=_weights(attempt),
+            tried=tried,
+            chosen=attempt.values,
+            notes=row_notes(name, [training.folder for training in attempt.shown], config.split),
         )
-    return methods
+        for (data, name), (attempt, tried) in shown.items()
+    }
+    methods = trained | untrained
+    return {data: [methods[data, name] for name in config.rows] for data in config.data}
 
 
 def show_comparison(methods: Mapping[str, Sequence[Method]], config: CompareConfig, name: str, out: Path) -> None:
@@ -87,6 +90,30 @@ def show_comparison(methods: Mapping[str, Sequence[Method]], config: CompareConf
         write_csv(table.comparison, out / f"{stem}table.csv")
     write_methods_page(name, tables, config.axis, out / PAGE)
     say(f"\nwritten: {out / PAGE}, and beside it each table as txt, md, csv and tex")
+
+
+def _zero_shot_methods(config: CompareConfig) -> dict[tuple[str, str], Method]:
+    """Measure the rows that are not trained, by data set and row; raises `UserError` if one cannot be."""
+    if not config.zero_shot_rows:
+        return {}
+    # Importing transformers takes seconds.
+    from lr2ppo.evaluation.zero_shot import zero_shot_scores
+
+    methods = {}
+    for (data, settings), (name, row) in product(config.data.items(), config.zero_shot_rows.items()):
+        runs = []
+        for seed in config.seeds:
+            given = [setting.replace(SEED, str(seed)) for setting in (*config.settings, *settings)]
+            first: PointwiseConfig = load_config(
+                config.preset / "pointwise.yaml", "pointwise", settings_for(STAGES["pointwise"], given)
+            )
+            root, device = first.data.root, choose_device(first.device)
+            clips = read_clips(root / getattr(first.data, SPLITS[config.split]), need="grades")
+            scores, weights = zero_shot_scores(row, clips, root, first.data.frames, device, config.logs / "zero_shot")
+            runs.append(measure_run(name, clips, scores))
+        notes = [f"{name}: {row.zero_shot}, not trained; its weights may know these clips"]
+        methods[data, name] = Method(Row(name, runs), "zero shot", 0.0, weights, 1, (), notes)
+    return methods
 
 
 def _as_text(table: MethodTable, split: str) -> str:

@@ -21,8 +21,6 @@ from lr2ppo.version import __version__
 
 # In the logs folder.
 RUNS = "runs"
-# Between the seed of a row and those of further members.
-MEMBER_STEP = 1000
 # Settings that no weights depend on, besides the place of the data; sources are named by what they depend on.
 NO_FACTS = ("name", "safety.", *(key for key in PLACE_KEYS if key != "data.root"))
 NAME_LENGTH = 12
@@ -60,7 +58,7 @@ def make_plan(config: CompareConfig) -> Plan:
     attempts = {
         data: {
             name: [planner.attempt(row, settings, values) for values in _combinations(row)]
-            for name, row in config.rows.items()
+            for name, row in config.trained_rows.items()
         }
         for data, settings in config.data.items()
     }
@@ -71,7 +69,7 @@ def _check_settings(config: CompareConfig) -> None:
     """Raise `UserError` if a setting is of no stage, or one of a row of none of the row's stages."""
     for settings in (config.settings, *config.data.values()):
         _check_known(settings, list(STAGES), config)
-    for name, row in config.rows.items():
+    for name, row in config.trained_rows.items():
         if row.stages != [stage for stage in STAGES if stage in row.stages]:
             raise UserError(f"rows.{name}.stages: found {row.stages}, wanted them in the order {', '.join(STAGES)}")
         _check_sources(name, row)
@@ -107,6 +105,11 @@ def _combinations(row: RowConfig) -> Iterator[list[str]]:
     yield from map(list, product(*tried))
 
 
+def _member_seed(seed: int, member: int) -> int:
+    """The seed of a further member of a row, which no other seed of the row shares."""
+    return int.from_bytes(hashlib.sha256(f"{seed}, member {member}".encode()).digest()[:4])
+
+
 class _Planner:
     """Plans the runs of attempts: one that several depend on is planned once."""
 
@@ -121,7 +124,7 @@ class _Planner:
         runs = []
         for seed in self.config.seeds:
             own = [setting.replace(SEED, str(seed)) for setting in settings]
-            seeds = [seed + MEMBER_STEP * member for member in range(row.members)]
+            seeds = [seed, *(_member_seed(seed, member) for member in range(1, row.members))]
             runs.append([self._chain(row, [*own, f"seed={each}"]) for each in seeds])
         return Attempt(values, runs)
 

@@ -1,0 +1,147 @@
+"""A CLIP or SigLIP model of transformers that scores labels against frames without any training here."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import AutoImageProcessor, CLIPModel, SiglipModel
+from transformers import __version__ as transformers_version
+from transformers.utils import logging as transformers_logging
+
+from lr2ppo.config.schema import ZeroShotConfig
+from lr2ppo.data.annotations import Clip
+from lr2ppo.data.frames import evenly_spaced, frames_fingerprint, read_image, require_frames, to_rgb
+from lr2ppo.errors import UserError, advise, show
+from lr2ppo.evaluation.scoring import Scores
+from lr2ppo.files import check_folder_inside, check_inside, file_fingerprint, read_json, write_json
+
+MODELS: dict[str, Any] = {"clip": CLIPModel, "siglip": SiglipModel}
+LABEL = "{label}"
+transformers_logging.disable_progress_bar()
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+
+
+class ZeroShotScorer(nn.Module):
+    """A label's score is the mean over a clip's frames of the model's logit of the label's text and the frame."""
+
+    def __init__(self, model: Any, tokenizer: Tokenizer, image_processor: Any, prompt: str = LABEL) -> None:
+        """`prompt` is the text of a label, which takes the place of `{label}` in it."""
+        super().__init__()
+        self.model = model.eval()
+        self.tokenizer, self.image_processor, self.prompt = tokenizer, image_processor, prompt
+
+    @classmethod
+    def load(cls, folder: Path, prompt: str = LABEL) -> Self:
+        """Read a Hugging Face folder of a CLIP or SigLIP model with its tokenizer and image processor.
+
+        Nothing is downloaded, and no code or pickle of the folder is run. Raises `UserError` if a file is missing or
+        does not fit.
+        """
+        for name in (CONFIG, WEIGHTS, TOKENIZER, "preprocessor_config.json"):
+            if not (folder / name).is_file():
+                raise UserError(f"{folder}: found no {name}, wanted the folder of a CLIP or SigLIP model")
+        kind = _model_type(folder / CONFIG)
+        try:
+            model, loaded = MODELS[kind].from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                # The folder's config may name another one, to be downloaded.
+                attn_implementation="eager",
+                output_loading_info=True,
+            )
+            own = {"local_files_only": True, "trust_remote_code": False, "use_fast": False}
+            image_processor = AutoImageProcessor.from_pretrained(folder, **own)
+            # transformers would build a tokenizer of any class that the folder names.
+            tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        except MemoryError:
+            raise
+        except Exception as error:
+            # transformers raises many types for files that do not fit.
+            raise UserError(f"{folder}: cannot be read by transformers: {error}; download the model again") from None
+        if absent := sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])]):
+            raise UserError(f"{folder / WEIGHTS}: found no {absent[0]} of the right shape; download the model again")
+        text = model.config.text_config
+        tokenizer.enable_truncation(text.max_position_embeddings)
+        # SigLIP is trained on texts of full length.
+        length = text.max_position_embeddings if kind == "siglip" else None
+        tokenizer.enable_padding(pad_id=text.pad_token_id, length=length)
+        return cls(model, tokenizer, image_processor, prompt)
+
+    @torch.inference_mode()
+    def forward(self, frames: Sequence[Image.Image], labels: Sequence[str]) -> Tensor:
+        """Scores of labels: [labels] float64; 0 without frames."""
+        if not frames:
+            return torch.zeros(len(labels), dtype=torch.float64)
+        device = next(self.model.parameters()).device
+        encoded = self.tokenizer.encode_batch([self.prompt.replace(LABEL, label) for label in labels])
+        tokens = {"input_ids": torch.tensor([text.ids for text in encoded], device=device)}
+        if isinstance(self.model, CLIPModel):
+            tokens["attention_mask"] = torch.tensor([text.attention_mask for text in encoded], device=device)
+        pixels = self.image_processor(images=[to_rgb(frame) for frame in frames], return_tensors="pt")["pixel_values"]
+        logits: Tensor = self.model(**tokens, pixel_values=pixels.to(device)).logits_per_image
+        return logits.double().mean(0).cpu()
+
+
+def _model_type(config: Path) -> str:
+    """The kind of model that a config.json is of; raises `UserError` if it is none of `MODELS`."""
+    try:
+        content = read_json(config)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{config}: is not readable JSON: {error}") from None
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    if not isinstance(kind, str) or kind not in MODELS:
+        raise UserError(f"{config}: found model_type {show(kind)}, wanted {' or '.join(MODELS)}")
+    return kind
+
+
+def zero_shot_scores(
+    config: ZeroShotConfig, clips: Sequence[Clip], root: Path, frames: int, device: torch.device, kept: Path
+) -> tuple[list[Scores], int]:
+    """Score every clip's labels, `[labels]` each, from at most `frames` of its frames, which are evenly spaced.
+
+    Returns the scores and the number of the model's weights. They are kept in the folder `kept`, in a file named by all
+    that they depend on. Raises `UserError` if the model or
+    a frame cannot be used.
+    """
+    frames_root = config.frames_root or root
+    require_frames(clips, frames_root)
+    inputs = [[clip.id, clip.labels, frames_fingerprint(clip, frames_root)] for clip in clips]
+    facts = [_fingerprints(config.zero_shot), transformers_version, config.prompt, frames, inputs]
+    file = kept / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
+    check_folder_inside(kept)
+    check_inside(file)
+    if not file.is_file():
+        scorer = load_scorer(config.zero_shot, config.prompt).to(device)
+        scores = []
+        for clip in tqdm(clips, desc="zero shot", unit="clip", leave=False, disable=None):
+            chosen = evenly_spaced(len(clip.images), min(frames, len(clip.images)))
+            pictures = [read_image(frames_root / clip.images[place]) for place in chosen.tolist()]
+            scores.append(scorer(pictures, clip.labels).tolist())
+        write_json(file, {"weights": sum(each.numel() for each in scorer.parameters()), "scores": scores})
+    found = read_json(file)
+    return [np.array(row) for row in found["scores"]], found["weights"]
+
+
+@cache
+def load_scorer(folder: Path, prompt: str) -> ZeroShotScorer:
+    """Load a model once for all data sets."""
+    return ZeroShotScorer.load(folder, prompt)
+
+
+def _fingerprints(folder: Path) -> dict[str, str]:
+    """The fingerprints of the files that decide a model's scores; raises `UserError` if one cannot be read."""
+    try:
+        files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".txt", ".model"))
+        return {file.name: file_fingerprint(file) for file in files}
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror or error}; {advise(error)}") from None

@@ -1,0 +1,138 @@
+"""CLIP and SigLIP models score labels against frames as transformers does, and are rows of a comparison."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch.nn.functional import cosine_similarity
+
+from lr2ppo.cli import main
+from lr2ppo.data.mini import SIZES, write_mini
+from lr2ppo.errors import UserError
+from lr2ppo.evaluation import zero_shot
+from lr2ppo.evaluation.zero_shot import ZeroShotScorer
+from lr2ppo.tensors import read_tensors, write_tensors
+from tests.conftest import REPOSITORY
+from tests.helpers.zero_shot import write_zero_shot
+
+LABELS = ["boat", "a red car", "lamp"]
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_zero_shot(tmp_path_factory.mktemp("zero_shot") / request.param, request.param)
+
+
+def draw_frames(count: int) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def test_a_score_is_the_mean_logit_of_the_label_and_each_frame(folder: Path) -> None:
+    scorer, frames = ZeroShotScorer.load(folder), draw_frames(2)
+    scores = scorer(frames, LABELS)
+    alone = torch.stack([scorer([frame], LABELS) for frame in frames])
+    torch.testing.assert_close(scores, alone.mean(0), atol=1e-5, rtol=0)
+    # A text's score does not depend on the texts beside it, which may be longer.
+    torch.testing.assert_close(torch.stack([scorer(frames, [label])[0] for label in LABELS]), scores, atol=1e-5, rtol=0)
+    assert len(set(scores.tolist())) == len(LABELS)
+    assert scorer([], LABELS).tolist() == [0, 0, 0]
+
+
+def test_scores_are_in_the_order_of_the_cosine_similarity_of_text_and_picture(folder: Path) -> None:
+    scorer, (frame,) = ZeroShotScorer.load(folder), draw_frames(1)
+    pixels = scorer.image_processor(images=[frame], return_tensors="pt")
+    seen: dict[str, torch.Tensor] = {}
+    with torch.inference_mode():
+        for name, part in (("text", scorer.model.text_model), ("image", scorer.model.vision_model)):
+            part.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out.pooler_output}))
+        scores = scorer([frame], LABELS)
+        if hasattr(scorer.model, "text_projection"):
+            seen["text"] = scorer.model.text_projection(seen["text"])
+            seen["image"] = scorer.model.visual_projection(seen["image"])
+    assert pixels["pixel_values"].shape == (1, 3, 32, 32)
+    similarity = cosine_similarity(seen["text"], seen["image"])
+    assert scores.argsort().tolist() == similarity.argsort().tolist()
+
+
+def test_a_prompt_holds_the_label(folder: Path) -> None:
+    frames = draw_frames(1)
+    wanted = ZeroShotScorer.load(folder)(frames, ["a photo of boat"])
+    torch.testing.assert_close(ZeroShotScorer.load(folder, "a photo of {label}")(frames, ["boat"]), wanted)
+
+
+def copy(folder: Path, to: Path) -> Path:
+    to.mkdir()
+    for file in folder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    return to
+
+
+def change_json(file: str, **keys: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / file).read_text(encoding="utf-8"))
+        (folder / file).write_text(json.dumps(content | keys), encoding="utf-8")
+
+    return change
+
+
+def drop_tensor(folder: Path) -> None:
+    tensors = read_tensors(folder / "model.safetensors")
+    tensors.pop(next(name for name in tensors if name.startswith("vision_model.encoder")))
+    write_tensors(folder / "model.safetensors", tensors)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "found no model.safetensors, wanted the folder of"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "found no tokenizer.json"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot be read by transformers"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json: found model_type None, wanted clip"),
+        (change_json("config.json", model_type="bert"), "found model_type 'bert', wanted clip or siglip"),
+        (change_json("preprocessor_config.json", image_processor_type="Gone"), "cannot be read by transformers"),
+        (drop_tensor, "found no vision_model.encoder.* of the right shape"),
+    ],
+)
+def test_a_folder_that_is_no_such_model_is_refused(
+    folder: Path, tmp_path: Path, change: Callable[[Path], object], message: str
+) -> None:
+    change(copy(folder, tmp_path / "model"))
+    with pytest.raises(UserError, match=message):
+        ZeroShotScorer.load(tmp_path / "model")
+
+
+@pytest.mark.slow
+def test_a_comparison_shows_a_model_that_is_not_trained_and_keeps_its_scores(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Nothing is trained: both rows are of models as they are.
+    write_mini(tmp_path / "data", seed=1, sizes=dict.fromkeys(SIZES, 4))
+    rows = {
+        "as it is": {"zero_shot": str(folder)},
+        "with a prompt": {"zero_shot": str(folder), "prompt": "a photo of {label}"},
+    }
+    tree: dict[str, Any] = {
+        "stage": "compare",
+        "preset": str(REPOSITORY / "configs" / "mini"),
+        "split": "test",
+        "seeds": [1],
+    }
+    tree |= {"logs": str(tmp_path / "logs"), "against": "as it is", "rows": rows, "settings": ["device=cpu"]}
+    tree |= {"data": {"mini": [f"data.root={tmp_path / 'data'}"]}}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    main(["compare", str(tmp_path / "two.yaml")])
+    printed = capsys.readouterr().out
+    assert f"as it is: {folder}, not trained" in printed.replace("\n", " ")
+
+    # The kept scores are read again, and only by what they depend on.
+    monkeypatch.setattr(zero_shot, "load_scorer", lambda *_: pytest.fail("scored again"))
+    table = (tmp_path / "logs" / "two" / "table.csv").read_text(encoding="utf-8")
+    main(["compare", str(tmp_path / "two.yaml")])
+    assert (tmp_path / "logs" / "two" / "table.csv").read_text(encoding="utf-8") == table
