@@ -107,13 +107,22 @@ def _check_writable(path: Path, status: Callable[[Path], os.stat_result]) -> Non
         raise UserError(f"{path}: {error.strerror or error}; {advise(error)}") from None
 
 
+def link_fault(path: Path) -> str | None:
+    """Why what is in a folder may be somewhere else too: it is a link, or one of several names of a file."""
+    if path.is_symlink():
+        return f"is a link to {os.readlink(path)}"
+    return _hard_link_fault(path.lstat()) if path.exists() else None
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The folder of a model, and its files: see `models.weights.save_model`."""
+    return [folder, folder / "config.json", folder / WEIGHTS_FILE]
+
+
 def check_no_links(folder: Path) -> None:
     """Raise `UserError` if there are links inside a folder of which any file may be written; it may be one itself."""
     paths = [Path(place, name) for place, folders, files in os.walk(folder) for name in sorted(folders + files)]
-    found = {
-        path: f"is a link to {os.readlink(path)}" if path.is_symlink() else _hard_link_fault(path.lstat())
-        for path in paths
-    }
+    found = {path: link_fault(path) for path in paths}
     faults = [f"{path.relative_to(folder)}: {fault}" for path, fault in found.items() if fault is not None]
     raise_faults(folder, faults, "nothing outside the folder is written; put what they lead to in their places")
 

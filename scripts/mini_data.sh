@@ -22,19 +22,7 @@ fi
 
 step "encoders: $encoders"
 # The last part of another DATA may be the same, and DATA may be made again with another seed.
-captions=$(cksum <"$data/pretrain_data.json")
-mkdir -p "$encoders"
-if [ ! -f "$encoders/data.cksum" ]; then
-    echo "$captions" >"$encoders/data.cksum"
-elif [ "$(cat "$encoders/data.cksum")" != "$captions" ]; then
-    echo "error: $encoders: found encoders of other data than $data; remove this folder, or give a DATA of another name" >&2
-    exit 2
-fi
-if [ -f "$encoders/vit/config.json" ]; then
-    echo "already exists"
-else
-    "$PYTHON" -m lr2ppo pretrain --data "$data" --out "$encoders" --seed "$seed"
-fi
+"$PYTHON" -m lr2ppo pretrain --data "$data" --out "$encoders" --seed "$seed" --reuse
 
 step "features: $data/clean_feat.h5"
 # One process, because the preset reads one file.

@@ -16,6 +16,7 @@ from tests.conftest import REPOSITORY
 from tests.helpers.untrained_world import SHAPE, make_untrained_world
 
 MINI = REPOSITORY / "configs" / "mini"
+FINETUNE = f"train finetune --config {MINI}/finetune.yaml data.root=data device=cpu data.workers=0 train.epochs=1"
 EVALUATE = (
     f"evaluate --config {MINI}/evaluate.yaml name=pointwise/one root=data device=cpu workers=0 bootstrap_samples=20"
 )
@@ -133,6 +134,56 @@ def test_a_file_that_has_a_name_outside_the_folder_is_not_changed(
     assert ended.value.code == 2, message
     assert list(content(outside.parent)) == before
     assert f"{path.name}: is a hard link, one of 2 names of a file" in message
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        (f"{FINETUNE} name=new ranker=one", "logs/pointwise/one/best"),
+        (f"{FINETUNE} name=new ranker=one", "logs/pointwise/one/best/model.safetensors"),
+        (EVALUATE, "logs/pointwise/one/best"),
+        (EVALUATE, "logs/pointwise/one/best/config.json"),
+        ("published logs/pointwise/one out --to-published", "logs/pointwise/one/best/model.safetensors"),
+        ("export pointwise/one out", "logs/pointwise/one/best/model.safetensors"),
+        ("export exported out", "exported/model.safetensors"),
+        ("export exported out", "exported/reward"),
+        ("export exported out", "exported/before"),
+        ("export exported out", "exported/before/model.safetensors"),
+        ("export exported out", "exported/config.json"),
+        ("report pointwise/one -o out", "logs/pointwise/one/results.json"),
+        ("report pointwise/one -o out", "logs/pointwise/one/cases.json"),
+        ("report pointwise/one -o out", "logs/pointwise/one/metrics.jsonl"),
+        ("report pointwise/one -o out", "logs/pointwise/one/config.yaml"),
+    ],
+)
+def test_what_a_link_in_a_folder_leads_to_is_not_handed_on(
+    world: Path, line: str, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The folder may come from someone else, who may not choose which of the user's files a command reads."""
+    if "report" in line:
+        main(EVALUATE.split())
+    if "exported" in line:
+        main(["export", "ppo/one", "exported"])
+    path, private = world / name, world.parent / "private"
+    path.rename(private)
+    path.symlink_to(private)
+    assert_not_handed_on(world, line, "is a link to", capfd)
+    if path.name == "model.safetensors":
+        path.unlink()
+        path.hardlink_to(private)
+        assert_not_handed_on(world, line, "is a hard link, one of 2 names of a file", capfd)
+
+
+def assert_not_handed_on(world: Path, line: str, fault: str, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(line.split())
+    message = capfd.readouterr().err
+    assert ended.value.code == 2, message
+    assert message.count("error: ") == 1, message
+    assert fault in message or "has links to other folders" in message
+    assert not (world / "out").exists()
+    assert not (world / "logs" / "finetune" / "new").exists()
 
 
 def test_a_file_that_is_replaced_may_have_other_names(world: Path) -> None:

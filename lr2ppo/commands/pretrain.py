@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lr2ppo.commands.arguments import seed
 from lr2ppo.distributed.signals import ended_by_interrupt
+from lr2ppo.errors import UserError
 from lr2ppo.terminal import say
 
 EXAMPLE = "lr2ppo pretrain --data data/mini --out pretrained_models/mini"
@@ -17,6 +18,9 @@ EXAMPLE = "lr2ppo pretrain --data data/mini --out pretrained_models/mini"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder in LRMovieNet's layout")
     parser.add_argument("--out", type=Path, required=True, help="folder for the encoders: OUT/roberta and OUT/vit")
+    parser.add_argument(
+        "--reuse", action="store_true", help="keep encoders that OUT has already; those of other data are refused"
+    )
     parser.add_argument("--seed", type=seed, default=7, help="(default 7)")
     parser.add_argument("--steps", type=int, default=800, help="(default 800)")
     parser.add_argument("--batch", type=int, default=64, help="pictures per step (default 64)")
@@ -35,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.reuse and _has_encoders(arguments.out, arguments.data):
+        say("already exists")
+        return
     with ended_by_interrupt():
         from lr2ppo.encoders.pretrain import pretrain
 
@@ -57,3 +64,20 @@ def run(arguments: argparse.Namespace) -> None:
     )
     shown = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
     say(f"wrote {arguments.out}/roberta and {arguments.out}/vit; final losses: {shown}")
+
+
+def _has_encoders(out: Path, data: Path) -> bool:
+    """Whether a folder has encoders of this data; raises `UserError` if it has those of other data.
+
+    Those of earlier versions do not say of which data they are.
+    """
+    from lr2ppo.data.annotations import PRETRAINED_ON, captions_fingerprint
+    from lr2ppo.files import read_json
+
+    folders = [out / "roberta", out / "vit"]
+    for record in (folder / PRETRAINED_ON for folder in folders):
+        if record.is_file() and read_json(record) not in (None, captions_fingerprint(data)):
+            raise UserError(
+                f"{out}: found encoders of other data than {data}; remove this folder, or give a DATA of another name"
+            )
+    return all((folder / "config.json").is_file() for folder in folders)

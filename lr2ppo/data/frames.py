@@ -55,6 +55,11 @@ MOST_BELOW_BLACK = 1 / 20
 PHOTOMETRIC, WHITE_IS_ZERO, YCBCR, CIELAB = 262, 0, 6, 8
 # TIFF's tag for the type of its numbers, and its values for whole numbers from 0 and for those with a sign.
 SAMPLE_FORMAT, UNSIGNED, SIGNED = 339, (1,), (2,)
+# TIFF's tags for the size of a tile, each of which is decoded whole.
+TILE_WIDTH, TILE_LENGTH = 322, 323
+LARGEST_USUAL_TILE = 1024 * 1024
+# A progressive JPEG is decoded in scans, each of which takes as long as a whole picture; programs write about 10.
+MOST_SCANS, START_OF_SCAN = 100, b"\xff\xda"
 # TIFF's tags for the bits of each channel, and for how channels are stored.
 BITS, PLANES, SEPARATE = 258, 284, 2
 # How a video is shown, by its display matrix: a pixel (x, y) goes to (a x + c y, b x + d y), here as (a, b, c, d).
@@ -107,8 +112,20 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         yield image
 
 
+def _check_scans(image: Image.Image) -> None:
+    """Raise ValueError if decoding a JPEG takes far more time than its size says."""
+    file = getattr(image, "fp", None)
+    if image.format == "JPEG" and file is not None:
+        place = file.tell()
+        file.seek(0)
+        scans = file.read().count(START_OF_SCAN)
+        file.seek(place)
+        if scans > MOST_SCANS:
+            raise ValueError(f"has {scans} scans, wanted at most {MOST_SCANS}; save it again")
+
+
 def _check_numbers(image: Image.Image) -> None:
-    """Raise ValueError if PIL would read an image's numbers as others."""
+    """Raise ValueError if PIL would read an image's numbers as others, or far more of them than its size says."""
     key = image.info.get("transparency")
     # PIL keeps the high bytes of the pixels, and looks for the key's low bytes among them.
     if isinstance(key, tuple) and (_stored_mode(image).startswith("RGB;16") or max(key) > 255):
@@ -119,6 +136,9 @@ def _check_numbers(image: Image.Image) -> None:
             "or remove info['transparency']"
         )
     tags = getattr(image, "tag_v2", {})
+    width, length = (side if isinstance(side := tags.get(tag), int) else 0 for tag in (TILE_WIDTH, TILE_LENGTH))
+    if width * length > 4 * max(image.width * image.height, LARGEST_USUAL_TILE):
+        raise ValueError(f"has tiles of {width} x {length} pixels, wanted no more pixels than the picture has")
     if image.mode == "L" and tags.get(SAMPLE_FORMAT) == SIGNED:
         raise ValueError("has signed numbers of 8 bits, wanted unsigned ones, or signed ones of 16 bits")
     # Of uncompressed planes, PIL reads each as plain bytes.
@@ -166,6 +186,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     numbers that PIL would read as others.
     """
     _check_numbers(image)
+    _check_scans(image)
     tags = getattr(image, "tag_v2", None)
     is_unsigned = tags is not None and tags.get(SAMPLE_FORMAT, UNSIGNED) == UNSIGNED
     is_negative = tags is not None and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO

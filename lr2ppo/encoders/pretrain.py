@@ -24,13 +24,13 @@ from transformers.utils import logging as transformers_logging
 
 from lr2ppo.config.schema import OptimizerConfig
 from lr2ppo.data import annotations
-from lr2ppo.data.annotations import Clip, read_clips
+from lr2ppo.data.annotations import PRETRAINED_ON, Clip, captions_fingerprint, read_clips
 from lr2ppo.data.frames import missing_frames, read_image, unusable_frames
 from lr2ppo.distributed.processes import choose_device
 from lr2ppo.encoders.image import ImageEncoder
 from lr2ppo.encoders.text import SPECIAL_TOKENS, TextEncoder, roberta_tokenizer
 from lr2ppo.errors import UserError, raise_faults
-from lr2ppo.files import atomic_folder, check_no_link
+from lr2ppo.files import atomic_folder, check_no_link, write_json
 from lr2ppo.training.learner import build_optimizer
 
 TRAINING_FILES = (annotations.SOURCE_TRAIN, annotations.TARGET_TRAIN)
@@ -270,7 +270,7 @@ def pretrain(
             f"pretraining did not learn whether a text contains a label (loss {losses['in_text']:.2f}, wanted "
             f"at most {MATCHED_LOSS_LIMIT}); try another --seed or more --steps"
         )
-    save(out, text, tokenizer, vit, shape)
+    save(out, text, tokenizer, vit, shape, captions_fingerprint(data))
     return losses
 
 
@@ -280,14 +280,18 @@ def save(
     tokenizer: PreTrainedTokenizerFast,
     vit: VisionTransformer,
     shape: dict[str, int],
+    captions: str | None = None,
 ) -> None:
     """Write a Hugging Face RoBERTa folder with its tokenizer, and a timm ViT folder with its config, each when whole.
 
-    Raises `UserError` if one of them is no folder.
+    Each keeps the fingerprint of the `captions` that it was trained on, if it is given. Raises `UserError` if one of
+    them is no folder.
     """
     transformers_logging.disable_progress_bar()
     with atomic_folder(out / "roberta", replaces=True) as folder:
         text.cpu().eval().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        write_json(folder / PRETRAINED_ON, captions)
     with atomic_folder(out / "vit", replaces=True) as folder:
         timm.models.save_for_hf(vit.cpu().eval(), str(folder), model_args=shape, safe_serialization=True)
+        write_json(folder / PRETRAINED_ON, captions)

@@ -16,7 +16,7 @@ from lr2ppo.evaluation.metrics import CUTOFFS, chance_ndcg
 from lr2ppo.evaluation.scoring import Scores, pad_lists, ranking_metrics
 from lr2ppo.files import read_json, write_json
 from lr2ppo.runs.lock import results_locked
-from lr2ppo.runs.lookup import RESULTS, differing_settings, is_outdated
+from lr2ppo.runs.lookup import RESULTS, differing_settings, is_outdated, refuse_link
 from lr2ppo.runs.records import Case, Interval, SplitResult, check_record
 
 CASES = "cases.json"
@@ -154,6 +154,7 @@ def read_by_split(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
+        refuse_link(path)
         content = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read: {error}; remove it and evaluate the run again") from None

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from lr2ppo.config.schema import Count, Positive, Section
 from lr2ppo.data.features.encoders import Encoding, encoding_differences, read_features_file
 from lr2ppo.errors import UserError
-from lr2ppo.files import read_json
+from lr2ppo.files import link_fault, read_json
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import describe_model
 from lr2ppo.runs.lookup import (
@@ -63,7 +63,7 @@ class Trained:
 def open_trained(reference: str | Path, logs: Path) -> Trained:
     """Open a run as named for `find_run`, or an exported folder; raises `UserError` if it is neither, or both."""
     if is_exported(str(reference), logs):
-        return _open_exported(Path(reference))
+        return _open_exported(Path(reference).resolve())
     return _open_run(find_run(str(reference), STAGES, logs))
 
 
@@ -76,6 +76,9 @@ def _open_exported(folder: Path) -> Trained:
             f"{folder / 'config.json'}: is not from an exported model ({error}); name a run, or a folder written by "
             "sh scripts/export.sh RUN OUT"
         ) from None
+    for path in (folder / EXPORTED, folder / REWARD, folder / BEFORE):
+        if fault := link_fault(path):
+            raise UserError(f"{path}: {fault}; an exported model's files are its own, so put a copy of it in its place")
     # A reward model serves as its own, without a second copy.
     reward = folder if description.get("model") == "PartialOrderModel" else folder / REWARD
     has_reward = use.temperature is not None and (reward / EXPORTED).is_file()

@@ -155,7 +155,8 @@ def rename_modules(named: Mapping[str, T], modules: Mapping[str, str]) -> dict[s
 
 def write_published(source: Path, out: Path) -> None:
     """Write the model of a run or a `best/` folder as a published checkpoint; `out` may be a folder."""
-    folder = source / "best" if (source / "best").is_dir() else source
+    # A path that is typed may be a link, what is in its folder may not.
+    folder = source / "best" if (source / "best").is_dir() else source.resolve()
     model = load_model(folder)
     try:
         tensors = published_tensors(model)

@@ -5,6 +5,7 @@ such a folder has only weights. `read_run` and `read_finished` handle both, so t
 """
 
 import math
+import os
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
@@ -16,7 +17,16 @@ from pydantic import ValidationError
 from lr2ppo.config.load import config_leaves
 from lr2ppo.config.schema import DataConfig, ModelConfig
 from lr2ppo.errors import UserError
-from lr2ppo.files import WEIGHTS_FILE, file_fingerprint, parse_json, read_json, read_text, read_yaml
+from lr2ppo.files import (
+    WEIGHTS_FILE,
+    file_fingerprint,
+    link_fault,
+    model_files,
+    parse_json,
+    read_json,
+    read_text,
+    read_yaml,
+)
 from lr2ppo.runs.records import Evaluated, Finished, TrainedOn, check_record, check_row
 from lr2ppo.runs.stages import STAGES, stage_for_model
 
@@ -229,8 +239,8 @@ def _source_places(folder: Path, config: Mapping[str, Any], key: str) -> list[Pa
 
 
 def has_own_weights(folder: Path) -> bool:
-    """Whether a run's best weights lie in its folder, links followed: someone else's could lead to any run's."""
-    return (folder / "best" / WEIGHTS_FILE).resolve().parent == folder.resolve() / "best"
+    """Whether a run's best weights lie in its folder, without links: someone else's could lead to any run's."""
+    return not any(map(link_fault, model_files(folder / "best")))
 
 
 def weights_fingerprint(folder: Path) -> str | None:
@@ -293,6 +303,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     if _has_only_weights(folder):
         return _published_config(folder)
     try:
+        refuse_link(folder / CONFIG)
         tree = read_yaml(folder / CONFIG)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / CONFIG}: cannot be read: {error}") from None
@@ -350,7 +361,8 @@ def read_trained_on(folder: Path) -> TrainedOn | None:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a JSON mapping, empty if the file is missing; raise ValueError if it holds anything else."""
+    """Read a JSON mapping, empty if the file is missing; raise ValueError if it holds anything else, or is a link."""
+    refuse_link(path)
     try:
         found = read_json(path)
     except FileNotFoundError:
@@ -370,12 +382,19 @@ def read_data(folder: Path) -> DataConfig:
         raise UserError(f"{folder / CONFIG}: its section data cannot be used: {error}") from None
 
 
+def refuse_link(path: Path) -> None:
+    """Raise ValueError if a record in a run's folder is a link: someone else's could show any file of the user."""
+    if path.is_symlink():
+        raise ValueError(f"{path.name} is a link to {os.readlink(path)}, wanted a file")
+
+
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """Read the rows of a run's evaluations, without an incomplete last row.
 
     Raises ValueError if a row is damaged.
     """
     path = folder / METRICS
+    refuse_link(path)
     text = read_text(path) if path.exists() else ""
     rows = []
     for number, line in enumerate(text.split("\n")[:-1], start=1):

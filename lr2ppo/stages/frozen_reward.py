@@ -115,12 +115,14 @@ def _read(path: Path, rows: int) -> Vectors | None:
     """Read cached vectors; None if there are none, or they are damaged."""
     try:
         content = np.memmap(path, mode="r")
+        # Before its header is read, whose damage raises many types.
+        if hashlib.sha256(content[:-CHECKSUM].data).digest() != content[-CHECKSUM:].tobytes():
+            return None
         found = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
-    intact = hashlib.sha256(content[:-CHECKSUM].data).digest() == content[-CHECKSUM:].tobytes()
     fits = isinstance(found, np.ndarray) and found.dtype == np.float32 and found.ndim == 2 and len(found) == rows
-    return found if intact and fits else None
+    return found if fits else None
 
 
 def _save(path: Path, vectors: Vectors) -> None:

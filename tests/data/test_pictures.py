@@ -607,6 +607,32 @@ def test_a_decoded_picture_that_no_longer_tells_the_bits_of_its_transparent_colo
             decode(opened if of_file else opened.copy())
 
 
+def test_a_tile_far_larger_than_its_picture_is_refused(tmp_path: Path) -> None:
+    for side in (16, 22000):
+        pixels = zlib.compress(bytes(256))
+        tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 134, 325: len(pixels)}
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+        header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+        (tmp_path / "tile.tif").write_bytes(header + pixels)
+        assert len(header) == tags[324]
+        if side == 16:
+            read_image(tmp_path / "tile.tif")
+    assert_refused(tmp_path / "tile.tif", "has tiles of 22000 x 22000 pixels")
+
+
+def test_a_progressive_picture_of_many_scans_is_refused_and_a_usual_one_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "scans.jpg"
+    PICTURE.resize((64, 64)).save(path, progressive=True)
+    read_image(path)
+    content = path.read_bytes()
+    last = content.rindex(b"\xff\xda")
+    path.write_bytes(content[:last] + content[last:-2] * 200 + content[-2:])
+    with pytest.raises(UserError, match=r"has 2.. scans, wanted at most 100"):
+        read_image(path)
+    with Image.open(path) as opened, pytest.raises(UserError, match=r"frame 0: has 2.. scans"):
+        decode(opened)
+
+
 def write_planes(path: Path, planes: list[NDArray[Any]], photometric: int, packed: bool = False) -> Path:
     """Write a TIFF file of a plane for each channel."""
     stored = [zlib.compress(plane.tobytes()) if packed else plane.tobytes() for plane in planes]
