@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     file = _find(arguments.set)
-    config = _read(file, arguments.overrides)
+    config = read_set(file, arguments.overrides)
     out = config.logs / file.stem
     check_folder_inside(out)
     with ended_by_interrupt():
@@ -45,14 +45,14 @@ def _find(reference: str) -> Path:
     return path
 
 
-def _read(file: Path, overrides: list[str]) -> "CompareConfig":
+def read_set(file: Path, overrides: list[str]) -> "CompareConfig":
     """Load a set; an override that is not of one of its keys is a setting of all runs."""
     from lr2ppo.config.load import load_config
     from lr2ppo.config.schema import CompareConfig
 
-    own = [each for each in overrides if each.partition("=")[0].partition(".")[0] in CompareConfig.model_fields]
+    own = [each for each in overrides if each.partition("=")[0] in CompareConfig.model_fields]
     config = load_config(file, "compare", own)
     more = [each for each in overrides if each not in own]
     if wrong := [each for each in more if "=" not in each]:
         raise UserError(f"{wrong[0]!r}: wanted an override key=value, such as seeds=[1,2] or train.epochs=3")
-    return config.model_copy(update={"settings": [*config.settings, *more]})
+    return config.model_copy(update={"overrides": [*config.overrides, *more]})

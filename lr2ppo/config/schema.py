@@ -22,6 +22,12 @@ def _refuse_blank(value: Any) -> Any:
     return value
 
 
+def _refuse_lines(value: Any) -> Any:
+    if isinstance(value, str) and (UNWRITABLE.search(value) or CONTROL.search(value) or not value.strip()):
+        raise ValueError("is blank or holds a control character, wanted a text of one line")
+    return value
+
+
 Number = Annotated[float, BeforeValidator(_read_number)]
 WholeNumber = Annotated[int, BeforeValidator(_read_number)]
 Fraction = Annotated[Number, Field(ge=0.0, le=1.0)]
@@ -434,6 +440,8 @@ StageName = Literal["pointwise", "finetune", "reward", "distill", "ppo"]
 Setting = Annotated[str, Field(pattern="=")]
 # Part of the names of files.
 DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")]
+# Shown in tables, each in one line.
+RowName = Annotated[str, BeforeValidator(_refuse_lines)]
 Values = Annotated[list[str | int | float], Field(min_length=1)]
 
 
@@ -480,8 +488,8 @@ class CompareConfig(Section):
     """A comparison: rows, each with a run per seed and data set; `against` is the row that the others are compared to.
 
     `preset` is the folder of the stages' files, `data` has the settings of each data set, `settings` are those of all
-    runs; `{seed}` in one stands for the seed. `parallel` runs are made at a time. `axis` says what differs between data
-    sets whose names are numbers.
+    runs, and `overrides` too, which win over those of data sets and rows; `{seed}` in one stands for the seed.
+    `parallel` runs are made at a time. `axis` says what differs between data sets whose names are numbers.
     """
 
     stage: Literal["compare"]
@@ -493,8 +501,9 @@ class CompareConfig(Section):
     against: str
     axis: str | None = None
     settings: list[Setting] = []
+    overrides: list[Setting] = []
     data: Annotated[dict[DataName, list[Setting]], Field(min_length=1)]
-    rows: Annotated[dict[str, AnyRow], Field(min_length=2)]
+    rows: Annotated[dict[RowName, AnyRow], Field(min_length=2)]
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

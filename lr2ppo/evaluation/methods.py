@@ -1,6 +1,7 @@
 """The table of a comparison of methods: every method's metrics, its difference to a chosen one, and what it takes."""
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,7 +31,8 @@ LATEX_MARKS = {mark: f"\\{mark}" for mark in "&%$#_{}"} | {
 class Method:
     """A row with what it takes: the mean over seeds of all its training time, and the weights that order a clip.
 
-    `chosen` are the settings that were best on the validation split, of `tried` combinations.
+    `chosen` are the settings that were best on the validation split, of `tried` combinations; `commits` are the states
+    of the program that trained it.
     """
 
     row: Row
@@ -39,6 +41,7 @@ class Method:
     weights: int
     tried: int
     chosen: Sequence[str]
+    commits: AbstractSet[str]
     notes: Sequence[str]
 
 
@@ -49,13 +52,25 @@ class MethodTable:
     data: str
     methods: Sequence[Method]
     against: Method
+    split: str
     comparison: Comparison
 
     @classmethod
-    def make(cls, data: str, methods: Sequence[Method], against: str) -> "MethodTable":
-        """Compare methods; raises `UserError` if they cannot be compared."""
+    def make(cls, data: str, methods: Sequence[Method], against: str, split: str) -> "MethodTable":
+        """Compare methods on a split; raises `UserError` if they cannot be compared."""
         chosen = next(method for method in methods if method.row.name == against)
-        return cls(data, methods, chosen, compare([method.row for method in methods]))
+        return cls(data, methods, chosen, split, compare([method.row for method in methods]))
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What the table should not be read without."""
+        notes = [note for method in self.methods for note in method.notes]
+        if self.split == "val":
+            notes.append("note: on these clips the best step of each run and the tuned values were chosen")
+        commits = sorted(set[str]().union(*(method.commits for method in self.methods)))
+        if len(commits) > 1:
+            notes.append(f"note: the runs are of {len(commits)} states of the program: {', '.join(commits)}")
+        return notes
 
     @cached_property
     def contrasts(self) -> list[Contrast | None]:
@@ -107,9 +122,10 @@ def format_text(table: MethodTable) -> str:
 
 def format_markdown(table: MethodTable) -> str:
     """Format all as one Markdown table."""
-    cells = _all_cells(table, lambda text: text.replace("|", "\\|"))
+    cells = _all_cells(table, _in_markdown)
     ruler = ["---", *("---:" for _ in cells[0][1:])]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], ruler, *cells[1:])) + "\n"
+    notes = [f"\n{_in_markdown(note)}" for note in table.notes]
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in (cells[0], ruler, *cells[1:])), *notes, ""])
 
 
 def format_latex(table: MethodTable) -> str:
@@ -118,7 +134,12 @@ def format_latex(table: MethodTable) -> str:
     lines = [" & ".join(row) + r" \\" for row in cells]
     columns = "l" + "r" * (len(cells[0]) - 1)
     head = [f"\\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule"]
-    return "\n".join([*head, *lines[1:], r"\bottomrule", r"\end{tabular}", ""])
+    notes = [f"% {note}" for note in table.notes]
+    return "\n".join([*head, *lines[1:], r"\bottomrule", r"\end{tabular}", *notes, ""])
+
+
+def _in_markdown(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _all_cells(table: MethodTable, escape: Callable[[str], str]) -> list[list[str]]:

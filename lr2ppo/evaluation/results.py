@@ -16,10 +16,12 @@ from lr2ppo.evaluation.metrics import CUTOFFS, chance_ndcg
 from lr2ppo.evaluation.scoring import Scores, pad_lists, ranking_metrics
 from lr2ppo.files import read_json, write_json
 from lr2ppo.runs.lock import results_locked
-from lr2ppo.runs.lookup import RESULTS, differing_settings, is_outdated, refuse_link
+from lr2ppo.runs.lookup import RESULTS, differing_settings, is_outdated, read_finished, read_inputs, refuse_link
 from lr2ppo.runs.records import Case, Interval, SplitResult, check_record
 
 CASES = "cases.json"
+# What runs on the same clips should have read alike, by the keys of their `inputs.json`.
+DATA_READ = ("train", "graded", "validation")
 
 
 def write_evaluation(folder: Path, split: str, results: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> None:
@@ -79,11 +81,23 @@ def trained_on_note(result: Mapping[str, Any]) -> str:
 
 
 def row_notes(name: str, folders: Sequence[Path], split: str) -> list[str]:
-    """Say what a row of evaluated runs should not be read without: see `trained_on_note`, `differing_settings`."""
-    notes = [(folder, trained_on_note(read_by_split(folder / RESULTS).get(split, {}))) for folder in folders]
-    found = [f"{run_name(folder)}: {note}" for folder, note in notes if note]
+    """Say what a row of evaluated runs should not be read without: warnings of its runs, and what differs in them."""
+    results = [read_by_split(folder / RESULTS).get(split, {}) for folder in folders]
+    found = []
+    for folder, result in zip(folders, results, strict=True):
+        notes = [trained_on_note(result), _left_out_note(result)]
+        notes += [f"warning: {warning}" for warning in (read_finished(folder) or {}).get("warnings", [])]
+        found += [f"{run_name(folder)}: {note}" for note in notes if note]
     differing = differing_settings(folders)
+    if len({result.get("fingerprints", {}).get("annotations") for result in results}) == 1:
+        inputs = [read_inputs(folder) for folder in folders]
+        differing += [f"the content of {key}" for key in DATA_READ if len({own.get(key) for own in inputs}) > 1]
     return found + ([f"{name}: note: its runs differ in {', '.join(differing)}"] if differing else [])
+
+
+def _left_out_note(result: Mapping[str, Any]) -> str:
+    left_out = result.get("left_out", [])
+    return f"warning: {len(left_out)} clips were left out for faults, such as {left_out[0]}" if left_out else ""
 
 
 def describe_cases(clips: Sequence[Clip], scores: Sequence[Scores]) -> list[dict[str, Any]]:

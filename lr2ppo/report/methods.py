@@ -55,7 +55,7 @@ def _section(table: MethodTable) -> dict[str, object]:
         ],
         "size": describe_size(rows),
         "intervals": describe_intervals(rows),
-        "notes": [note for method in table.methods for note in method.notes],
+        "notes": table.notes,
         "picture": draw_methods(table),
     }
 

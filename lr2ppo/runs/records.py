@@ -41,6 +41,8 @@ class Finished(Record):
     seconds: Seconds = 0.0
     finished: Finite = 0.0
     peak_memory_gib: Finite = 0.0
+    warnings: list[str] = []
+    commit: str | None = None
     machine: Machine | None = None
 
 
@@ -103,6 +105,7 @@ class SplitResult(Evaluated):
     annotations: str
     settings: dict[str, str | int] = {}
     chance: dict[str, float]
+    left_out: list[str] = []
     trained_on: list[str] = []
     trained_on_unknown: list[str] = []
     judgement: Judgement | None = None

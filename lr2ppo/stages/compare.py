@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from os import cpu_count, environ
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,9 +34,8 @@ from lr2ppo.runs.lookup import read_finished, source_runs
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.stages.comparison_plan import Attempt, make_plan
 from lr2ppo.stages.evaluate import SPLITS, is_evaluated
-from lr2ppo.stages.trainings import SEED, Training, settings_for
+from lr2ppo.stages.trainings import SEED, Training, check_trained, settings_for
 from lr2ppo.terminal import say
-from lr2ppo.training.run import open_all
 
 PAGE = "report.html"
 
@@ -46,22 +46,23 @@ def run_comparison(config: CompareConfig) -> dict[str, list[Method]]:
     Raises `UserError` before any run starts if a setting or file cannot be used, or if a finished run has other data
     than now; exits with the exit code of a command that fails.
     """
-    alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
     evaluation = load_config(config.preset / "evaluate.yaml", "evaluate", [f"split={config.split}"])
     plan = make_plan(config)
     finished = [training for training in plan.trainings if training.is_finished]
-    for training in finished:
-        open_all(training.config, alone, training.folder)
+    check_trained(finished)
     missing = [training for training in plan.trainings if not training.is_finished]
     untrained = _zero_shot_methods(config)
     say(f"{len(plan.trainings)} runs in {config.logs}, {len(finished)} of them finished")
     _run_each("train", missing, lambda training: training.command(config.preset), config.parallel)
+    # The preset and the data may have changed meanwhile: all rows must be of the same.
+    plan.check_unchanged()
+    check_trained(missing)
     shown = {
         (data, name): (max(attempts, key=Attempt.validation), len(attempts))
         for data, rows in plan.attempts.items()
         for name, attempts in rows.items()
     }
-    _evaluate_all(config, evaluation, [attempt for attempt, _ in shown.values()], alone)
+    _evaluate_all(config, evaluation, [attempt for attempt, _ in shown.values()])
     trained = {
         (data, name): Method(
             row=_measure(name, attempt, config.split),
@@ -70,6 +71,7 @@ def run_comparison(config: CompareConfig) -> dict[str, list[Method]]:
             weights=_weights(attempt),
             tried=tried,
             chosen=attempt.values,
+            commits=_commits(attempt),
             notes=row_notes(name, [training.folder for training in attempt.shown], config.split),
         )
         for (data, name), (attempt, tried) in shown.items()
@@ -80,7 +82,7 @@ def run_comparison(config: CompareConfig) -> dict[str, list[Method]]:
 
 def show_comparison(methods: Mapping[str, Sequence[Method]], config: CompareConfig, name: str, out: Path) -> None:
     """Print the table of each data set, and write all as text, Markdown, CSV, LaTeX and a page into a folder."""
-    tables = [MethodTable.make(data, own, config.against) for data, own in methods.items()]
+    tables = [MethodTable.make(data, own, config.against, config.split) for data, own in methods.items()]
     for table in tables:
         text = _as_text(table, config.split)
         say(f"\n{text}")
@@ -112,7 +114,7 @@ def _zero_shot_methods(config: CompareConfig) -> dict[tuple[str, str], Method]:
             scores, weights = zero_shot_scores(row, clips, root, first.data.frames, device, config.logs / "zero_shot")
             runs.append(measure_run(name, clips, scores))
         notes = [f"{name}: {row.zero_shot}, not trained; its weights may know these clips"]
-        methods[data, name] = Method(Row(name, runs), "zero shot", 0.0, weights, 1, (), notes)
+        methods[data, name] = Method(Row(name, runs), "zero shot", 0.0, weights, 1, (), frozenset(), notes)
     return methods
 
 
@@ -123,15 +125,14 @@ def _as_text(table: MethodTable, split: str) -> str:
         format_table(table.comparison, chance_means(table.against.row)),
         format_text(table),
         wrap(describe_methods(table)),
-        *(wrap(note) for method in table.methods for note in method.notes),
+        *map(wrap, table.notes),
     ]
     return "\n\n".join(parts)
 
 
-def _evaluate_all(
-    config: CompareConfig, evaluation: EvaluateConfig, attempts: Iterable[Attempt], alone: Processes
-) -> None:
+def _evaluate_all(config: CompareConfig, evaluation: EvaluateConfig, attempts: Iterable[Attempt]) -> None:
     """Evaluate the shown runs that are not."""
+    alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
     shown = {training.folder: training for attempt in attempts for training in attempt.shown}
     missing = [
         training
@@ -178,9 +179,19 @@ def _measure(name: str, attempt: Attempt, split: str) -> Row:
 
 def _seconds(attempt: Attempt) -> float:
     """The mean over seeds of the training time of the shown runs with all that they start from."""
-    chains = [set[Path]().union(*(_with_sources(training.folder) for training in members)) for members in attempt.runs]
-    finished = [[read_finished(folder) or {"seconds": 0.0} for folder in chain] for chain in chains]
-    return float(np.mean([sum(ended["seconds"] for ended in chain) for chain in finished]))
+    return float(np.mean([sum(ended["seconds"] for ended in chain) for chain in _chains(attempt)]))
+
+
+def _commits(attempt: Attempt) -> frozenset[str]:
+    """The commits of the program that trained the shown runs and all that they start from, as far as they are known."""
+    commits = {ended.get("commit") for chain in _chains(attempt) for ended in chain}
+    return frozenset(commit for commit in commits if commit is not None)
+
+
+def _chains(attempt: Attempt) -> list[list[dict[str, Any]]]:
+    """For each seed, how the shown runs and all that they start from ended."""
+    folders = [set[Path]().union(*(_with_sources(training.folder) for training in members)) for members in attempt.runs]
+    return [[ended for folder in chain if (ended := read_finished(folder)) is not None] for chain in folders]
 
 
 def _weights(attempt: Attempt) -> int:

@@ -45,10 +45,20 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Plan:
-    """The attempts of every row by data set and row, and all trainings, each once and after those it starts from."""
+    """The attempts of every row by data set and row, and all trainings, each once and after those it starts from.
+
+    `contents` are the fingerprints of the annotation files, which are part of the names of the runs.
+    """
 
     attempts: Mapping[str, Mapping[str, Sequence[Attempt]]]
     trainings: Sequence[Training]
+    contents: Mapping[Path, str]
+
+    def check_unchanged(self) -> None:
+        """Raise `UserError` if an annotation file is not as it was planned with."""
+        for path, fingerprint in self.contents.items():
+            if _fingerprint(path) != fingerprint:
+                raise UserError(f"{path}: changed while runs were made; restore it, or run the same command again")
 
 
 def make_plan(config: CompareConfig) -> Plan:
@@ -62,18 +72,28 @@ def make_plan(config: CompareConfig) -> Plan:
         }
         for data, settings in config.data.items()
     }
-    return Plan(attempts, list(planner.trainings.values()))
+    return Plan(attempts, list(planner.trainings.values()), planner.contents)
 
 
 def _check_settings(config: CompareConfig) -> None:
     """Raise `UserError` if a setting is of no stage, or one of a row of none of the row's stages."""
-    for settings in (config.settings, *config.data.values()):
-        _check_known(settings, list(STAGES), config)
+    used = [stage for stage in STAGES if any(stage in row.stages for row in config.trained_rows.values())]
+    for settings in (config.settings, *config.data.values(), config.overrides):
+        _check_known(settings, used, config)
     for name, row in config.trained_rows.items():
         if row.stages != [stage for stage in STAGES if stage in row.stages]:
             raise UserError(f"rows.{name}.stages: found {row.stages}, wanted them in the order {', '.join(STAGES)}")
         _check_sources(name, row)
+        _check_overrides(name, row, config.overrides)
         _check_known([*row.settings, *(f"{key}={values[0]}" for key, values in row.tune.items())], row.stages, config)
+
+
+def _check_overrides(name: str, row: RowConfig, overrides: Sequence[str]) -> None:
+    """Raise `UserError` if a setting of all runs is one that a row tries values of."""
+    for stage, override, tuned in product(map(STAGES.__getitem__, row.stages), overrides, row.tune):
+        keys = {setting.partition("=")[0] for setting in settings_for(stage, [override, f"{tuned}="])}
+        if belongs(override, stage) and belongs(f"{tuned}=", stage) and len(keys) == 1:
+            raise UserError(f"{override}: the row {name!r} tries values of this; change its tune in the set")
 
 
 def _check_sources(name: str, row: RowConfig) -> None:
@@ -116,11 +136,11 @@ class _Planner:
     def __init__(self, config: CompareConfig) -> None:
         self.config = config
         self.trainings: dict[str, Training] = {}
-        self._contents: dict[Path, str] = {}
+        self.contents: dict[Path, str] = {}
 
     def attempt(self, row: RowConfig, data: Sequence[str], values: Sequence[str]) -> Attempt:
         """Plan a row's runs with one combination of values."""
-        settings = [*self.config.settings, *data, *row.settings, *values]
+        settings = [*self.config.settings, *data, *row.settings, *values, *self.config.overrides]
         runs = []
         for seed in self.config.seeds:
             own = [setting.replace(SEED, str(seed)) for setting in settings]
@@ -153,10 +173,14 @@ class _Planner:
         return hashlib.sha256(text.encode()).hexdigest()[:NAME_LENGTH]
 
     def _content(self, path: Path) -> str:
-        """The fingerprint of a file; raises `UserError` if it cannot be read."""
-        try:
-            if path not in self._contents:
-                self._contents[path] = file_fingerprint(path)
-            return self._contents[path]
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror or error}; check data of the set") from None
+        if path not in self.contents:
+            self.contents[path] = _fingerprint(path)
+        return self.contents[path]
+
+
+def _fingerprint(path: Path) -> str:
+    """The fingerprint of a file; raises `UserError` if it cannot be read."""
+    try:
+        return file_fingerprint(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}; check data of the set") from None

@@ -46,7 +46,7 @@ from lr2ppo.runs.lookup import (
 )
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.terminal import say
-from lr2ppo.training.inputs import Inputs, check_encoders, check_fit, has_order, left_out_note, open_inputs
+from lr2ppo.training.inputs import Inputs, check_encoders, check_fit, has_order, left_out_warnings, open_inputs
 from lr2ppo.training.trained_on import find_trained_on
 
 REPORT = "report.html"
@@ -85,6 +85,7 @@ def evaluate(config: EvaluateConfig) -> None:
         results |= {
             "chance": chance_means(row),
             "clips": len(dataset),
+            "left_out": dataset.left_out,
             "annotations": str(data.root / file),
             "fingerprints": evaluated_fingerprints(weights, inputs),
             "settings": evaluated_settings(config),
@@ -99,7 +100,8 @@ def evaluate(config: EvaluateConfig) -> None:
             )
         write_evaluation(folder, config.split, results, describe_cases(dataset.clips, scores))
     what = "scores" if isinstance(model, RelevanceRanker) else "share of pairs won"
-    of_all = f"{len(dataset)} clips, labels ordered by {what}; {describe_intervals([row])}{left_out_note(dataset)}"
+    of_all = f"{len(dataset)} clips, labels ordered by {what}; {describe_intervals([row])}"
+    of_all = "; warning: ".join([of_all, *left_out_warnings(dataset)])
     show_evaluation(folder, config, comparison, results, [warning, f"{folder}, {config.split} split, {of_all}"])
 
 

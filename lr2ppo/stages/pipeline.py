@@ -14,9 +14,8 @@ from lr2ppo.errors import UserError
 from lr2ppo.runs.lookup import FINISHED
 from lr2ppo.runs.stages import LR2PPO
 from lr2ppo.stages.evaluate import is_evaluated
-from lr2ppo.stages.trainings import SEED, Training, belongs, settings_for
+from lr2ppo.stages.trainings import SEED, Training, belongs, check_trained, settings_for
 from lr2ppo.terminal import say
-from lr2ppo.training.run import open_all
 from lr2ppo.training.run_folder import find_source, run_folder
 
 SPLIT = "test"
@@ -34,13 +33,16 @@ def run_pipeline(name: str, preset: Path, settings: Sequence[str] = (), seeds: S
     evaluation: EvaluateConfig = load_config(preset / "evaluate.yaml", "evaluate", [f"split={SPLIT}"])
     trainings = [training for run in _runs(name, seeds) for training in _plan(*run, preset, settings)]
     _check_sources(trainings)
-    alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
-    _check_finished(trainings, alone)
+    finished = [training for training in trainings if training.is_finished]
+    _check_finished(finished)
     for training in trainings:
-        if training.is_finished:
+        if training in finished:
             say(f"== {training.name}: finished already")
         else:
             _start(*training.command(preset))
+    # The preset and the data may have changed meanwhile: the rows of a table must be of the same.
+    check_trained(trainings)
+    alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
     for training in trainings:
         if is_evaluated(training.folder, evaluation, training.config.data, alone):
             say(f"== {training.name}: evaluated already")
@@ -98,18 +100,16 @@ def _check_sources(trainings: Sequence[Training]) -> None:
         before.add(training.folder)
 
 
-def _check_finished(trainings: Sequence[Training], alone: Processes) -> None:
+def _check_finished(trainings: Sequence[Training]) -> None:
     """Raise `UserError` if a finished run is not the one that its command would train now."""
     for training in trainings:
-        if not training.is_finished:
-            continue
         missing = [source for source in _sources(training) if not (source / FINISHED).is_file()]
         if missing:
             raise UserError(
                 f"{training.folder}: is finished, but {missing[0]}, which it starts from, is not; use another name, or "
                 "remove this run"
             )
-        open_all(training.config, alone, training.folder)
+    check_trained(trainings)
 
 
 def _sources(training: Training) -> list[Path]:

@@ -1,13 +1,21 @@
 """A training of a stage: its settings, and the commands that train and evaluate it."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from lr2ppo.config.load import known_keys
-from lr2ppo.config.schema import RunConfig
+from lr2ppo.config.schema import DataConfig, ModelConfig, RunConfig
+from lr2ppo.data.annotations import Need
+from lr2ppo.data.features.store import FeatureStore
+from lr2ppo.distributed.processes import Processes
 from lr2ppo.runs.lookup import FINISHED
 from lr2ppo.runs.stages import STAGES, Stage
+from lr2ppo.training.inputs import Inputs, open_inputs
+from lr2ppo.training.run import open_all
 
 # Replaced by the seed in a setting, such as data.root=data/mini-{seed}.
 SEED = "{seed}"
@@ -43,6 +51,30 @@ class Training:
         """The arguments of `lr2ppo` that evaluate it on a split of its data."""
         settings = [f"name={self.name}", f"logs={self.config.logs}", f"root={self.config.data.root}", f"split={split}"]
         return ["evaluate", f"--config={preset / 'evaluate'}.yaml", *settings]
+
+
+def check_trained(trainings: Iterable[Training]) -> None:
+    """Raise `UserError` if a run has other settings than planned, or other data than there are now.
+
+    What several runs read is read once.
+    """
+    known: dict[str, Inputs] = {}
+
+    def read_once(
+        data: DataConfig,
+        files: Mapping[str, tuple[str, Need]],
+        store: FeatureStore,
+        model: ModelConfig,
+        processes: Processes,
+    ) -> Inputs:
+        key = json.dumps([data.model_dump(mode="json"), files, model.model_dump(mode="json")])
+        if key not in known:
+            known[key] = open_inputs(data, files, store, model, processes)
+        return known[key]
+
+    alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
+    for training in trainings:
+        open_all(training.config, alone, training.folder, read_once)
 
 
 def settings_for(stage: Stage, given: Sequence[str]) -> list[str]:

@@ -169,18 +169,18 @@ def check_selects(validation: ClipDataset, path: Path) -> None:
         )
 
 
-def clip_warnings(train: ClipDataset, validation: ClipDataset) -> str:
-    """Return warnings about a run's clips, to append to a log line; empty if there are none."""
+def clip_warnings(train: ClipDataset, validation: ClipDataset) -> list[str]:
+    """Return warnings about a run's clips."""
     shared = overlap(train.clips, validation.clips)
-    note = f"; warning: {len(shared)} of the validation clips are trained on, such as {shared[0]}" if shared else ""
-    return note + left_out_note(train, validation)
+    note = [f"{len(shared)} of the validation clips are trained on, such as {shared[0]}"] if shared else []
+    return note + left_out_warnings(train, validation)
 
 
-def left_out_note(*datasets: ClipDataset) -> str:
-    """Return a warning about clips left out for faults, to append to a log line; empty if there are none."""
+def left_out_warnings(*datasets: ClipDataset) -> list[str]:
+    """Return a warning about clips left out for faults, if there are some."""
     names = list(dict.fromkeys(name for dataset in datasets for name in dataset.left_out))
     if not names:
-        return ""
+        return []
     more = f" and {len(names) - FAULTS_SHOWN} more" if len(names) > FAULTS_SHOWN else ""
     shown = f"{', '.join(names[:FAULTS_SHOWN])}{more}"
-    return f"; warning: left out for faults (listed by sh scripts/check_data.sh): {len(names)} clips, {shown}"
+    return [f"left out for faults (listed by sh scripts/check_data.sh): {len(names)} clips, {shown}"]

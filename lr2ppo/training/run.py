@@ -82,11 +82,14 @@ class Opened(Generic[C]):
     warnings: tuple[str, ...]
 
 
-def open_all(config: C, processes: Processes, started: Path | None) -> Opened[C]:
+def open_all(
+    config: C, processes: Processes, started: Path | None, read: Callable[..., Inputs] = open_inputs
+) -> Opened[C]:
     """Open and check all that a run reads; of a run that has started, in the folder `started`, it must be the same.
 
-    Raises `UserError` on every process if a run that it starts from is missing, data or features cannot be used, or the
-    run started with other settings or other data.
+    `read` takes the place of `open_inputs`, for several runs that read the same. Raises `UserError` on every process if
+    a run that it starts from is missing, data or features cannot be used, or the run started with other settings or
+    other data.
     """
     config, sources = resolve_sources(config, started)
     store = open_store(config.data)
@@ -96,10 +99,11 @@ def open_all(config: C, processes: Processes, started: Path | None) -> Opened[C]
         check_resumable(started, config, store)
     reads = STAGES[config.stage].reads
     files = {key: (name, reads if key == "train" else "grades") for key, name in config.annotations.items()}
-    inputs = open_inputs(config.data, files, store, shape, processes)
+    inputs = read(config.data, files, store, shape, processes)
     check_selects(inputs.datasets[1], config.data.root / config.data.validation)
     found = {key: weights_fingerprint(run) for key, run in sources.items()}
-    inputs.fingerprints.update({key: fingerprint for key, fingerprint in found.items() if fingerprint is not None})
+    known = {key: fingerprint for key, fingerprint in found.items() if fingerprint is not None}
+    inputs = replace(inputs, fingerprints=inputs.fingerprints | known)
     if started is not None:
         check_same_inputs(started, inputs.fingerprints)
     # Kept once and for all: what the sources were trained on may be unknown later.
@@ -308,7 +312,7 @@ class TrainingRun(Generic[C]):
         now = time.monotonic()
         # The clock of the day may jump.
         self._started, self._written = now - self.state.seconds, now
-        self._log(headline + clip_warnings(self.clips, self.validation))
+        self._log("; warning: ".join([headline, *clip_warnings(self.clips, self.validation)]))
 
     def _finish(self) -> None:
         """Save the last weights, write finished.json and remove the checkpoints."""
@@ -324,6 +328,7 @@ class TrainingRun(Generic[C]):
             "best_step": state.best_step,
             "seconds": seconds,
             "peak_memory_gib": round(peak_memory_gib(), 2),
+            "warnings": clip_warnings(self.clips, self.validation),
             "finished": time.time(),
             **describe_program(),
             "machine": describe_machine(self.processes),

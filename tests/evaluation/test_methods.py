@@ -11,13 +11,14 @@ from tests.evaluation.test_comparison import draw, make_row
 
 def make_method(name: str, mean: float, seed: int, **facts: object) -> Method:
     row = make_row(name, *(draw(mean, 60, seed=seed + run) for run in range(5)))
-    defaults = {"stage": "ppo", "seconds": 12.4, "weights": 185_000, "tried": 1, "chosen": [], "notes": []}
+    defaults: dict[str, object] = {"stage": "ppo", "seconds": 12.4, "weights": 185_000, "tried": 1, "chosen": []}
+    defaults |= {"commits": {"abc"}, "notes": []}
     return Method(row=row, **defaults | facts)  # type: ignore[arg-type]
 
 
 def make_table(**means: float) -> MethodTable:
     methods = [make_method(name, mean, 100 * place) for place, (name, mean) in enumerate(means.items())]
-    return MethodTable.make("mini", methods, "ours")
+    return MethodTable.make("mini", methods, "ours", "test")
 
 
 def test_each_method_is_compared_with_the_chosen_one_whatever_is_best() -> None:
@@ -50,7 +51,7 @@ def test_markdown_has_a_line_a_method_between_chance_and_the_perfect_order() -> 
 
 @pytest.mark.parametrize("name", ["50 % & more_{x}", "a~b^c#d$e", "back\\slash"])
 def test_latex_escapes_what_would_end_a_cell_or_start_a_command(name: str) -> None:
-    table = MethodTable.make("mini", [make_method("ours", 0.6, 0), make_method(name, 0.7, 9)], "ours")
+    table = MethodTable.make("mini", [make_method("ours", 0.6, 0), make_method(name, 0.7, 9)], "ours", "test")
     line = format_latex(table).splitlines()[5]
     columns = re.search(r"tabular}{(l r*|lr*)}", format_latex(table))
     assert columns is not None
@@ -63,6 +64,22 @@ def test_the_terminal_shows_what_was_chosen_of_how_many() -> None:
         make_method("ours", 0.6, 0),
         make_method("tuned", 0.7, 9, tried=3, chosen=["finetune:train.learning_rate=0.001"], weights=2_310_000),
     ]
-    text = format_text(MethodTable.make("mini", methods, "ours"))
+    text = format_text(MethodTable.make("mini", methods, "ours", "test"))
     assert text.splitlines()[2].endswith("12 s      2.3M  learning_rate=0.001 (of 3)")
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_what_a_table_should_not_be_read_without_is_below_it_in_every_form() -> None:
+    methods = [
+        make_method("ours", 0.6, 0, commits={"abc", "def"}, notes=["ours: warning: 3 clips | were left out"]),
+        make_method("other", 0.7, 9, tried=3, chosen=["finetune:train.learning_rate=0.001"]),
+    ]
+    table = MethodTable.make("mini", methods, "ours", "val")
+    assert table.notes == [
+        "ours: warning: 3 clips | were left out",
+        "note: on these clips the best step of each run and the tuned values were chosen",
+        "note: the runs are of 2 states of the program: abc, def",
+    ]
+    assert format_markdown(table).splitlines()[-5] == r"ours: warning: 3 clips \| were left out"
+    assert format_latex(table).splitlines()[-1] == "% note: the runs are of 2 states of the program: abc, def"
+    assert not MethodTable.make("mini", [make_method("ours", 0.6, 0), methods[1]], "ours", "test").notes

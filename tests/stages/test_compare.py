@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from lr2ppo.cli import main
+from lr2ppo.commands.compare import read_set
 from lr2ppo.config.load import load_config
 from lr2ppo.data.mini import SIZES, write_mini
 from lr2ppo.distributed.commands import Command
@@ -54,12 +55,18 @@ class Commands(list[str]):
 
     last = 1000
 
+    def __init__(self) -> None:
+        # What happens before the next command of a kind.
+        self.before_next: dict[str, Callable[[], None]] = {}
+
     def run_all(self, commands: Sequence[Command], places: Any, begin: Callable[[Command, int], None]) -> None:
         for ended, command in enumerate(commands):
             if len(self) == self.last:
                 raise SystemExit(130)
             begin(command, ended)
             words = command.arguments
+            if change := self.before_next.pop(" ".join(words[:2]), None):
+                change()
             self.append(f"{words[0]} {words[1]}" if words[0] == "train" else "evaluate")
             main(words)
 
@@ -130,6 +137,55 @@ def test_a_stopped_set_goes_on_and_a_changed_file_is_another_run(
     assert commands == ["train finetune", "train finetune", "evaluate"]
 
 
+def turn_pairs_round(data: Path) -> None:
+    path = data / "first_second_data_pair" / "first_second_data_pair_10pct.json"
+    clips = json.loads(path.read_text(encoding="utf-8"))
+    turned = [clip | {"index": [[worse, better] for better, worse in clip["index"]]} for clip in clips]
+    path.write_text(json.dumps(turned), encoding="utf-8")
+
+
+def change_preset(preset: Path) -> None:
+    path = preset / "finetune.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("margin: 1.0", "margin: 5.0"), encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["data", "preset"])
+def test_what_changes_while_runs_are_made_is_no_part_of_a_table(
+    what: str, file: Path, commands: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(REPOSITORY / "configs" / "mini", tmp_path / "preset")
+    rows = {name: row for name, row in SET["rows"].items() if name != "two"}
+    write_set(tmp_path, seeds=[1], rows=rows, preset=str(tmp_path / "preset"))
+    commands.before_next["train finetune"] = (
+        (lambda: turn_pairs_round(tmp_path / "data"))
+        if what == "data"
+        else (lambda: change_preset(tmp_path / "preset"))
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(file)])
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    changed = "first_second_data_pair_10pct.json: changed while runs were made"
+    assert changed in message if what == "data" else "loss.margin: found 1.0, the run started with 5.0" in message
+    assert "evaluate" not in commands
+    assert not (tmp_path / "logs" / "small").exists()
+
+
+def test_settings_of_the_command_line_win_over_those_of_the_set(file: Path) -> None:
+    given = ["finetune:train.weight_decay=0.5", "data.frames=2"]
+    config = read_set(file, [*given, "seeds=[4]"])
+    assert (config.seeds, config.overrides) == ([4], given)
+    rows = {
+        name: row.model_copy(update={"settings": ["train.weight_decay=0.1", "data.frames=1"]})
+        for name, row in config.trained_rows.items()
+    }
+    plan = make_plan(config.model_copy(update={"rows": rows}))
+    assert {training.config.data.frames for training in plan.trainings} == {2}
+    decays = {(each.stage.name, each.config.train.weight_decay) for each in plan.trainings}  # type: ignore[attr-defined]
+    assert decays == {("pointwise", 0.1), ("finetune", 0.5)}
+
+
 @pytest.mark.slow
 def test_a_failing_run_ends_the_set_with_what_it_said(
     file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -163,6 +219,10 @@ def test_a_failing_run_ends_the_set_with_what_it_said(
         ({"data": {"tiny": ["data.root=/gone"]}}, "/gone/first_stage_data.json: cannot be read: No such file"),
         ({"data": {"a/b": ["data.root=x"]}}, "a/b"),
         ({"axis": "pairs"}, "data: found 'tiny', wanted a number, as there is an axis"),
+        ({"settings": ["ppo:train.epochs=3"]}, "train.epochs=3: is not a setting of pointwise or finetune"),
+        ({"overrides": ["train.learning_rate=3"]}, "the row 'fine-tuned' tries values of this; change its tune"),
+        ({"overrides": [f"{RATE}=3"]}, "the row 'fine-tuned' tries values of this; change its tune"),
+        ({"rows": {"a": {"stages": ["pointwise"]}, "b\n": {"stages": ["pointwise"]}}}, "holds a control character"),
         ({"preset": "/gone"}, "/gone/evaluate.yaml: no such config file"),
     ],
 )

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lr2ppo.cli import main
 from lr2ppo.errors import UserError
 from lr2ppo.models import RelevanceRanker
 from lr2ppo.models.weights import describe_model, save_model
+from lr2ppo.stages import pipeline
 from lr2ppo.stages.pipeline import run_pipeline
 from tests.conftest import REPOSITORY
 
@@ -117,6 +119,22 @@ def test_finished_runs_of_other_settings_data_or_sources_are_not_taken_for_those
     save_model(ranker / "best", RelevanceRanker(describe_model(ranker / "best")[1]))
     with pytest.raises(UserError, match=r"(?s)reward/study-1: .*the weights of its ranker run: found other content"):
         run_pipeline("study", PRESET, settings(root), seeds=(1,))
+
+
+@pytest.mark.slow
+def test_data_that_change_while_runs_are_made_end_the_pipeline_before_any_is_evaluated(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(root / "logs" / "ppo" / "study-1")
+
+    def train_then_change(*arguments: str) -> None:
+        main(arguments)
+        change_grade(root, "first_stage_data.json")
+
+    monkeypatch.setattr(pipeline, "run_command", train_then_change)
+    with pytest.raises(UserError, match=r"(?s)pointwise/study-1: .*data\.train: found other content"):
+        run_pipeline("study", PRESET, settings(root), seeds=(1,))
+    assert not (root / "logs" / "ppo" / "study-1" / "results.json").exists()
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from lr2ppo.data.dataset import open_store
 from lr2ppo.data.validate import CheckedClips
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
-from lr2ppo.training.inputs import check_fit, left_out_note, open_inputs
+from lr2ppo.training.inputs import check_fit, left_out_warnings, open_inputs
 
 MODEL = ModelConfig(head="pooled", attention="scaled", width=8, heads=2, dropout=0.0)
 IDS = [f"clip-{number}" for number in range(5)]
@@ -56,8 +56,9 @@ def test_without_strict_clips_with_faults_are_left_out_and_named(folder: Path, a
     assert [clip.id for clip in train.clips] == ["clip-0", "clip-4"]
     assert train.left_out == ["1 (clip-1)", "clip-2", "clip-3"]
     assert (len(validation), validation.left_out) == (1, [])
-    assert left_out_note(train, validation).endswith(": 3 clips, 1 (clip-1), clip-2, clip-3")
-    assert left_out_note(validation) == ""
+    (warning,) = left_out_warnings(train, validation)
+    assert warning.endswith(": 3 clips, 1 (clip-1), clip-2, clip-3")
+    assert left_out_warnings(validation) == []
 
 
 def test_a_strict_stage_refuses_all_faults_of_a_file_in_one_message_with_advice(folder: Path, alone: Processes) -> None:
@@ -119,7 +120,7 @@ def test_a_file_that_cannot_be_read_is_refused_all_the_same(folder: Path, alone:
 def test_a_long_list_of_names_is_cut_and_counted() -> None:
     names = [f"clip-{number}" for number in range(12)]
     sets = [ClipDataset([], None, frames=1, left_out=part) for part in (names[:8], names[4:])]  # type: ignore[arg-type]
-    assert left_out_note(*sets).endswith("12 clips, " + ", ".join(names[:10]) + " and 2 more")
+    assert left_out_warnings(*sets)[0].endswith("12 clips, " + ", ".join(names[:10]) + " and 2 more")
 
 
 def test_features_that_do_not_fit_a_model_are_refused_with_all_that_differs(folder: Path) -> None:
