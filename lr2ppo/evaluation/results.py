@@ -86,6 +86,7 @@ def row_notes(name: str, folders: Sequence[Path], split: str) -> list[str]:
     found = []
     for folder, result in zip(folders, results, strict=True):
         notes = [trained_on_note(result), _left_out_note(result)]
+        notes += [_selection_note(folder, result)] if split != "val" else []
         notes += [f"warning: {warning}" for warning in (read_finished(folder) or {}).get("warnings", [])]
         found += [f"{run_name(folder)}: {note}" for note in notes if note]
     differing = differing_settings(folders)
@@ -93,6 +94,13 @@ def row_notes(name: str, folders: Sequence[Path], split: str) -> list[str]:
         inputs = [read_inputs(folder) for folder in folders]
         differing += [f"the content of {key}" for key in DATA_READ if len({own.get(key) for own in inputs}) > 1]
     return found + ([f"{name}: note: its runs differ in {', '.join(differing)}"] if differing else [])
+
+
+def _selection_note(folder: Path, result: Mapping[str, Any]) -> str:
+    """Warn if the evaluated clips selected the run's weights."""
+    clips = result.get("fingerprints", {}).get("annotations")
+    is_selected = clips is not None and read_inputs(folder).get("validation") == clips
+    return "warning: its best step was chosen on these clips" if is_selected else ""
 
 
 def _left_out_note(result: Mapping[str, Any]) -> str:

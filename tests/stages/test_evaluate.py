@@ -223,6 +223,31 @@ def test_an_evaluation_on_clips_that_were_trained_on_says_so_wherever_it_is_show
     assert f"W{warning[1:]}." in (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_table_says_what_its_runs_should_not_be_read_without(
+    logs: Path, data: Path, evaluated: Evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(data / "val_data.json", data / "test_data.json")
+    chosen_on = file_fingerprint(data / "val_data.json")
+    other = shutil.copytree(logs / "pointwise" / "one", logs / "pointwise" / "two")
+    for run, train in (("one", "a"), ("two", "b")):
+        write_json(logs / "pointwise" / run / "inputs.json", {"train": train, "validation": chosen_on})
+        evaluated(f"pointwise/{run}", f"root={data}")
+    results = read_json(other / "results.json")
+    results["test"]["left_out"] = ["clip-7", "clip-9"]
+    write_json(other / "results.json", results)
+    finished = read_json(other / "finished.json") | {"warnings": ["3 of the validation clips are trained on"]}
+    write_json(other / "finished.json", finished)
+    write_json(other / "config.yaml", yaml.safe_load((other / "config.yaml").read_text(encoding="utf-8")) | {"seed": 8})
+    capsys.readouterr()
+    table(logs, "pointwise/one,pointwise/two")
+    printed = " ".join(capsys.readouterr().out.split())
+    for run in ("one", "two"):
+        assert f"pointwise/{run}: warning: its best step was chosen on these clips" in printed
+    assert "pointwise/two: warning: 2 clips were left out for faults, such as clip-7" in printed
+    assert "pointwise/two: warning: 3 of the validation clips are trained on" in printed
+    assert "note: its runs differ in the content of train" in printed
+
+
 def test_a_run_knows_its_clips_when_its_training_file_and_the_run_it_started_from_are_gone(
     logs: Path, data: Path, evaluated: Evaluate, alone: Processes, capsys: pytest.CaptureFixture[str]
 ) -> None:
