@@ -31,8 +31,8 @@ LATEX_MARKS = {mark: f"\\{mark}" for mark in "&%$#_{}"} | {
 class Method:
     """A row with what it takes: the mean over seeds of all its training time, and the weights that order a clip.
 
-    `chosen` are the settings that were best on the validation split, of `tried` combinations; `commits` are the states
-    of the program that trained it.
+    `chosen` are the settings that were best on the validation split, of `tried` combinations; `last` is the
+    mean NDCG by the weights of the runs' last steps; `commits` are the states of the program that trained it.
     """
 
     row: Row
@@ -41,6 +41,7 @@ class Method:
     weights: int
     tried: int
     chosen: Sequence[str]
+    last: float | None
     commits: AbstractSet[str]
     notes: Sequence[str]
 
@@ -110,11 +111,13 @@ def format_text(table: MethodTable) -> str:
     """Format each method's difference to the chosen one and what it takes, for a terminal."""
     name = f"NDCG(all) minus {table.against.row.name}"
     width = max(len(name), *(len(method.row.name) for method in table.methods)) + 2
-    lines = [f"{name:<{width}}{'mean':>8}{'interval':>16}{'adjusted p':>12}{'time':>9}{'weights':>10}  chosen"]
+    heads = f"{'mean':>8}{'interval':>16}{'adjusted p':>12}{'last step':>11}{'time':>9}{'weights':>10}"
+    lines = [f"{name:<{width}}{heads}  chosen"]
     for method, contrast in zip(table.methods, table.contrasts, strict=True):
         cells = _contrast_cells(contrast)
         lines.append(
-            f"{method.row.name:<{width}}{cells[0]:>8}{cells[1]:>16}{cells[2]:>12}{show_time(method.seconds):>9}"
+            f"{method.row.name:<{width}}{cells[0]:>8}{cells[1]:>16}{cells[2]:>12}{show_last(method):>11}"
+            f"{show_time(method.seconds):>9}"
             f"{show_count(method.weights):>10}  {show_chosen(method)}".rstrip()
         )
     return "\n".join(lines)
@@ -146,15 +149,15 @@ def _all_cells(table: MethodTable, escape: Callable[[str], str]) -> list[list[st
     """The cells of a table in one: its heading, chance, every method, and the perfect order."""
     chance = chance_means(table.against.row)
     head = ["", *(METRIC_TITLES[name] for name in table.metrics), f"minus {table.against.row.name}", "adjusted p"]
-    rows = [[*head, "time", "weights"]]
-    rows.append(["chance", *(_number(chance[name]) for name in table.metrics), "", "", "", ""])
+    rows = [[*head, "last step", "time", "weights"]]
+    rows.append(["chance", *(_number(chance[name]) for name in table.metrics), "", "", "", "", ""])
     for method, contrast, estimates in zip(table.methods, table.contrasts, table.comparison.estimates, strict=True):
         own = [_with_interval(estimates[name]) if name == "ndcg" else _number(estimates[name].mean)
                for name in table.metrics]  # fmt: skip
         difference, interval, p = _contrast_cells(contrast)
-        takes = [show_time(method.seconds), show_count(method.weights)]
+        takes = [show_last(method), show_time(method.seconds), show_count(method.weights)]
         rows.append([method.row.name, *own, f"{difference} {interval}".strip(), p, *takes])
-    rows.append(["perfect order", *("1.000" for _ in table.metrics), "", "", "", ""])
+    rows.append(["perfect order", *("1.000" for _ in table.metrics), "", "", "", "", ""])
     return [[escape(cell) for cell in row] for row in rows]
 
 
@@ -178,6 +181,11 @@ def show_chosen(method: Method) -> str:
     """The settings that a method chose on validation, without the stages and sections of their keys."""
     values = [f"{setting.partition('=')[0].split('.')[-1]}={setting.partition('=')[2]}" for setting in method.chosen]
     return f"{', '.join(values)} (of {method.tried})" if method.tried > 1 else ""
+
+
+def show_last(method: Method) -> str:
+    """The mean NDCG by the weights of the last step."""
+    return "" if method.last is None else _number(method.last)
 
 
 def show_time(seconds: float) -> str:

@@ -145,6 +145,17 @@ def measure_run(name: str, clips: Sequence[Clip], scores: Sequence[Scores]) -> R
     return Run(name, keys, ranking_metrics(clips, scores))
 
 
+def mean_metrics(clips: Sequence[Clip], scores: Sequence[Scores]) -> dict[str, float]:
+    """Return the mean of each metric over clips."""
+    return {name: float(values.mean()) for name, values in ranking_metrics(clips, scores).items()}
+
+
+def mean_of_last_step(folders: Sequence[Path], split: str) -> float | None:
+    """Return the mean NDCG over runs by the weights of their last steps; None if it is not known of all."""
+    found = [read_by_split(folder / RESULTS).get(split, {}).get("last", {}).get("ndcg") for folder in folders]
+    return None if None in found else float(np.mean(found))
+
+
 def read_table_rows(groups: Sequence[Sequence[Path]], split: str) -> list[Row]:
     """Read a row of each group of runs' folders; raises `UserError` if a run was not evaluated on the split."""
     names = name_rows([[run_name(folder) for folder in group] for group in groups])

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from lr2ppo.evaluation.comparison import METRIC_TITLES, describe_intervals, describe_size
-from lr2ppo.evaluation.methods import MethodTable, describe_methods, show_chosen, show_count, show_time
+from lr2ppo.evaluation.methods import MethodTable, describe_methods, show_chosen, show_count, show_last, show_time
 from lr2ppo.evaluation.results import chance_means
 from lr2ppo.files import write_text
 from lr2ppo.report.figures import INK, MARKERS, MUTED, SERIES, STYLES, draw, stage_colour
@@ -45,6 +45,7 @@ def _section(table: MethodTable) -> dict[str, object]:
                 "name": method.row.name,
                 "estimates": [estimates[name] for name in table.metrics],
                 "contrast": contrast,
+                "last": show_last(method),
                 "time": show_time(method.seconds),
                 "weights": show_count(method.weights),
                 "chosen": show_chosen(method),

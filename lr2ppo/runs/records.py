@@ -106,6 +106,7 @@ class SplitResult(Evaluated):
     settings: dict[str, str | int] = {}
     chance: dict[str, float]
     left_out: list[str] = []
+    last: dict[str, Finite] = {}
     trained_on: list[str] = []
     trained_on_unknown: list[str] = []
     judgement: Judgement | None = None

@@ -25,7 +25,14 @@ from lr2ppo.evaluation.methods import (
     format_text,
     show_time,
 )
-from lr2ppo.evaluation.results import cases_clips, chance_means, measure_run, read_cases, row_notes
+from lr2ppo.evaluation.results import (
+    cases_clips,
+    chance_means,
+    mean_of_last_step,
+    measure_run,
+    read_cases,
+    row_notes,
+)
 from lr2ppo.evaluation.table import format_table, wrap, write_csv
 from lr2ppo.files import write_text
 from lr2ppo.models.weights import describe_model, model_shapes
@@ -71,6 +78,7 @@ def run_comparison(config: CompareConfig) -> dict[str, list[Method]]:
             weights=_weights(attempt),
             tried=tried,
             chosen=attempt.values,
+            last=_last_step(attempt, config.split),
             commits=_commits(attempt),
             notes=row_notes(name, [training.folder for training in attempt.shown], config.split),
         )
@@ -114,7 +122,7 @@ def _zero_shot_methods(config: CompareConfig) -> dict[tuple[str, str], Method]:
             scores, weights = zero_shot_scores(row, clips, root, first.data.frames, device, config.logs / "zero_shot")
             runs.append(measure_run(name, clips, scores))
         notes = [f"{name}: {row.zero_shot}, not trained; its weights may know these clips"]
-        methods[data, name] = Method(Row(name, runs), "zero shot", 0.0, weights, 1, (), frozenset(), notes)
+        methods[data, name] = Method(Row(name, runs), "zero shot", 0.0, weights, 1, (), None, frozenset(), notes)
     return methods
 
 
@@ -180,6 +188,12 @@ def _measure(name: str, attempt: Attempt, split: str) -> Row:
 def _seconds(attempt: Attempt) -> float:
     """The mean over seeds of the training time of the shown runs with all that they start from."""
     return float(np.mean([sum(ended["seconds"] for ended in chain) for chain in _chains(attempt)]))
+
+
+def _last_step(attempt: Attempt, split: str) -> float | None:
+    """The mean NDCG by the weights of the last steps; None for several members, whose scores are not kept."""
+    is_alone = all(len(members) == 1 for members in attempt.runs)
+    return mean_of_last_step([training.folder for training in attempt.shown], split) if is_alone else None
 
 
 def _commits(attempt: Attempt) -> frozenset[str]:

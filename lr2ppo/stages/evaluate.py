@@ -11,12 +11,21 @@ from lr2ppo.data.dataset import ClipDataset, open_store
 from lr2ppo.distributed.processes import Processes, autocast, join_processes
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.calibration import describe_reward_model
-from lr2ppo.evaluation.comparison import Comparison, Row, compare, describe_best, describe_intervals, describe_size
+from lr2ppo.evaluation.comparison import (
+    METRIC_TITLES,
+    Comparison,
+    Row,
+    compare,
+    describe_best,
+    describe_intervals,
+    describe_size,
+)
 from lr2ppo.evaluation.results import (
     CASES,
     chance_means,
     describe_cases,
     evaluation_fault,
+    mean_metrics,
     measure_run,
     read_by_split,
     read_table_rows,
@@ -27,7 +36,7 @@ from lr2ppo.evaluation.results import (
 )
 from lr2ppo.evaluation.scoring import Scores, clip_margins, score_clips, win_rates
 from lr2ppo.evaluation.table import format_differences, format_table, wrap, write_csv
-from lr2ppo.files import check_inside, check_output
+from lr2ppo.files import check_folder_inside, check_inside, check_output
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import Model, describe_model, load_model
 from lr2ppo.ops.linear import use_fast_linear
@@ -47,6 +56,7 @@ from lr2ppo.runs.lookup import (
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.terminal import say
 from lr2ppo.training.inputs import Inputs, check_encoders, check_fit, has_order, left_out_warnings, open_inputs
+from lr2ppo.training.run_folder import CHECKPOINTS, LAST
 from lr2ppo.training.trained_on import find_trained_on
 
 REPORT = "report.html"
@@ -76,6 +86,7 @@ def evaluate(config: EvaluateConfig) -> None:
         use_fast_linear(model).to(processes.device)
         with autocast(config.precision, processes.device):
             scores, judgement = score_split(model, dataset, processes, config, folder)
+            last = score_last_step(folder, dataset, processes, config)
         store.check_unchanged()
         if not processes.is_main:
             return
@@ -89,6 +100,7 @@ def evaluate(config: EvaluateConfig) -> None:
             "annotations": str(data.root / file),
             "fingerprints": evaluated_fingerprints(weights, inputs),
             "settings": evaluated_settings(config),
+            "last": {} if last is None else mean_metrics(dataset.clips, last),
             **judgement,
         }
         trained_on = find_trained_on(folder, data.root)
@@ -116,6 +128,17 @@ def score_split(
     return [win_rates(clip) for clip in margins], judgement
 
 
+def score_last_step(
+    folder: Path, dataset: ClipDataset, processes: Processes, config: EvaluateConfig
+) -> list[Scores] | None:
+    """Score every clip by the weights of a run's last step; None if it keeps none, as it has not finished."""
+    check_folder_inside(folder / CHECKPOINTS)
+    if not (folder / LAST).is_dir():
+        return None
+    model = use_fast_linear(load_model(folder / LAST)).to(processes.device)
+    return score_clips(model, dataset, processes, config.clips_per_batch, config.workers)
+
+
 def show_evaluation(
     folder: Path, config: EvaluateConfig, comparison: Comparison, results: dict[str, Any], headlines: list[str]
 ) -> None:
@@ -125,6 +148,9 @@ def show_evaluation(
     if read_finished(folder) is None:
         say("note: the run has not finished: these are its best weights so far; evaluate it again at its end\n")
     say(format_table(comparison, results["chance"]))
+    if last := results["last"]:
+        values = ", ".join(f"{METRIC_TITLES[name]} {value:.3f}" for name, value in last.items())
+        say(f"\nby the weights of the last step: {values}")
     if note := trained_on_note(results):
         say(f"\n{note}")
     report = write_report(find_rows([str(folder)], config.logs), config.split, folder / REPORT)

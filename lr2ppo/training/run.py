@@ -52,6 +52,7 @@ from lr2ppo.training.progress import Progress
 from lr2ppo.training.provenance import describe_machine, describe_program
 from lr2ppo.training.run_folder import (
     CHECKPOINTS,
+    LAST,
     check_resumable,
     check_same_inputs,
     check_same_sources,
@@ -317,7 +318,7 @@ class TrainingRun(Generic[C]):
     def _finish(self) -> None:
         """Save the last weights, write finished.json and remove the checkpoints."""
         for number, (name, learner) in enumerate(self.learners.items()):
-            last = self.folder / CHECKPOINTS / "last"
+            last = self.folder / LAST
             learner.save(last / name if number else last)
         if not self.processes.is_main:
             return

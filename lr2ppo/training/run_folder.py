@@ -44,6 +44,8 @@ WHAT_IS_READ = {
     "features": "the features of these clips",
 }
 CHECKPOINTS = "checkpoints"
+# The weights of the last step of a finished run.
+LAST = f"{CHECKPOINTS}/last"
 START_AGAIN = "use another name, or train it again with --fresh"
 # Settings that may change when a run resumes: they change no result, or the run keeps its value (global batch).
 CHANGEABLE_KEYS = (

@@ -12,7 +12,7 @@ from tests.evaluation.test_comparison import draw, make_row
 def make_method(name: str, mean: float, seed: int, **facts: object) -> Method:
     row = make_row(name, *(draw(mean, 60, seed=seed + run) for run in range(5)))
     defaults: dict[str, object] = {"stage": "ppo", "seconds": 12.4, "weights": 185_000, "tried": 1, "chosen": []}
-    defaults |= {"commits": {"abc"}, "notes": []}
+    defaults |= {"commits": {"abc"}, "notes": [], "last": 0.512}
     return Method(row=row, **defaults | facts)  # type: ignore[arg-type]
 
 

@@ -26,6 +26,7 @@ from lr2ppo.runs.stages import STAGES
 from lr2ppo.stages.evaluate import evaluate, is_evaluated, run_data, show_table
 from tests.conftest import REPOSITORY
 from tests.helpers.parallel_training import TRAIN
+from tests.helpers.trained_world import TrainedWorld
 from tests.helpers.untrained_world import SHAPE, make_untrained_world
 
 pytestmark = pytest.mark.slow
@@ -246,6 +247,23 @@ def test_a_table_says_what_its_runs_should_not_be_read_without(
     assert "pointwise/two: warning: 2 clips were left out for faults, such as clip-7" in printed
     assert "pointwise/two: warning: 3 of the validation clips are trained on" in printed
     assert "note: its runs differ in the content of train" in printed
+
+
+@pytest.mark.parametrize("run", ["pointwise/one", "reward/one", "ppo/one"])
+def test_an_evaluation_tells_what_the_weights_of_the_last_step_reach(
+    trained_world: TrainedWorld, run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs = shutil.copytree(trained_world.logs, tmp_path / "logs")
+    folder = logs / run
+    last = read_json(folder / "results.json")["test"]["last"]
+    shutil.rmtree(folder / "best")
+    shutil.copytree(folder / "checkpoints" / "last", folder / "best")
+    settings = [f"name={run}", f"logs={logs}", "device=cpu", "workers=0", "bootstrap_samples=20"]
+    evaluate(load_config(CONFIG, "evaluate", settings))
+    found = read_json(folder / "results.json")["test"]
+    assert last == pytest.approx({name: found[name]["mean"] for name in last})
+    assert set(last) > {"ndcg", "ndcg@1", "pair_accuracy"}
+    assert f"by the weights of the last step: NDCG@1 {last['ndcg@1']:.3f}" in capsys.readouterr().out
 
 
 def test_a_run_knows_its_clips_when_its_training_file_and_the_run_it_started_from_are_gone(
