@@ -114,9 +114,34 @@ def link_fault(path: Path) -> str | None:
     return _hard_link_fault(path.lstat()) if path.exists() else None
 
 
+def read_own_json(path: Path) -> Any:
+    """Read a JSON record of a run's folder as `read_json`; raises ValueError if it is a link.
+
+    The folder of someone else could show any file of the user by a link.
+    """
+    refuse_link(path)
+    return read_json(path)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise ValueError if a record in a run's folder is a link."""
+    if path.is_symlink():
+        raise ValueError(f"{path.name} is a link to {os.readlink(path)}, wanted a file")
+
+
 def model_files(folder: Path) -> list[Path]:
     """The folder of a model, and its files: see `models.weights.save_model`."""
     return [folder, folder / "config.json", folder / WEIGHTS_FILE]
+
+
+def require_own_model(folder: Path) -> None:
+    """Raise `UserError` if the folder of a model or a file in it is a link.
+
+    In the folder of someone else it could lead to any weights of the user, which would then be handed on.
+    """
+    for path in model_files(folder):
+        if fault := link_fault(path):
+            raise UserError(f"{path}: {fault}; a model's files are its own, so put a copy of it in its place")
 
 
 def check_no_links(folder: Path) -> None:

@@ -154,6 +154,10 @@ def test_a_file_that_has_a_name_outside_the_folder_is_not_changed(
         ("report pointwise/one -o out", "logs/pointwise/one/cases.json"),
         ("report pointwise/one -o out", "logs/pointwise/one/metrics.jsonl"),
         ("report pointwise/one -o out", "logs/pointwise/one/config.yaml"),
+        ("report pointwise/one -o out", "logs/pointwise/one/best"),
+        ("export pointwise/one out", "logs/pointwise/one/features.json"),
+        ("export bare/pointwise/x out", "bare/pointwise/x/best"),
+        ("export bare/pointwise/x out", "bare/pointwise/x/best/config.json"),
     ],
 )
 def test_what_a_link_in_a_folder_leads_to_is_not_handed_on(
@@ -164,6 +168,7 @@ def test_what_a_link_in_a_folder_leads_to_is_not_handed_on(
         main(EVALUATE.split())
     if "exported" in line:
         main(["export", "ppo/one", "exported"])
+    shutil.copytree(world / "logs" / "pointwise" / "one" / "best", world / "bare" / "pointwise" / "x" / "best")
     path, private = world / name, world.parent / "private"
     path.rename(private)
     path.symlink_to(private)

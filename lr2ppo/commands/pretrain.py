@@ -67,17 +67,22 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _has_encoders(out: Path, data: Path) -> bool:
-    """Whether a folder has encoders of this data; raises `UserError` if it has those of other data.
+    """Whether a folder has both encoders of one pretraining on this data; raises `UserError` if it has those of other.
 
-    Those of earlier versions do not say of which data they are.
+    Those of earlier versions do not say what they were trained on.
     """
-    from lr2ppo.data.annotations import PRETRAINED_ON, captions_fingerprint
-    from lr2ppo.files import read_json
+    from lr2ppo.data.captions import PRETRAINED_ON, captions_fingerprint
+    from lr2ppo.runs.lookup import read_mapping
 
     folders = [out / "roberta", out / "vit"]
-    for record in (folder / PRETRAINED_ON for folder in folders):
-        if record.is_file() and read_json(record) not in (None, captions_fingerprint(data)):
-            raise UserError(
-                f"{out}: found encoders of other data than {data}; remove this folder, or give a DATA of another name"
-            )
-    return all((folder / "config.json").is_file() for folder in folders)
+    if not all((folder / "config.json").is_file() for folder in folders):
+        return False
+    try:
+        text, image = (read_mapping(folder / PRETRAINED_ON) for folder in folders)
+    except ValueError as error:
+        raise UserError(f"{out}: {error}; remove this folder") from None
+    if text and text.get("data") != captions_fingerprint(data):
+        raise UserError(
+            f"{out}: found encoders of other data than {data}; remove this folder, or give a DATA of another name"
+        )
+    return text == image

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lr2ppo.data.features.names import as_seen, id_fault, misspelt
 from lr2ppo.errors import UserError, advise, raise_faults, shorten_middle
-from lr2ppo.files import DECIMAL, UNWRITABLE, file_fingerprint, read_json, write_json
+from lr2ppo.files import DECIMAL, UNWRITABLE, read_json, write_json
 
 SOURCE_TRAIN = "first_stage_data.json"
 TARGET_PAIRS = "first_second_data_pair/first_second_data_pair_10pct.json"
@@ -24,8 +24,6 @@ VALIDATION = "val_data.json"
 TEST = "test_data.json"
 # Ungraded pictures with captions, for pretraining tiny encoders; not part of LRMovieNet.
 CAPTIONS = "pretrain_data.json"
-# In an encoder's folder: the fingerprint of the captions that it was trained on.
-PRETRAINED_ON = "pretrained_on.json"
 
 # LRMovieNet grades 0 to 2, most document sets 0 to 4; with the gain 2^grade - 1 larger grades make no sense.
 MAX_GRADE = 10
@@ -141,11 +139,6 @@ def write_clips(path: Path, clips: Iterable[Clip]) -> None:
             entry["index"] = clip.pairs.tolist()
         entries.append(entry)
     write_json(path, entries)
-
-
-def captions_fingerprint(root: Path) -> str:
-    """A fingerprint of a data folder's captions; raises OSError if they cannot be read."""
-    return file_fingerprint(root / CAPTIONS)
 
 
 def graded(clip: Clip) -> NDArray[np.int64]:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from lr2ppo.data.annotations import Clip, ClipFault
 from lr2ppo.errors import UserError, path_errors_as_user_errors, raise_faults
@@ -115,7 +115,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 def _check_scans(image: Image.Image) -> None:
     """Raise ValueError if decoding a JPEG takes far more time than its size says."""
     file = getattr(image, "fp", None)
-    if image.format == "JPEG" and file is not None:
+    if image.format in ("JPEG", "MPO") and file is not None:
         place = file.tell()
         file.seek(0)
         scans = file.read().count(START_OF_SCAN)
@@ -364,13 +364,23 @@ def _read_pictures(path: Path, choose: Choose, prepare: Callable[[Image.Image], 
                 f"{path}: found {count} pictures of {image.width} x {image.height} pixels, wanted at most "
                 f"{MOST_ANIMATED_PIXELS:,} pixels up to the last one that is read; make them smaller, or a video"
             )
-        for position in sorted(set(positions)):
+        # Each picture of an animation may build on those before it.
+        for position in range(max(positions, default=-1) + 1) if count > 1 else [0]:
             with _readable(path):
                 if count > 1:
                     image.seek(position)
-                picture = to_rgb(image)
-            kept[position] = prepare(picture)
+                    _check_blending(image, position)
+                picture = to_rgb(image) if position in positions else None
+            if picture is not None:
+                kept[position] = prepare(picture)
     return [kept[position] for position in positions]
+
+
+def _check_blending(image: Image.Image, position: int) -> None:
+    """Raise ValueError if PIL would blend a frame of an animated PNG with those before it otherwise than a viewer."""
+    is_blended = image.format == "PNG" and position > 0 and image.info.get("blend") == PngImagePlugin.Blend.OP_OVER
+    if is_blended and _is_transparent(image):
+        raise ValueError("has transparent frames that are blended over others, wanted an animated WebP, or a video")
 
 
 def _take(frames: Sequence[Any], choose: Choose, prepare: Callable[[Image.Image], Kept]) -> list[Kept]:

@@ -5,9 +5,8 @@ picture's best patch), masked words, and whether the text contains the label.
 """
 
 import math
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,69 +22,18 @@ from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaske
 from transformers.utils import logging as transformers_logging
 
 from lr2ppo.config.schema import OptimizerConfig
-from lr2ppo.data import annotations
-from lr2ppo.data.annotations import PRETRAINED_ON, Clip, captions_fingerprint, read_clips
-from lr2ppo.data.frames import missing_frames, read_image, unusable_frames
+from lr2ppo.data.captions import PRETRAINED_ON, Captions, captions_fingerprint, contains_words, read_captions
+from lr2ppo.data.frames import read_image
 from lr2ppo.distributed.processes import choose_device
 from lr2ppo.encoders.image import ImageEncoder
 from lr2ppo.encoders.text import SPECIAL_TOKENS, TextEncoder, roberta_tokenizer
-from lr2ppo.errors import UserError, raise_faults
+from lr2ppo.errors import UserError
 from lr2ppo.files import atomic_folder, check_no_link, write_json
 from lr2ppo.training.learner import build_optimizer
-
-TRAINING_FILES = (annotations.SOURCE_TRAIN, annotations.TARGET_TRAIN)
 
 BASE_VIT = "vit_tiny_patch16_224"
 MASKED_SHARE = 0.15
 MATCHED_LOSS_LIMIT = 0.3
-
-
-@dataclass(frozen=True)
-class Captions:
-    """Pictures with captions, other texts, and the words to recognise: `named [pictures, words]`."""
-
-    pictures: Sequence[Path]
-    captions: Sequence[str]
-    texts: Sequence[str]
-    words: Sequence[str]
-    named: NDArray[np.bool_]
-
-
-def read_captions(data: Path, limit: int, rng: np.random.Generator) -> Captions:
-    """Read captioned pictures from `pretrain_data.json` or, without it, the training clips' frames and descriptions.
-
-    Raises `UserError` if a file or a picture cannot be used, or if no caption names a label.
-    """
-    clips = [clip for name in TRAINING_FILES if (data / name).is_file() for clip in read_clips(data / name)]
-    if not clips:
-        raise UserError(f"{data}: found none of {', '.join(TRAINING_FILES)}; pretraining needs their labels and texts")
-    captioned: Sequence[Clip] = clips
-    if (data / annotations.CAPTIONS).is_file():
-        captioned = read_clips(data / annotations.CAPTIONS, need="images")
-    words = sorted({label for clip in clips for label in clip.labels})
-    shown = [(data / image, clip.description) for clip in captioned for image in clip.images if clip.description]
-    shown = [shown[i] for i in rng.permutation(len(shown))[:limit]]
-    captions = [caption for _, caption in shown]
-    named = contains_words(captions, words)
-    if not named.any():
-        raise UserError(f"{data}: no description names any label; the tiny encoders need some that do")
-    faults = [str(fault) for fault in unusable_frames(captioned, data)]
-    faults += [f"no file {image}" for image in missing_frames(captioned, data)]
-    raise_faults(data, faults, "fix or remove these frames")
-    keep = np.flatnonzero(named.any(1))
-    return Captions(
-        pictures=[shown[i][0] for i in keep],
-        captions=[captions[i] for i in keep],
-        texts=sorted({clip.description for clip in clips if clip.description}),
-        words=words,
-        named=named[keep],
-    )
-
-
-def contains_words(texts: Sequence[str], words: Sequence[str]) -> NDArray[np.bool_]:
-    """Whether each text contains each word, as a whole word: `[texts, words]`."""
-    patterns = [re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE) for word in words]
-    return np.array([[pattern.search(text) is not None for pattern in patterns] for text in texts], dtype=bool)
 
 
 def build_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -258,6 +206,8 @@ def pretrain(
     for encoder in ("roberta", "vit"):
         check_no_link(out / encoder)
     captions = read_captions(data, pictures, np.random.default_rng(seed))
+    # The two encoders belong together.
+    record = {"data": captions_fingerprint(data), "pretraining": secrets.token_hex(8)}
     tokenizer = build_tokenizer([*captions.captions, *captions.texts, *captions.words], vocabulary)
     text = build_text_model(len(tokenizer), width, layers, heads, max_tokens)
     vit, shape = build_image_model(width, layers, heads, image_size, patch_size)
@@ -270,7 +220,7 @@ def pretrain(
             f"pretraining did not learn whether a text contains a label (loss {losses['in_text']:.2f}, wanted "
             f"at most {MATCHED_LOSS_LIMIT}); try another --seed or more --steps"
         )
-    save(out, text, tokenizer, vit, shape, captions_fingerprint(data))
+    save(out, text, tokenizer, vit, shape, record)
     return losses
 
 
@@ -280,18 +230,18 @@ def save(
     tokenizer: PreTrainedTokenizerFast,
     vit: VisionTransformer,
     shape: dict[str, int],
-    captions: str | None = None,
+    record: Mapping[str, str] | None = None,
 ) -> None:
     """Write a Hugging Face RoBERTa folder with its tokenizer, and a timm ViT folder with its config, each when whole.
 
-    Each keeps the fingerprint of the `captions` that it was trained on, if it is given. Raises `UserError` if one of
+    Each keeps the `record` of what it was trained on, if there is one. Raises `UserError` if one of
     them is no folder.
     """
     transformers_logging.disable_progress_bar()
     with atomic_folder(out / "roberta", replaces=True) as folder:
         text.cpu().eval().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        write_json(folder / PRETRAINED_ON, captions)
+        write_json(folder / PRETRAINED_ON, record)
     with atomic_folder(out / "vit", replaces=True) as folder:
         timm.models.save_for_hf(vit.cpu().eval(), str(folder), model_args=shape, safe_serialization=True)
-        write_json(folder / PRETRAINED_ON, captions)
+        write_json(folder / PRETRAINED_ON, record)

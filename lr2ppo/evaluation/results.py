@@ -14,9 +14,9 @@ from lr2ppo.errors import UserError, show
 from lr2ppo.evaluation.comparison import METRIC_NAMES, ClipKey, Row, Run, name_rows
 from lr2ppo.evaluation.metrics import CUTOFFS, chance_ndcg
 from lr2ppo.evaluation.scoring import Scores, pad_lists, ranking_metrics
-from lr2ppo.files import read_json, write_json
+from lr2ppo.files import read_own_json, write_json
 from lr2ppo.runs.lock import results_locked
-from lr2ppo.runs.lookup import RESULTS, differing_settings, is_outdated, read_finished, read_inputs, refuse_link
+from lr2ppo.runs.lookup import RESULTS, differing_settings, is_outdated, read_finished, read_inputs
 from lr2ppo.runs.records import Case, Interval, SplitResult, check_record
 
 CASES = "cases.json"
@@ -97,10 +97,13 @@ def row_notes(name: str, folders: Sequence[Path], split: str) -> list[str]:
 
 
 def _selection_note(folder: Path, result: Mapping[str, Any]) -> str:
-    """Warn if the evaluated clips selected the run's weights."""
+    """Warn if clips that selected the run's weights are among the evaluated ones."""
     clips = result.get("fingerprints", {}).get("annotations")
-    is_selected = clips is not None and read_inputs(folder).get("validation") == clips
-    return "warning: its best step was chosen on these clips" if is_selected else ""
+    found = len(result.get("selected_on", []))
+    # Runs of earlier versions know their file only.
+    if not found and clips is not None and read_inputs(folder).get("validation") == clips:
+        found = result["clips"]
+    return f"warning: its best step was chosen on {found} of the {result['clips']} clips" if found else ""
 
 
 def _left_out_note(result: Mapping[str, Any]) -> str:
@@ -187,8 +190,7 @@ def read_by_split(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        refuse_link(path)
-        content = read_json(path)
+        content = read_own_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read: {error}; remove it and evaluate the run again") from None
     if not isinstance(content, dict):

@@ -23,6 +23,7 @@ from lr2ppo.data.frames import evenly_spaced, frames_fingerprint, read_image, re
 from lr2ppo.errors import UserError, advise, show
 from lr2ppo.evaluation.scoring import Scores
 from lr2ppo.files import check_folder_inside, check_inside, file_fingerprint, read_json, write_json
+from lr2ppo.tensors import read_tensors
 
 MODELS: dict[str, Any] = {"clip": CLIPModel, "siglip": SiglipModel}
 LABEL = "{label}"
@@ -51,11 +52,11 @@ class ZeroShotScorer(nn.Module):
                 raise UserError(f"{folder}: found no {name}, wanted the folder of a CLIP or SigLIP model")
         kind = _model_type(folder / CONFIG)
         try:
+            # Not from the folder, whose config may name weights elsewhere, and kernels to download.
             model, loaded = MODELS[kind].from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                # The folder's config may name another one, to be downloaded.
+                None,
+                config=MODELS[kind].config_class.from_pretrained(folder, local_files_only=True),
+                state_dict={name: tensor.float() for name, tensor in read_tensors(folder / WEIGHTS).items()},
                 attn_implementation="eager",
                 output_loading_info=True,
             )
@@ -79,9 +80,7 @@ class ZeroShotScorer(nn.Module):
 
     @torch.inference_mode()
     def forward(self, frames: Sequence[Image.Image], labels: Sequence[str]) -> Tensor:
-        """Scores of labels: [labels] float64; 0 without frames."""
-        if not frames:
-            return torch.zeros(len(labels), dtype=torch.float64)
+        """Scores of labels by at least one frame: [labels] float64."""
         device = next(self.model.parameters()).device
         encoded = self.tokenizer.encode_batch([self.prompt.replace(LABEL, label) for label in labels])
         tokens = {"input_ids": torch.tensor([text.ids for text in encoded], device=device)}
@@ -114,6 +113,10 @@ def zero_shot_scores(
     a frame cannot be used.
     """
     frames_root = config.frames_root or root
+    if blind := [clip.id for clip in clips if not clip.images]:
+        raise UserError(
+            f"{root}: clip {blind[0]} has no frames, by which {config.zero_shot} scores labels; remove the row"
+        )
     require_frames(clips, frames_root)
     inputs = [[clip.id, clip.labels, frames_fingerprint(clip, frames_root)] for clip in clips]
     facts = [_fingerprints(config.zero_shot), transformers_version, config.prompt, frames, inputs]

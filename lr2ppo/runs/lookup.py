@@ -5,7 +5,6 @@ such a folder has only weights. `read_run` and `read_finished` handle both, so t
 """
 
 import math
-import os
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
@@ -26,6 +25,8 @@ from lr2ppo.files import (
     read_json,
     read_text,
     read_yaml,
+    refuse_link,
+    require_own_model,
 )
 from lr2ppo.runs.records import Evaluated, Finished, TrainedOn, check_record, check_row
 from lr2ppo.runs.stages import STAGES, stage_for_model
@@ -203,9 +204,7 @@ def source_runs(folder: Path) -> dict[str, Path | None]:
 def _source_run(folder: Path, config: Mapping[str, Any], key: str) -> Path | None:
     fingerprint = read_inputs(folder).get(key)
     places = _source_places(folder, config, key)
-    found = next((place for place in places if has_weights(place, fingerprint)), None)
-    if found is not None and not has_own_weights(found):
-        return None
+    found = next((place for place in places if has_own_weights(place) and has_weights(place, fingerprint)), None)
     if found is None or found.resolve().parents[1] == folder.resolve().parents[1]:
         return found
     # A run of someone else must not name any run to show or to export.
@@ -244,11 +243,12 @@ def has_own_weights(folder: Path) -> bool:
 
 
 def weights_fingerprint(folder: Path) -> str | None:
-    """The SHA-256 of a run's best weights; None if it has none. Raises `UserError` if they cannot be read.
+    """The SHA-256 of a run's best weights; None if it has none. Raises `UserError` if they are links or unreadable.
 
     A process reads the weights once, and again if the file changed.
     """
     path = folder / "best" / WEIGHTS_FILE
+    require_own_model(folder / "best")
     try:
         stat = path.stat()
         return _fingerprint(path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
@@ -382,12 +382,6 @@ def read_data(folder: Path) -> DataConfig:
         raise UserError(f"{folder / CONFIG}: its section data cannot be used: {error}") from None
 
 
-def refuse_link(path: Path) -> None:
-    """Raise ValueError if a record in a run's folder is a link: someone else's could show any file of the user."""
-    if path.is_symlink():
-        raise ValueError(f"{path.name} is a link to {os.readlink(path)}, wanted a file")
-
-
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """Read the rows of a run's evaluations, without an incomplete last row.
 
@@ -438,6 +432,7 @@ def _has_only_weights(folder: Path) -> bool:
 
 def _published_config(folder: Path) -> dict[str, Any]:
     """The config of a folder with only weights: LRMovieNet's data, with as many frames as the model takes."""
+    require_own_model(folder / "best")
     try:
         description = read_json(folder / WEIGHTS)
         shape = ModelConfig.model_validate(description["shape"])

@@ -86,10 +86,14 @@ class Judgement(Record):
 
 
 class TrainedOn(Record):
-    """`trained_on.json`: ids of clips that a run and its sources were trained on, and those runs whose are unknown."""
+    """`trained_on.json`: ids of clips that a run and its sources were trained on, and those runs whose are unknown.
+
+    `selected_on` are the clips that selected the run's best weights.
+    """
 
     clips: list[str]
     unknown: list[str]
+    selected_on: list[str] = []
 
 
 class Evaluated(Record):
@@ -109,6 +113,7 @@ class SplitResult(Evaluated):
     last: dict[str, Finite] = {}
     trained_on: list[str] = []
     trained_on_unknown: list[str] = []
+    selected_on: list[str] = []
     judgement: Judgement | None = None
 
 

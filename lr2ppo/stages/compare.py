@@ -113,7 +113,7 @@ def _zero_shot_methods(config: CompareConfig) -> dict[tuple[str, str], Method]:
     for (data, settings), (name, row) in product(config.data.items(), config.zero_shot_rows.items()):
         runs = []
         for seed in config.seeds:
-            given = [setting.replace(SEED, str(seed)) for setting in (*config.settings, *settings)]
+            given = [setting.replace(SEED, str(seed)) for setting in (*config.settings, *settings, *config.overrides)]
             first: PointwiseConfig = load_config(
                 config.preset / "pointwise.yaml", "pointwise", settings_for(STAGES["pointwise"], given)
             )

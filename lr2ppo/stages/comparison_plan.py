@@ -78,6 +78,8 @@ def make_plan(config: CompareConfig) -> Plan:
 def _check_settings(config: CompareConfig) -> None:
     """Raise `UserError` if a setting is of no stage, or one of a row of none of the row's stages."""
     used = [stage for stage in STAGES if any(stage in row.stages for row in config.trained_rows.values())]
+    # Other rows read the data as stage 1 does.
+    used = used or ["pointwise"]
     for settings in (config.settings, *config.data.values(), config.overrides):
         _check_known(settings, used, config)
     for name, row in config.trained_rows.items():
@@ -91,8 +93,9 @@ def _check_settings(config: CompareConfig) -> None:
 def _check_overrides(name: str, row: RowConfig, overrides: Sequence[str]) -> None:
     """Raise `UserError` if a setting of all runs is one that a row tries values of."""
     for stage, override, tuned in product(map(STAGES.__getitem__, row.stages), overrides, row.tune):
-        keys = {setting.partition("=")[0] for setting in settings_for(stage, [override, f"{tuned}="])}
-        if belongs(override, stage) and belongs(f"{tuned}=", stage) and len(keys) == 1:
+        keys = [setting.partition("=")[0].split(".") for setting in settings_for(stage, [override, f"{tuned}="])]
+        # A whole section holds its keys.
+        if len(keys) == 2 and all(part == other for part, other in zip(*keys, strict=False)):
             raise UserError(f"{override}: the row {name!r} tries values of this; change its tune in the set")
 
 
@@ -168,6 +171,8 @@ class _Planner:
         """A hash of all that the weights of a run depend on but its features: those are compared before it is used."""
         leaves = config_leaves(config.model_dump(mode="json"))
         facts = {key: value for key, value in leaves if not key.startswith(NO_FACTS)}
+        if config.safety.on_nonfinite != "stop":
+            facts["safety.on_nonfinite"] = config.safety.on_nonfinite
         files = [self._content(config.data.root / name) for name in config.annotations.values()]
         text = json.dumps([__version__, facts, files], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:NAME_LENGTH]

@@ -106,6 +106,7 @@ def evaluate(config: EvaluateConfig) -> None:
         trained_on = find_trained_on(folder, data.root)
         results["trained_on"] = sorted({clip.id for clip in dataset.clips}.intersection(trained_on.clips))
         results["trained_on_unknown"] = trained_on.unknown
+        results["selected_on"] = sorted({clip.id for clip in dataset.clips}.intersection(trained_on.selected_on))
         if not has_weights(folder, weights):
             raise UserError(
                 f"{folder}: its weights changed while they were evaluated; evaluate it once it has finished"

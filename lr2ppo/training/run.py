@@ -110,7 +110,7 @@ def open_all(
     # Kept once and for all: what the sources were trained on may be unknown later.
     kept = None if started is None else read_trained_on(started)
     clips = [clip for dataset in (inputs.datasets[0], *inputs.datasets[2:]) for clip in dataset.clips]
-    trained_on = kept or join_trained_on(clips, sources.values(), config.data.root)
+    trained_on = kept or join_trained_on(clips, inputs.datasets[1].clips, sources.values(), config.data.root)
     return Opened(config, sources, store, inputs, trained_on, (warning,) if warning else ())
 
 
@@ -313,7 +313,7 @@ class TrainingRun(Generic[C]):
         now = time.monotonic()
         # The clock of the day may jump.
         self._started, self._written = now - self.state.seconds, now
-        self._log("; warning: ".join([headline, *clip_warnings(self.clips, self.validation)]))
+        self._log("; warning: ".join([headline, *clip_warnings(self._clips, self.validation)]))
 
     def _finish(self) -> None:
         """Save the last weights, write finished.json and remove the checkpoints."""
@@ -329,7 +329,7 @@ class TrainingRun(Generic[C]):
             "best_step": state.best_step,
             "seconds": seconds,
             "peak_memory_gib": round(peak_memory_gib(), 2),
-            "warnings": clip_warnings(self.clips, self.validation),
+            "warnings": clip_warnings(self._clips, self.validation),
             "finished": time.time(),
             **describe_program(),
             "machine": describe_machine(self.processes),

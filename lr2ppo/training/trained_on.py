@@ -9,10 +9,13 @@ from lr2ppo.runs.lookup import read_data, read_inputs, read_run, read_trained_on
 from lr2ppo.runs.records import TrainedOn
 
 
-def join_trained_on(clips: Iterable[Clip], sources: Iterable[Path], root: Path) -> TrainedOn:
+def join_trained_on(
+    clips: Iterable[Clip], validation: Iterable[Clip], sources: Iterable[Path], root: Path
+) -> TrainedOn:
     """Return the clips of a run that trains on `clips` and starts from the runs `sources`: see `find_trained_on`."""
     own = TrainedOn(clips=[clip.id for clip in clips], unknown=[])
-    return _join([own, *(find_trained_on(source, root) for source in sources)])
+    joined = _join([own, *(find_trained_on(source, root) for source in sources)])
+    return joined.model_copy(update={"selected_on": sorted(clip.id for clip in validation)})
 
 
 def find_trained_on(folder: Path, root: Path) -> TrainedOn:

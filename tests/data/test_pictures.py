@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from lr2ppo.data.annotations import Clip
 from lr2ppo.data.frames import prepare_frames, read_frames, read_image, require_frames, sort_by_name
@@ -283,6 +283,24 @@ def test_of_an_animated_png_the_picture_for_other_programs_is_no_frame(tmp_path:
     pictures[0].save(tmp_path / "moving.png", save_all=True, append_images=pictures[1:], default_image=has_other)
     found = read_frames(tmp_path / "moving.png", np.arange)
     assert [int(shades_of(each)[0, 0]) for each in found] == ([50, 100, 150] if has_other else [0, 50, 100, 150])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "RGB", "LA"])
+@pytest.mark.parametrize("blend", [PngImagePlugin.Blend.OP_SOURCE, PngImagePlugin.Blend.OP_OVER])
+def test_transparent_frames_of_an_animated_png_that_are_blended_over_others_are_refused(
+    tmp_path: Path, mode: str, blend: int
+) -> None:
+    clear = Image.new("RGBA", (32, 8), (0, 0, 0, 128)).convert(mode)
+    black = Image.new("RGBA", (32, 8), (0, 0, 0, 255)).convert(mode)
+    black.save(tmp_path / "over.png", save_all=True, append_images=[clear], blend=blend)
+    if mode != "RGB" and blend == PngImagePlugin.Blend.OP_OVER:
+        with pytest.raises(UserError, match="has transparent frames that are blended over others"):
+            read_frames(tmp_path / "over.png", np.arange)
+        # The first frame lies on nothing.
+        assert shades_of(read_frames(tmp_path / "over.png", lambda _: np.array([0]))[0]).max() == 0
+    else:
+        shades = [int(shades_of(each)[0, 0]) for each in read_frames(tmp_path / "over.png", np.arange)]
+        assert shades == [0, 0 if mode == "RGB" else 127]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK", "YCbCr", "HSV"])
@@ -620,9 +638,15 @@ def test_a_tile_far_larger_than_its_picture_is_refused(tmp_path: Path) -> None:
     assert_refused(tmp_path / "tile.tif", "has tiles of 22000 x 22000 pixels")
 
 
-def test_a_progressive_picture_of_many_scans_is_refused_and_a_usual_one_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_several", [False, True])
+def test_a_progressive_picture_of_many_scans_is_refused_and_a_usual_one_is_read(
+    tmp_path: Path, is_several: bool
+) -> None:
     path = tmp_path / "scans.jpg"
-    PICTURE.resize((64, 64)).save(path, progressive=True)
+    picture = PICTURE.resize((64, 64))
+    # A JPEG of several pictures is another format to PIL.
+    several: Any = {"format": "MPO", "save_all": True, "append_images": [picture]} if is_several else {}
+    picture.save(path, progressive=True, **several)
     read_image(path)
     content = path.read_bytes()
     last = content.rindex(b"\xff\xda")

@@ -5,8 +5,6 @@ import json
 import re
 import shutil
 from contextlib import suppress
-from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,23 +26,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made.ok("sh", "-c", f"{pretrain} --steps 300 --batch 32")
     made.ok("sh", "scripts/mini.sh", "tiny", "3", "data/tiny", "train.epochs=1")
     return made
-
-
-def test_encoders_of_other_data_of_the_same_name_are_refused(tmp_path: Path) -> None:
-    made = Workspace.make(tmp_path)
-    for folder in ("a", "b"):
-        data = tmp_path / folder / "mini"
-        data.mkdir(parents=True)
-        (data / "pretrain_data.json").write_text(f'["captions of {folder}"]', encoding="utf-8")
-    for encoder in (tmp_path / "pretrained_models" / "mini" / name for name in ("roberta", "vit")):
-        encoder.mkdir(parents=True)
-        (encoder / "config.json").write_text("{}", encoding="utf-8")
-        known = sha256(b'["captions of a"]').hexdigest()
-        (encoder / "pretrained_on.json").write_text(json.dumps(known), encoding="utf-8")
-    # These are kept, and then there are no annotations.
-    assert "pretrained_models/mini: found" not in made.refused("sh", "scripts/mini_data.sh", "1", "a/mini")
-    message = made.refused("sh", "scripts/mini_data.sh", "2", "b/mini")
-    assert message.strip().startswith("error: pretrained_models/mini: found encoders of other data than b/mini; remove")
 
 
 def test_every_stage_is_trained_and_evaluated(workspace: Workspace) -> None:

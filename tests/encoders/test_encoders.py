@@ -15,12 +15,14 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from lr2ppo.cli import main
 from lr2ppo.data import annotations, read_clips
+from lr2ppo.data.captions import captions_fingerprint, contains_words, read_captions
 from lr2ppo.data.frames import require_frames
 from lr2ppo.data.mini import SIZES, write_mini
 from lr2ppo.encoders import ImageEncoder, TextEncoder, pretrain
 from lr2ppo.encoders.extract import find_clips
 from lr2ppo.encoders.text import SPECIAL_TOKENS, roberta_tokenizer
 from lr2ppo.errors import UserError
+from lr2ppo.files import write_json
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def encoders(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Untrained encoders, saved as pretraining saves them."""
     torch.manual_seed(0)
     out = tmp_path_factory.mktemp("encoders")
-    captions = pretrain.read_captions(mini, 100, np.random.default_rng(0))
+    captions = read_captions(mini, 100, np.random.default_rng(0))
     tokenizer = pretrain.build_tokenizer([*captions.captions, *captions.texts, *captions.words], 500)
     text = pretrain.build_text_model(len(tokenizer), width=32, layers=2, heads=4, max_tokens=40)
     vit, shape = pretrain.build_image_model(width=32, layers=2, heads=4, size=64, patch=8)
@@ -156,13 +158,13 @@ def test_a_folder_that_is_no_vit_is_refused(encoders: Path, tmp_path: Path) -> N
 
 
 def test_words_are_found_whole() -> None:
-    found = pretrain.contains_words(["a red carpet", "The car, here"], ["car", "red carpet"])
+    found = contains_words(["a red carpet", "The car, here"], ["car", "red carpet"])
     assert found.tolist() == [[False, True], [True, False]]
 
 
 def test_masking_hides_description_words_but_never_the_label(mini: Path) -> None:
     torch.manual_seed(0)
-    captions = pretrain.read_captions(mini, 100, np.random.default_rng(0))
+    captions = read_captions(mini, 100, np.random.default_rng(0))
     tokenizer = pretrain.build_tokenizer([*captions.captions, *captions.texts, *captions.words], 500)
     text = pretrain.build_text_model(len(tokenizer), width=32, layers=1, heads=2, max_tokens=40)
     vit, _ = pretrain.build_image_model(width=32, layers=1, heads=2, size=64, patch=8)
@@ -185,7 +187,7 @@ def test_pretraining_needs_a_label_that_some_text_names(tmp_path: Path, mini: Pa
         plain = [type(clip)(clip.id, clip.labels, clip.grades, "nothing", images=clip.images) for clip in clips]
         annotations.write_clips(tmp_path / name, plain)
     with pytest.raises(UserError, match="no description names any label"):
-        pretrain.read_captions(tmp_path, 100, np.random.default_rng(0))
+        read_captions(tmp_path, 100, np.random.default_rng(0))
 
 
 def test_extraction_takes_files_and_names_them_in_the_store(mini: Path, encoders: Path, tmp_path: Path) -> None:
@@ -213,3 +215,46 @@ def test_extraction_reads_every_clip_once_and_names_missing_frames(mini: Path, t
         require_frames(clips, tmp_path)
     with pytest.raises(UserError, match="found none of the annotation files"):
         find_clips(tmp_path)
+
+
+def pretrain_again(out: Path, data: Path) -> None:
+    main(["pretrain", "--out", str(out), "--data", str(data), "--reuse", "--steps", "0", "--device", "cpu"])
+
+
+def test_encoders_that_are_there_are_kept_but_not_those_of_other_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "encoders"
+    write_mini(data, seed=1, sizes=dict.fromkeys(SIZES, 2))
+    folders = [out / "roberta", out / "vit"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}", encoding="utf-8")
+    pretrain_again(out, data)
+    record = {"data": captions_fingerprint(data), "pretraining": "first"}
+    for folder in folders:
+        write_json(folder / "pretrained_on.json", record)
+    pretrain_again(out, data)
+    assert capsys.readouterr().out == "already exists\n" * 2
+
+    # Another picture, with the same annotations.
+    picture = data / read_clips(data / "pretrain_data.json", need="images")[0].images[0]
+    before = picture.read_bytes()
+    picture.write_bytes(before + b"x")
+    with pytest.raises(SystemExit) as ended:
+        pretrain_again(out, data)
+    assert (ended.value.code, f"{out}: found encoders of other data than {data}" in capsys.readouterr().err) == (
+        2,
+        True,
+    )
+    picture.write_bytes(before)
+
+    (folders[1] / "pretrained_on.json").write_text("{", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        pretrain_again(out, data)
+    assert "pretrained_on.json is not JSON; remove this folder" in capsys.readouterr().err
+    # Of another pretraining, which was stopped after its first encoder.
+    write_json(folders[1] / "pretrained_on.json", record | {"pretraining": "second"})
+    with pytest.raises(SystemExit):
+        pretrain_again(out, data)
+    assert "already exists" not in capsys.readouterr().out

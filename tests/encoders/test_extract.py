@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from lr2ppo.cli import main
 from lr2ppo.data import Clip, FeatureStore, FeatureWriter, annotations, read_clips, write_clips
+from lr2ppo.data.captions import read_captions
 from lr2ppo.data.features.store import find_feature_files
 from lr2ppo.data.features.writer import StoredType, read_clip_names
 from lr2ppo.data.mini import SIZES, write_mini
@@ -176,7 +177,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     data = made.root / "data" / "tiny"
     write_mini(data, seed=5, sizes=dict.fromkeys(SIZES, 3) | {"pretraining": 40})
     torch.manual_seed(0)
-    captions = pretrain.read_captions(data, 100, np.random.default_rng(0))
+    captions = read_captions(data, 100, np.random.default_rng(0))
     tokenizer = pretrain.build_tokenizer([*captions.captions, *captions.texts, *captions.words], 500)
     text = pretrain.build_text_model(len(tokenizer), width=32, layers=1, heads=2, max_tokens=40)
     vit, shape = pretrain.build_image_model(width=32, layers=1, heads=2, size=64, patch=8)

@@ -42,7 +42,6 @@ def test_a_score_is_the_mean_logit_of_the_label_and_each_frame(folder: Path) -> 
     # A text's score does not depend on the texts beside it, which may be longer.
     torch.testing.assert_close(torch.stack([scorer(frames, [label])[0] for label in LABELS]), scores, atol=1e-5, rtol=0)
     assert len(set(scores.tolist())) == len(LABELS)
-    assert scorer([], LABELS).tolist() == [0, 0, 0]
 
 
 def test_scores_are_in_the_order_of_the_cosine_similarity_of_text_and_picture(folder: Path) -> None:
@@ -108,31 +107,57 @@ def test_a_folder_that_is_no_such_model_is_refused(
         ZeroShotScorer.load(tmp_path / "model")
 
 
-@pytest.mark.slow
-def test_a_comparison_shows_a_model_that_is_not_trained_and_keeps_its_scores(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # Nothing is trained: both rows are of models as they are.
+@pytest.fixture
+def file(folder: Path, tmp_path: Path) -> Path:
+    """A set of two rows of a model as it is: nothing is trained."""
     write_mini(tmp_path / "data", seed=1, sizes=dict.fromkeys(SIZES, 4))
     rows = {
         "as it is": {"zero_shot": str(folder)},
         "with a prompt": {"zero_shot": str(folder), "prompt": "a photo of {label}"},
     }
-    tree: dict[str, Any] = {
-        "stage": "compare",
-        "preset": str(REPOSITORY / "configs" / "mini"),
-        "split": "test",
-        "seeds": [1],
-    }
-    tree |= {"logs": str(tmp_path / "logs"), "against": "as it is", "rows": rows, "settings": ["device=cpu"]}
-    tree |= {"data": {"mini": [f"data.root={tmp_path / 'data'}"]}}
+    tree: dict[str, Any] = {"stage": "compare", "preset": str(REPOSITORY / "configs" / "mini"), "split": "test"}
+    tree |= {"seeds": [1], "logs": str(tmp_path / "logs"), "against": "as it is", "rows": rows}
+    tree |= {"settings": ["device=cpu"], "data": {"mini": [f"data.root={tmp_path / 'data'}"]}}
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-    main(["compare", str(tmp_path / "two.yaml")])
+    return tmp_path / "two.yaml"
+
+
+def test_a_comparison_shows_a_model_that_is_not_trained_and_keeps_its_scores(
+    folder: Path, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["compare", str(file)])
     printed = capsys.readouterr().out
     assert f"as it is: {folder}, not trained" in printed.replace("\n", " ")
 
     # The kept scores are read again, and only by what they depend on.
-    monkeypatch.setattr(zero_shot, "load_scorer", lambda *_: pytest.fail("scored again"))
-    table = (tmp_path / "logs" / "two" / "table.csv").read_text(encoding="utf-8")
-    main(["compare", str(tmp_path / "two.yaml")])
-    assert (tmp_path / "logs" / "two" / "table.csv").read_text(encoding="utf-8") == table
+    table = file.parent / "logs" / "two" / "table.csv"
+    before = table.read_text(encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(zero_shot, "load_scorer", lambda *_: pytest.fail("scored again"))
+        main(["compare", str(file)])
+    assert table.read_text(encoding="utf-8") == before
+    # Of one frame, scores are others, whatever the order.
+    main(["compare", str(file), "data.frames=1"])
+    assert len(list((file.parent / "logs" / "zero_shot").iterdir())) == 2 * 2
+
+
+def test_clips_without_frames_are_refused_as_all_their_labels_would_be_equal(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = file.parent / "data" / "test_data.json"
+    clips = json.loads(path.read_text(encoding="utf-8"))
+    clips[1]["image"] = []
+    path.write_text(json.dumps(clips), encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(file)])
+    assert ended.value.code == 2
+    assert f"clip {clips[1]['id']} has no frames" in capsys.readouterr().err
+
+
+def test_weights_that_a_config_names_elsewhere_are_not_read(folder: Path, tmp_path: Path) -> None:
+    wanted = ZeroShotScorer.load(folder)(draw_frames(1), LABELS)
+    model = copy(folder, tmp_path / "model")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(read_tensors(folder / "model.safetensors"), "../victim/w")}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    change_json("config.json", transformers_weights="model.safetensors.index.json")(model)
+    torch.testing.assert_close(ZeroShotScorer.load(model)(draw_frames(1), LABELS), wanted)

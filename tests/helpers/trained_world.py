@@ -11,6 +11,7 @@ import torch
 from lr2ppo import Query
 from lr2ppo.cli import main
 from lr2ppo.config.load import load_config
+from lr2ppo.data.captions import read_captions
 from lr2ppo.data.mini import SIZES, write_mini
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.encoders import pretrain
@@ -105,7 +106,7 @@ class TrainedWorld:
 
     def _make_encoders(self, folder: Path, seed: int) -> None:
         torch.manual_seed(seed)
-        captions = pretrain.read_captions(self.data, 100, np.random.default_rng(0))
+        captions = read_captions(self.data, 100, np.random.default_rng(0))
         tokenizer = pretrain.build_tokenizer([*captions.captions, *captions.texts, *captions.words], 500)
         text = pretrain.build_text_model(len(tokenizer), width=32, layers=1, heads=2, max_tokens=40)
         vit, shape = pretrain.build_image_model(width=32, layers=1, heads=2, size=64, patch=8)

@@ -84,6 +84,7 @@ def make_run(logs: Path, stage: str, data: Path, encoders: Path) -> None:
     text = TextEncoder.load(encoders / "roberta", None)
     image = ImageEncoder.load(encoders / "vit")
     sources_of = [logs / usual / "one" for usual, *_ in STAGES[stage].sources.values()]
-    trained_on = join_trained_on(read_clips(data / config.data.train), sources_of, data)
+    trained, selecting = (read_clips(data / name) for name in (config.data.train, config.data.validation))
+    trained_on = join_trained_on(trained, selecting, sources_of, data)
     write_json(folder / TRAINED_ON, trained_on.model_dump())
     write_features_file(folder, describe_encoding(text, encoders / "roberta", image, encoders / "vit", "float32"), [])

@@ -221,6 +221,7 @@ def test_a_failing_run_ends_the_set_with_what_it_said(
         ({"axis": "pairs"}, "data: found 'tiny', wanted a number, as there is an axis"),
         ({"settings": ["ppo:train.epochs=3"]}, "train.epochs=3: is not a setting of pointwise or finetune"),
         ({"overrides": ["train.learning_rate=3"]}, "the row 'fine-tuned' tries values of this; change its tune"),
+        ({"overrides": ["train={learning_rate: 3}"]}, "the row 'fine-tuned' tries values of this; change its tune"),
         ({"overrides": [f"{RATE}=3"]}, "the row 'fine-tuned' tries values of this; change its tune"),
         ({"rows": {"a": {"stages": ["pointwise"]}, "b\n": {"stages": ["pointwise"]}}}, "holds a control character"),
         ({"preset": "/gone"}, "/gone/evaluate.yaml: no such config file"),

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from lr2ppo.config.load import load_config
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
-from lr2ppo.runs.lookup import read_inputs
+from lr2ppo.runs.lookup import read_finished, read_inputs
 from lr2ppo.stages import finetune
 from lr2ppo.training.trained_on import find_trained_on
 from tests.stages.test_stages import PRESET, Overrides, rows, run_pointwise, run_ppo, run_reward
@@ -53,6 +53,16 @@ def test_graded_clips_are_trained_on_beside_the_pairs_as_their_weight_says(
     trained_on, source = (set(find_trained_on(run, logs).clips) for run in (folder, logs / "pointwise" / "a"))
     assert trained_on > source
     assert "graded" in read_inputs(folder)
+
+
+def test_graded_clips_that_are_the_validation_clips_are_warned_of(alone: Processes, tiny_overrides: Overrides) -> None:
+    run_pointwise(alone, tiny_overrides())
+    folder = run_finetune(alone, tiny_overrides("train.graded=val_data.json", "train.epochs=1"))
+    warning = "13 of the validation clips are trained on, such as validation-0"
+    assert warning in (folder / "train.log").read_text(encoding="utf-8")
+    finished = read_finished(folder)
+    assert finished is not None
+    assert finished["warnings"] == [warning]
 
 
 def test_a_loss_relative_to_the_start_begins_where_every_order_is_as_likely_as_there(

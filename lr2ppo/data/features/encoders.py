@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from lr2ppo.config.schema import Count, Section
 from lr2ppo.data.features.layout import read_attribute, read_fixed_text
 from lr2ppo.errors import UserError
-from lr2ppo.files import read_json, write_json
+from lr2ppo.files import read_own_json, write_json
 
 FEATURES_FILE = "features.json"
 COMPARED = ("text_encoder", "image_encoder", "tokenizer", "frame_tokens", "max_text_tokens")
@@ -112,7 +112,7 @@ def read_features_file(folder: Path) -> Encoding | None:
     """
     path = folder / FEATURES_FILE
     try:
-        encoders = read_json(path)["encoders"]
+        encoders = read_own_json(path)["encoders"]
         return None if encoders is None else Encoding.model_validate(encoders)
     except FileNotFoundError:
         return None
