@@ -22,6 +22,14 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    """Parse a whole number of at least 1, as an argparse type."""
+    value = whole_number(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, wanted a whole number of at least 1")
+    return value
+
+
 def whole_numbers(text: str) -> list[int]:
     """Parse comma-separated whole numbers, as an argparse type."""
     return [whole_number(part.strip()) for part in text.split(",")]

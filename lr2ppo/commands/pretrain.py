@@ -7,7 +7,7 @@ picture's best patch), masked words, and whether a label occurs in the text besi
 import argparse
 from pathlib import Path
 
-from lr2ppo.commands.arguments import seed
+from lr2ppo.commands.arguments import count, seed
 from lr2ppo.distributed.signals import ended_by_interrupt
 from lr2ppo.errors import UserError
 from lr2ppo.terminal import say
@@ -22,18 +22,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reuse", action="store_true", help="keep encoders that OUT has already; those of other data are refused"
     )
     parser.add_argument("--seed", type=seed, default=7, help="(default 7)")
-    parser.add_argument("--steps", type=int, default=800, help="(default 800)")
-    parser.add_argument("--batch", type=int, default=64, help="pictures per step (default 64)")
+    parser.add_argument("--steps", type=count, default=800, help="(default 800)")
+    parser.add_argument("--batch", type=count, default=64, help="pictures per step (default 64)")
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="(default 0.004)")
-    parser.add_argument("--width", type=int, default=64, help="of both encoders' tokens (default 64)")
-    parser.add_argument("--layers", type=int, default=2, help="of each encoder (default 2)")
-    parser.add_argument("--heads", type=int, default=4, help="of each layer's attention (default 4)")
-    parser.add_argument("--image-size", type=int, default=64, help="in pixels (default 64)")
-    parser.add_argument("--patch-size", type=int, default=8, help="in pixels (default 8)")
-    parser.add_argument("--vocabulary", type=int, default=1000, help="most tokens of the BPE vocabulary (default 1000)")
-    parser.add_argument("--max-tokens", type=int, default=196, help="longest text in tokens (default 196)")
+    parser.add_argument("--width", type=count, default=64, help="of both encoders' tokens (default 64)")
+    parser.add_argument("--layers", type=count, default=2, help="of each encoder (default 2)")
+    parser.add_argument("--heads", type=count, default=4, help="of each layer's attention (default 4)")
+    parser.add_argument("--image-size", type=count, default=64, help="in pixels (default 64)")
+    parser.add_argument("--patch-size", type=count, default=8, help="in pixels (default 8)")
     parser.add_argument(
-        "--pictures", type=int, default=10000, help="most pictures used; all are kept in memory (default 10000)"
+        "--vocabulary", type=count, default=1000, help="most tokens of the BPE vocabulary (default 1000)"
+    )
+    parser.add_argument("--max-tokens", type=count, default=196, help="longest text in tokens (default 196)")
+    parser.add_argument(
+        "--pictures", type=count, default=10000, help="most pictures used; all are kept in memory (default 10000)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
 

@@ -215,6 +215,10 @@ def pretrain(
     model = Pretraining(text, TextEncoder(text.roberta, tokenizer, max_tokens), image, captions)
     model = model.to(choose_device(device)).train()
     losses = train(model, load_pictures(captions.pictures, image), steps, batch, learning_rate, seed)
+    if not np.isfinite([*losses.values()]).all():
+        raise UserError(
+            f"pretraining: found losses {losses}, wanted numbers; try more --batch, or a lower --learning-rate"
+        )
     if losses["in_text"] > MATCHED_LOSS_LIMIT:
         raise UserError(
             f"pretraining did not learn whether a text contains a label (loss {losses['in_text']:.2f}, wanted "
