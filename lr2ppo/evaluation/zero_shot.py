@@ -27,7 +27,6 @@ from lr2ppo.tensors import read_tensors
 
 MODELS: dict[str, Any] = {"clip": CLIPModel, "siglip": SiglipModel}
 LABEL = "{label}"
-transformers_logging.disable_progress_bar()
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 
 
@@ -51,6 +50,7 @@ class ZeroShotScorer(nn.Module):
             if not (folder / name).is_file():
                 raise UserError(f"{folder}: found no {name}, wanted the folder of a CLIP or SigLIP model")
         kind = _model_type(folder / CONFIG)
+        transformers_logging.disable_progress_bar()
         try:
             # Not from the folder, whose config may name weights elsewhere, and kernels to download.
             model, loaded = MODELS[kind].from_pretrained(
@@ -109,8 +109,7 @@ def zero_shot_scores(
     """Score every clip's labels, `[labels]` each, from at most `frames` of its frames, which are evenly spaced.
 
     Returns the scores and the number of the model's weights. They are kept in the folder `kept`, in a file named by all
-    that they depend on. Raises `UserError` if the model or
-    a frame cannot be used.
+    that they depend on. Raises `UserError` if the model or a frame cannot be used, or if a clip has no frames.
     """
     frames_root = config.frames_root or root
     if blind := [clip.id for clip in clips if not clip.images]:

@@ -41,7 +41,7 @@ from lr2ppo.runs.lookup import read_finished, source_runs
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.stages.comparison_plan import Attempt, make_plan
 from lr2ppo.stages.evaluate import SPLITS, is_evaluated
-from lr2ppo.stages.trainings import SEED, Training, check_trained, settings_for
+from lr2ppo.stages.trainings import SEED, ReadOnce, Training, check_trained, settings_for
 from lr2ppo.terminal import say
 
 PAGE = "report.html"
@@ -140,12 +140,12 @@ def _as_text(table: MethodTable, split: str) -> str:
 
 def _evaluate_all(config: CompareConfig, evaluation: EvaluateConfig, attempts: Iterable[Attempt]) -> None:
     """Evaluate the shown runs that are not."""
-    alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
+    alone, read = Processes(rank=0, world_size=1, device=torch.device("cpu")), ReadOnce()
     shown = {training.folder: training for attempt in attempts for training in attempt.shown}
     missing = [
         training
         for training in shown.values()
-        if not is_evaluated(training.folder, evaluation, training.config.data, alone)
+        if not is_evaluated(training.folder, evaluation, training.config.data, alone, read)
     ]
     _run_each("evaluate", missing, lambda training: training.evaluation(config.preset, config.split), config.parallel)
 

@@ -1,6 +1,6 @@
 """Evaluate a run on a split, or compare evaluated runs in a table (`--table RUN RUN ...`)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -158,10 +158,16 @@ def show_evaluation(
     say(f"\nwritten: {folder / RESULTS}, {folder / CASES}, {report}")
 
 
-def is_evaluated(folder: Path, config: EvaluateConfig, data: DataConfig, processes: Processes) -> bool:
+def is_evaluated(
+    folder: Path,
+    config: EvaluateConfig,
+    data: DataConfig,
+    processes: Processes,
+    read: Callable[..., Inputs] = open_inputs,
+) -> bool:
     """Whether a run's evaluation is of the weights it has, of these data and settings; all have to be known.
 
-    Raises `UserError` if the data cannot be used.
+    `read` takes the place of `open_inputs`, for several runs that read the same. Raises `UserError` if the data cannot be used.
     """
     if evaluation_fault(folder, config.split) is not None:
         return False
@@ -170,7 +176,7 @@ def is_evaluated(folder: Path, config: EvaluateConfig, data: DataConfig, process
         return False
     shape = describe_model(folder / "best")[1]
     key = SPLITS[config.split]
-    inputs = open_inputs(data, {key: (getattr(data, key), "grades")}, open_store(data), shape, processes)
+    inputs = read(data, {key: (getattr(data, key), "grades")}, open_store(data), shape, processes)
     return bool(found.get("fingerprints") == evaluated_fingerprints(weights_fingerprint(folder), inputs))
 
 

@@ -53,14 +53,14 @@ class Training:
         return ["evaluate", f"--config={preset / 'evaluate'}.yaml", *settings]
 
 
-def check_trained(trainings: Iterable[Training]) -> None:
-    """Raise `UserError` if a run has other settings than planned, or other data than there are now.
+class ReadOnce:
+    """Takes the place of `open_inputs` where several runs read the same, which is then read once."""
 
-    What several runs read is read once.
-    """
-    known: dict[str, Inputs] = {}
+    def __init__(self) -> None:
+        self._known: dict[str, Inputs] = {}
 
-    def read_once(
+    def __call__(
+        self,
         data: DataConfig,
         files: Mapping[str, tuple[str, Need]],
         store: FeatureStore,
@@ -68,13 +68,17 @@ def check_trained(trainings: Iterable[Training]) -> None:
         processes: Processes,
     ) -> Inputs:
         key = json.dumps([data.model_dump(mode="json"), files, model.model_dump(mode="json")])
-        if key not in known:
-            known[key] = open_inputs(data, files, store, model, processes)
-        return known[key]
+        if key not in self._known:
+            self._known[key] = open_inputs(data, files, store, model, processes)
+        return self._known[key]
 
+
+def check_trained(trainings: Iterable[Training]) -> None:
+    """Raise `UserError` if a run has other settings than planned, or other data than there are now."""
     alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
+    read = ReadOnce()
     for training in trainings:
-        open_all(training.config, alone, training.folder, read_once)
+        open_all(training.config, alone, training.folder, read)
 
 
 def settings_for(stage: Stage, given: Sequence[str]) -> list[str]:
