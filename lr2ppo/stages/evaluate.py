@@ -167,7 +167,8 @@ def is_evaluated(
 ) -> bool:
     """Whether a run's evaluation is of the weights it has, of these data and settings; all have to be known.
 
-    `read` takes the place of `open_inputs`, for several runs that read the same. Raises `UserError` if the data cannot be used.
+    `read` takes the place of `open_inputs`, for several runs that read the same. Raises `UserError` if the data cannot
+    be used.
     """
     if evaluation_fault(folder, config.split) is not None:
         return False
