@@ -162,7 +162,8 @@ def _run_each(
         left = f", about {show_time(passed / ended * (len(trainings) - ended))} left" if ended else ""
         say(f"{what} {numbers[begun.name]} of {len(trainings)}{left}: {begun.name}")
 
-    commands = [Command(each.name, command(each), each.sources) for each in trainings]
+    # Those that are trained already need nothing.
+    commands = [Command(each.name, command(each), set() if each.is_finished else each.sources) for each in trainings]
     run_commands(commands, _places(parallel), show)
 
 
