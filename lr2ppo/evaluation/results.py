@@ -83,12 +83,17 @@ def trained_on_note(result: Mapping[str, Any]) -> str:
 def row_notes(name: str, folders: Sequence[Path], split: str) -> list[str]:
     """Say what a row of evaluated runs should not be read without: warnings of its runs, and what differs in them."""
     results = [read_by_split(folder / RESULTS).get(split, {}) for folder in folders]
-    found = []
+    named: dict[str, list[str]] = {}
     for folder, result in zip(folders, results, strict=True):
         notes = [trained_on_note(result), _left_out_note(result)]
         notes += [_selection_note(folder, result)] if split != "val" else []
         notes += [f"warning: {warning}" for warning in (read_finished(folder) or {}).get("warnings", [])]
-        found += [f"{run_name(folder)}: {note}" for note in notes if note]
+        for note in filter(None, notes):
+            named.setdefault(note, []).append(run_name(folder))
+    # What is true of all runs is said once.
+    found = [
+        f"{run}: {note}" for note, runs in named.items() for run in ([name] if len(runs) == len(folders) else runs)
+    ]
     differing = differing_settings(folders)
     if len({result.get("fingerprints", {}).get("annotations") for result in results}) == 1:
         inputs = [read_inputs(folder) for folder in folders]

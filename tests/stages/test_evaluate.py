@@ -242,8 +242,7 @@ def test_a_table_says_what_its_runs_should_not_be_read_without(
     capsys.readouterr()
     table(logs, "pointwise/one,pointwise/two")
     printed = " ".join(capsys.readouterr().out.split())
-    for run in ("one", "two"):
-        assert f"pointwise/{run}: warning: its best step was chosen on 13 of the 13 clips" in printed
+    assert printed.count("warning: its best step was chosen on 13 of the 13 clips") == 1
     assert "pointwise/two: warning: 2 clips were left out for faults, such as clip-7" in printed
     assert "pointwise/two: warning: 3 of the validation clips are trained on" in printed
     assert "note: its runs differ in the content of train" in printed
