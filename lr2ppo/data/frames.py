@@ -368,19 +368,31 @@ def _read_pictures(path: Path, choose: Choose, prepare: Callable[[Image.Image], 
         for position in range(max(positions, default=-1) + 1) if count > 1 else [0]:
             with _readable(path):
                 if count > 1:
+                    before = dict(image.info) if position else {}
                     image.seek(position)
-                    _check_blending(image, position)
+                    _check_animation(image, position, before)
                 picture = to_rgb(image) if position in positions else None
             if picture is not None:
                 kept[position] = prepare(picture)
     return [kept[position] for position in positions]
 
 
-def _check_blending(image: Image.Image, position: int) -> None:
-    """Raise ValueError if PIL would blend a frame of an animated PNG with those before it otherwise than a viewer."""
-    is_blended = image.format == "PNG" and position > 0 and image.info.get("blend") == PngImagePlugin.Blend.OP_OVER
-    if is_blended and _is_transparent(image):
-        raise ValueError("has transparent frames that are blended over others, wanted an animated WebP, or a video")
+def _check_animation(image: Image.Image, position: int, before: Mapping[str | tuple[int, int], Any]) -> None:
+    """Raise ValueError if PIL would make a frame of an animated PNG of those before it otherwise than a viewer.
+
+    `before` is what PIL knows about the frame before.
+    """
+    if image.format != "PNG" or position == 0:
+        return
+    if _is_transparent(image):
+        fault = "are blended over others" if image.info.get("blend") == PngImagePlugin.Blend.OP_OVER else ""
+    else:
+        # Where the frame before is cleared, a viewer shows nothing, and PIL black.
+        kept = (None, PngImagePlugin.Disposal.OP_NONE)
+        covers_all = image.info.get("bbox") in (None, (0, 0, *image.size))
+        fault = "" if before.get("disposal") in kept or covers_all else "leave parts of the picture empty"
+    if fault:
+        raise ValueError(f"has frames that {fault}, wanted an animated WebP, or a video")
 
 
 def _take(frames: Sequence[Any], choose: Choose, prepare: Callable[[Image.Image], Kept]) -> list[Kept]:

@@ -102,7 +102,7 @@ def row_notes(name: str, folders: Sequence[Path], split: str) -> list[str]:
 
 
 def _selection_note(folder: Path, result: Mapping[str, Any]) -> str:
-    """Warn if clips that selected the run's weights are among the evaluated ones."""
+    """Warn if clips that selected weights of the run, or of one that it started from, are among the evaluated ones."""
     clips = result.get("fingerprints", {}).get("annotations")
     found = len(result.get("selected_on", []))
     # Runs of earlier versions know their file only.

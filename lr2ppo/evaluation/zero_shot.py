@@ -13,7 +13,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoImageProcessor, CLIPModel, SiglipModel
+from transformers import CLIPImageProcessor, CLIPModel, SiglipImageProcessor, SiglipModel
 from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
@@ -28,6 +28,14 @@ from lr2ppo.tensors import read_tensors
 MODELS: dict[str, Any] = {"clip": CLIPModel, "siglip": SiglipModel}
 LABEL = "{label}"
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+PREPARATION = "preprocessor_config.json"
+IMAGE_PROCESSORS: dict[str, Any] = {"clip": CLIPImageProcessor, "siglip": SiglipImageProcessor}
+# What these processors take; others are about other models.
+STEPS = ("resize", "center_crop", "rescale", "normalize", "convert_rgb")
+PREPARATION_KEYS = (
+    *(f"do_{step}" for step in STEPS),
+    *("size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std"),
+)
 
 
 class ZeroShotScorer(nn.Module):
@@ -46,24 +54,28 @@ class ZeroShotScorer(nn.Module):
         Nothing is downloaded, and no code or pickle of the folder is run. Raises `UserError` if a file is missing or
         does not fit.
         """
-        for name in (CONFIG, WEIGHTS, TOKENIZER, "preprocessor_config.json"):
+        for name in (CONFIG, WEIGHTS, TOKENIZER, PREPARATION):
             if not (folder / name).is_file():
                 raise UserError(f"{folder}: found no {name}, wanted the folder of a CLIP or SigLIP model")
         kind = _model_type(folder / CONFIG)
         transformers_logging.disable_progress_bar()
         try:
             # Not from the folder, whose config may name weights elsewhere, and kernels to download.
+            tensors = {name: tensor.float() for name, tensor in read_tensors(folder / WEIGHTS).items()}
             model, loaded = MODELS[kind].from_pretrained(
                 None,
                 config=MODELS[kind].config_class.from_pretrained(folder, local_files_only=True),
-                state_dict={name: tensor.float() for name, tensor in read_tensors(folder / WEIGHTS).items()},
+                state_dict=tensors,
                 attn_implementation="eager",
                 output_loading_info=True,
             )
-            own = {"local_files_only": True, "trust_remote_code": False, "use_fast": False}
-            image_processor = AutoImageProcessor.from_pretrained(folder, **own)
-            # transformers would build a tokenizer of any class that the folder names.
+            # transformers casts them to the type that the config names.
+            model.float().load_state_dict(tensors, strict=False)
+            # transformers would build processors and tokenizers of any class that the folder names, some of which read
+            # other files.
+            image_processor = IMAGE_PROCESSORS[kind](**_read_preparation(folder / PREPARATION))
             tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+            pixels = image_processor(images=[Image.new("RGB", (32, 16))], return_tensors="pt")["pixel_values"]
         except MemoryError:
             raise
         except Exception as error:
@@ -71,6 +83,12 @@ class ZeroShotScorer(nn.Module):
             raise UserError(f"{folder}: cannot be read by transformers: {error}; download the model again") from None
         if absent := sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])]):
             raise UserError(f"{folder / WEIGHTS}: found no {absent[0]} of the right shape; download the model again")
+        side = model.config.vision_config.image_size
+        if pixels.shape != (1, 3, side, side):
+            found = " x ".join(map(str, pixels.shape[2:]))
+            raise UserError(
+                f"{folder / PREPARATION}: prepares pictures of {found} pixels, its model takes {side} x {side}"
+            )
         text = model.config.text_config
         tokenizer.enable_truncation(text.max_position_embeddings)
         # SigLIP is trained on texts of full length.
@@ -91,13 +109,29 @@ class ZeroShotScorer(nn.Module):
         return logits.double().mean(0).cpu()
 
 
+def _read_mapping(path: Path) -> dict[str, Any]:
+    """Read a JSON mapping; raises `UserError` if it is none."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not readable JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: found {type(content).__name__}, wanted a mapping")
+    return content
+
+
+def _read_preparation(path: Path) -> dict[str, Any]:
+    """Read how pictures are prepared; raises `UserError` if it is of another model's processor."""
+    content = _read_mapping(path)
+    found = str(content.get("image_processor_type", content.get("feature_extractor_type", "CLIP")))
+    if not found.startswith(("CLIP", "Siglip")):
+        raise UserError(f"{path}: found image_processor_type {show(found)}, wanted that of CLIP or SigLIP")
+    return {key: value for key, value in content.items() if key in PREPARATION_KEYS}
+
+
 def _model_type(config: Path) -> str:
     """The kind of model that a config.json is of; raises `UserError` if it is none of `MODELS`."""
-    try:
-        content = read_json(config)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{config}: is not readable JSON: {error}") from None
-    kind = content.get("model_type") if isinstance(content, dict) else None
+    kind = _read_mapping(config).get("model_type")
     if not isinstance(kind, str) or kind not in MODELS:
         raise UserError(f"{config}: found model_type {show(kind)}, wanted {' or '.join(MODELS)}")
     return kind
@@ -118,12 +152,13 @@ def zero_shot_scores(
         )
     require_frames(clips, frames_root)
     inputs = [[clip.id, clip.labels, frames_fingerprint(clip, frames_root)] for clip in clips]
-    facts = [_fingerprints(config.zero_shot), transformers_version, config.prompt, frames, inputs]
+    files = json.dumps(_fingerprints(config.zero_shot))
+    facts = [files, transformers_version, config.prompt, frames, inputs]
     file = kept / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
     check_folder_inside(kept)
     check_inside(file)
     if not file.is_file():
-        scorer = load_scorer(config.zero_shot, config.prompt).to(device)
+        scorer = load_scorer(config.zero_shot, config.prompt, files).to(device)
         scores = []
         for clip in tqdm(clips, desc="zero shot", unit="clip", leave=False, disable=None):
             chosen = evenly_spaced(len(clip.images), min(frames, len(clip.images)))
@@ -135,8 +170,8 @@ def zero_shot_scores(
 
 
 @cache
-def load_scorer(folder: Path, prompt: str) -> ZeroShotScorer:
-    """Load a model once for all data sets."""
+def load_scorer(folder: Path, prompt: str, files: str) -> ZeroShotScorer:
+    """Load a model once for all data sets, and again if the fingerprints of its `files` change."""
     return ZeroShotScorer.load(folder, prompt)
 
 

@@ -68,6 +68,9 @@ def open_trained(reference: str | Path, logs: Path) -> Trained:
 
 
 def _open_exported(folder: Path) -> Trained:
+    for path in (folder / EXPORTED, folder / REWARD, folder / BEFORE):
+        if fault := link_fault(path):
+            raise UserError(f"{path}: {fault}; an exported model's files are its own, so put a copy of it in its place")
     try:
         description = read_json(folder / EXPORTED)
         use = Use.model_validate(description["use"])
@@ -76,9 +79,6 @@ def _open_exported(folder: Path) -> Trained:
             f"{folder / 'config.json'}: is not from an exported model ({error}); name a run, or a folder written by "
             "sh scripts/export.sh RUN OUT"
         ) from None
-    for path in (folder / EXPORTED, folder / REWARD, folder / BEFORE):
-        if fault := link_fault(path):
-            raise UserError(f"{path}: {fault}; an exported model's files are its own, so put a copy of it in its place")
     # A reward model serves as its own, without a second copy.
     reward = folder if description.get("model") == "PartialOrderModel" else folder / REWARD
     has_reward = use.temperature is not None and (reward / EXPORTED).is_file()

@@ -88,7 +88,7 @@ class Judgement(Record):
 class TrainedOn(Record):
     """`trained_on.json`: ids of clips that a run and its sources were trained on, and those runs whose are unknown.
 
-    `selected_on` are the clips that selected the run's best weights.
+    `selected_on` are the clips that selected the best weights of these runs.
     """
 
     clips: list[str]

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -16,7 +16,7 @@ from lr2ppo.data.annotations import Need, graded
 from lr2ppo.data.dataset import ClipDataset, open_dataset
 from lr2ppo.data.features.encoders import encoding_differences, read_features_file
 from lr2ppo.data.features.store import FeatureStore
-from lr2ppo.data.validate import GIVE_OTHER_IDS, LEAVE_OUT, CheckedClips, check_values, disagreements, overlap
+from lr2ppo.data.validate import GIVE_OTHER_IDS, LEAVE_OUT, CheckedClips, check_values, disagreements
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import FAULTS_SHOWN, UserError, raise_faults
 from lr2ppo.files import file_fingerprint
@@ -169,9 +169,10 @@ def check_selects(validation: ClipDataset, path: Path) -> None:
         )
 
 
-def clip_warnings(train: ClipDataset, validation: ClipDataset) -> list[str]:
-    """Return warnings about a run's clips."""
-    shared = overlap(train.clips, validation.clips)
+def clip_warnings(train: ClipDataset, validation: ClipDataset, trained_on: Collection[str]) -> list[str]:
+    """Return warnings about a run's clips; those of the ids `trained_on` are trained on by it or a run before it."""
+    known = set(trained_on)
+    shared = [clip.id for clip in validation.clips if clip.id in known]
     note = [f"{len(shared)} of the validation clips are trained on, such as {shared[0]}"] if shared else []
     return note + left_out_warnings(train, validation)
 

@@ -313,7 +313,7 @@ class TrainingRun(Generic[C]):
         now = time.monotonic()
         # The clock of the day may jump.
         self._started, self._written = now - self.state.seconds, now
-        self._log("; warning: ".join([headline, *clip_warnings(self._clips, self.validation)]))
+        self._log("; warning: ".join([headline, *clip_warnings(self._clips, self.validation, self._trained_on.clips)]))
 
     def _finish(self) -> None:
         """Save the last weights, write finished.json and remove the checkpoints."""
@@ -329,7 +329,7 @@ class TrainingRun(Generic[C]):
             "best_step": state.best_step,
             "seconds": seconds,
             "peak_memory_gib": round(peak_memory_gib(), 2),
-            "warnings": clip_warnings(self._clips, self.validation),
+            "warnings": clip_warnings(self._clips, self.validation, self._trained_on.clips),
             "finished": time.time(),
             **describe_program(),
             "machine": describe_machine(self.processes),

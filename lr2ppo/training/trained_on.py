@@ -13,9 +13,9 @@ def join_trained_on(
     clips: Iterable[Clip], validation: Iterable[Clip], sources: Iterable[Path], root: Path
 ) -> TrainedOn:
     """Return the clips of a run that trains on `clips` and starts from the runs `sources`: see `find_trained_on`."""
-    own = TrainedOn(clips=[clip.id for clip in clips], unknown=[])
-    joined = _join([own, *(find_trained_on(source, root) for source in sources)])
-    return joined.model_copy(update={"selected_on": sorted(clip.id for clip in validation)})
+    selected_on = [clip.id for clip in validation]
+    own = TrainedOn(clips=[clip.id for clip in clips], unknown=[], selected_on=selected_on)
+    return _join([own, *(find_trained_on(source, root) for source in sources)])
 
 
 def find_trained_on(folder: Path, root: Path) -> TrainedOn:
@@ -47,4 +47,6 @@ def _unknown(folder: Path) -> TrainedOn:
 
 def _join(parts: Sequence[TrainedOn]) -> TrainedOn:
     clips = {clip for part in parts for clip in part.clips}
-    return TrainedOn(clips=sorted(clips), unknown=sorted({run for part in parts for run in part.unknown}))
+    selected_on = {clip for part in parts for clip in part.selected_on}
+    unknown = {run for part in parts for run in part.unknown}
+    return TrainedOn(clips=sorted(clips), unknown=sorted(unknown), selected_on=sorted(selected_on))

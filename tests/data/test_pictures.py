@@ -290,17 +290,34 @@ def test_of_an_animated_png_the_picture_for_other_programs_is_no_frame(tmp_path:
 def test_transparent_frames_of_an_animated_png_that_are_blended_over_others_are_refused(
     tmp_path: Path, mode: str, blend: int
 ) -> None:
-    clear = Image.new("RGBA", (32, 8), (0, 0, 0, 128)).convert(mode)
+    clear = Image.new("RGBA", (32, 8), (2, 2, 2, 128)).convert(mode)
     black = Image.new("RGBA", (32, 8), (0, 0, 0, 255)).convert(mode)
     black.save(tmp_path / "over.png", save_all=True, append_images=[clear], blend=blend)
     if mode != "RGB" and blend == PngImagePlugin.Blend.OP_OVER:
-        with pytest.raises(UserError, match="has transparent frames that are blended over others"):
+        with pytest.raises(UserError, match="has frames that are blended over others"):
             read_frames(tmp_path / "over.png", np.arange)
         # The first frame lies on nothing.
         assert shades_of(read_frames(tmp_path / "over.png", lambda _: np.array([0]))[0]).max() == 0
     else:
         shades = [int(shades_of(each)[0, 0]) for each in read_frames(tmp_path / "over.png", np.arange)]
-        assert shades == [0, 0 if mode == "RGB" else 127]
+        assert shades == [0, 2 if mode == "RGB" else 128]
+
+
+@pytest.mark.parametrize("disposal", PngImagePlugin.Disposal)
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_an_animated_png_that_clears_parts_of_an_opaque_picture_is_refused(
+    tmp_path: Path, disposal: int, is_whole: bool
+) -> None:
+    # PIL writes black only where it would not read it anyway.
+    grey, changed = Image.new("RGB", (32, 8), (90, 90, 90)), Image.new("RGB", (32, 8))
+    changed.paste((200, 200, 200), (0, 0, 32 if is_whole else 16, 8))
+    grey.save(tmp_path / "clears.png", save_all=True, append_images=[changed], disposal=disposal)
+    if disposal == PngImagePlugin.Disposal.OP_NONE or is_whole:
+        shades = shades_of(read_frames(tmp_path / "clears.png", np.arange)[1])
+        assert (shades[0, 0], shades[0, -1]) == (200, 200 if is_whole else 0)
+    else:
+        with pytest.raises(UserError, match="has frames that leave parts of the picture empty"):
+            read_frames(tmp_path / "clears.png", np.arange)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK", "YCbCr", "HSV"])

@@ -93,9 +93,19 @@ def drop_tensor(folder: Path) -> None:
         (lambda folder: (folder / "model.safetensors").unlink(), "found no model.safetensors, wanted the folder of"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "found no tokenizer.json"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot be read by transformers"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "config.json: found model_type None, wanted clip"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json: found list, wanted a mapping"),
         (change_json("config.json", model_type="bert"), "found model_type 'bert', wanted clip or siglip"),
-        (change_json("preprocessor_config.json", image_processor_type="Gone"), "cannot be read by transformers"),
+        (
+            change_json(
+                "preprocessor_config.json", image_processor_type="OneFormerImageProcessor", repo_path="/victim"
+            ),
+            "found image_processor_type 'OneFormerImageProcessor', wanted that of CLIP or SigLIP",
+        ),
+        (change_json("preprocessor_config.json", size="large"), "cannot be read by transformers"),
+        (
+            change_json("preprocessor_config.json", size={"height": 16, "width": 16}, do_center_crop=False),
+            "prepares pictures of 16 x 16 pixels, its model takes 32 x 32",
+        ),
         (drop_tensor, "found no vision_model.encoder.* of the right shape"),
     ],
 )
@@ -161,3 +171,10 @@ def test_weights_that_a_config_names_elsewhere_are_not_read(folder: Path, tmp_pa
     (model / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     change_json("config.json", transformers_weights="model.safetensors.index.json")(model)
     torch.testing.assert_close(ZeroShotScorer.load(model)(draw_frames(1), LABELS), wanted)
+
+
+def test_a_model_computes_in_32_bits_whatever_its_config_names(folder: Path, tmp_path: Path) -> None:
+    wanted = ZeroShotScorer.load(folder)(draw_frames(1), LABELS)
+    model = copy(folder, tmp_path / "model")
+    change_json("config.json", dtype="bfloat16", torch_dtype="bfloat16")(model)
+    assert ZeroShotScorer.load(model)(draw_frames(1), LABELS).tolist() == pytest.approx(wanted.tolist(), abs=1e-6)

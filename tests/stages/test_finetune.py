@@ -99,3 +99,14 @@ def test_stages_2_and_3_start_from_a_fine_tuned_ranker_only_if_its_stage_is_name
     assert rows(logs, "ppo", "tuned")[0]["validation/ndcg"] > 0.9
     with pytest.raises(UserError, match=r"ppo/tuned: is a run of stage ppo, wanted one of pointwise or finetune"):
         run_reward(alone, tiny_overrides("ranker=ppo/tuned"), "x")
+
+
+def test_clips_that_selected_or_trained_an_earlier_run_are_known_of_a_later_one(
+    alone: Processes, tiny_overrides: Overrides
+) -> None:
+    logs = run_pointwise(alone, tiny_overrides("data.train=val_data.json", "data.validation=test_data.json")).logs
+    folder = run_finetune(alone, tiny_overrides("train.learning_rate=0", "train.epochs=1"))
+    known, finished = find_trained_on(folder, logs), read_finished(folder)
+    assert {clip.partition("-")[0] for clip in known.selected_on} == {"test", "validation"}
+    assert finished is not None
+    assert finished["warnings"] == ["13 of the validation clips are trained on, such as validation-0"]
