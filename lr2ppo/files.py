@@ -11,7 +11,7 @@ import secrets
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from glob import glob
 from io import BufferedReader, FileIO, TextIOWrapper
@@ -134,12 +134,12 @@ def model_files(folder: Path) -> list[Path]:
     return [folder, folder / "config.json", folder / WEIGHTS_FILE]
 
 
-def require_own_model(folder: Path) -> None:
-    """Raise `UserError` if the folder of a model or a file in it is a link.
+def require_own(paths: Iterable[Path]) -> None:
+    """Raise `UserError` if a folder or a file of a model is a link.
 
     In the folder of someone else it could lead to any weights of the user, which would then be handed on.
     """
-    for path in model_files(folder):
+    for path in paths:
         if fault := link_fault(path):
             raise UserError(f"{path}: {fault}; a model's files are its own, so put a copy of it in its place")
 
@@ -216,6 +216,17 @@ def read_text(path: Path) -> str:
 def read_json(path: Path) -> Any:
     """Read a JSON file; raises OSError as `open_regular`, ValueError and RecursionError as `parse_json`."""
     return parse_json(read_text(path))
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file; raises `UserError` if it is not one."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not readable JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: found a {type(content).__name__}, wanted a JSON object")
+    return content
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -471,16 +471,13 @@ class ZeroShotConfig(Section):
     frames_root: PathText | None = None
 
 
-def _is_zero_shot(value: Any) -> str:
-    return (
-        "zero_shot"
-        if isinstance(value, ZeroShotConfig) or (isinstance(value, dict) and "zero_shot" in value)
-        else "trained"
-    )
+def _row_kind(value: Any) -> str:
+    is_zero_shot = isinstance(value, ZeroShotConfig) or (isinstance(value, dict) and "zero_shot" in value)
+    return "zero_shot" if is_zero_shot else "trained"
 
 
 AnyRow = Annotated[
-    Annotated[RowConfig, Tag("trained")] | Annotated[ZeroShotConfig, Tag("zero_shot")], Discriminator(_is_zero_shot)
+    Annotated[RowConfig, Tag("trained")] | Annotated[ZeroShotConfig, Tag("zero_shot")], Discriminator(_row_kind)
 ]
 
 

@@ -36,7 +36,7 @@ def read_captions(data: Path, limit: int, rng: np.random.Generator) -> Captions:
 
     Raises `UserError` if a file or a picture cannot be used, or if no caption names a label.
     """
-    clips = [clip for name in TRAINING_FILES if (data / name).is_file() for clip in read_clips(data / name)]
+    clips = _read_training_clips(data)
     if not clips:
         raise UserError(f"{data}: found none of {', '.join(TRAINING_FILES)}; pretraining needs their labels and texts")
     captioned: Sequence[Clip] = clips
@@ -74,9 +74,10 @@ def captions_fingerprint(data: Path) -> str:
     Raises `UserError` if an annotation file cannot be used, OSError if a picture cannot be read.
     """
     files = [name for name in (*TRAINING_FILES, CAPTIONS) if (data / name).is_file()]
-    if CAPTIONS in files:
-        clips = read_clips(data / CAPTIONS, need="images")
-    else:
-        clips = [clip for name in files for clip in read_clips(data / name)]
+    clips = read_clips(data / CAPTIONS, need="images") if CAPTIONS in files else _read_training_clips(data)
     facts = [[file_fingerprint(data / name) for name in files], [frames_fingerprint(clip, data) for clip in clips]]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _read_training_clips(data: Path) -> list[Clip]:
+    return [clip for name in TRAINING_FILES if (data / name).is_file() for clip in read_clips(data / name)]

@@ -33,12 +33,10 @@ class _Started:
     output: IO[bytes] | None
 
     @property
-    def exit_code(self) -> int:
-        """Its exit code as a shell shows it; -1 while it runs."""
+    def exit_code(self) -> int | None:
+        """Its exit code as a shell shows it; None while it runs."""
         code = self.process.poll()
-        if code is None:
-            return -1
-        return code if code >= 0 else 128 - code
+        return code if code is None or code >= 0 else 128 - code
 
     def close(self, show: bool) -> None:
         """Remove what it printed, and before print it if wanted."""
@@ -83,7 +81,7 @@ def run_commands(
             if done.exit_code and not code:
                 code = done.exit_code
                 signals.stop()
-            done.close(show=done.exit_code > 0)
+            done.close(show=bool(done.exit_code))
             code = code or signals.exit_code
     if code:
         sys.exit(code)
@@ -95,7 +93,7 @@ def _ready(waiting: Sequence[Command], missing: AbstractSet[str]) -> Command | N
 
 
 def _start(command: Command, place: int, variables: Mapping[str, str], quiet: bool) -> _Started:
-    output = TemporaryFile() if quiet else None  # noqa: SIM115
+    output = TemporaryFile() if quiet else None  # noqa: SIM115 (`close` closes it)
     words = [sys.executable, "-m", "lr2ppo", *command.arguments]
     process = subprocess.Popen(words, stdout=output, stderr=output, env=environ | dict(variables))  # noqa: S603
     return _Started(command, process, place, output)
@@ -104,6 +102,6 @@ def _start(command: Command, place: int, variables: Mapping[str, str], quiet: bo
 def _wait_for_any(running: Sequence[_Started]) -> _Started:
     while True:
         for each in running:
-            if each.exit_code >= 0:
+            if each.exit_code is not None:
                 return each
         time.sleep(POLL_SECONDS)

@@ -238,8 +238,7 @@ def save(
 ) -> None:
     """Write a Hugging Face RoBERTa folder with its tokenizer, and a timm ViT folder with its config, each when whole.
 
-    Each keeps the `record` of what it was trained on, if there is one. Raises `UserError` if one of
-    them is no folder.
+    Each keeps the `record` of what it was trained on, if there is one. Raises `UserError` if one of them is no folder.
     """
     transformers_logging.disable_progress_bar()
     with atomic_folder(out / "roberta", replaces=True) as folder:

@@ -13,9 +13,9 @@ from tokenizers.processors import RobertaProcessing
 from torch import Tensor, nn
 from transformers import BatchEncoding, PreTrainedTokenizerFast, RobertaModel
 
-from lr2ppo.encoders.weights.files import read_json
 from lr2ppo.encoders.weights.roberta import UNUSED_POSITIONS, load_roberta
 from lr2ppo.errors import UserError, show
+from lr2ppo.files import read_json_object
 from lr2ppo.ops.linear import use_fast_linear
 
 MAX_TOKENS = 196
@@ -148,7 +148,7 @@ def load_tokenizer(folder: Path, encoder: Path, size: int) -> PreTrainedTokenize
         return None
     try:
         tokenizer = (
-            Tokenizer.from_str(json.dumps(byte_level_parts(read_json(whole))))
+            Tokenizer.from_str(json.dumps(byte_level_parts(read_json_object(whole))))
             if whole.is_file()
             else ByteLevelBPETokenizer(str(vocabulary), str(merges))._tokenizer
         )

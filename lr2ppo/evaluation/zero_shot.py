@@ -22,7 +22,7 @@ from lr2ppo.data.annotations import Clip
 from lr2ppo.data.frames import evenly_spaced, frames_fingerprint, read_image, require_frames, to_rgb
 from lr2ppo.errors import UserError, advise, show
 from lr2ppo.evaluation.scoring import Scores
-from lr2ppo.files import check_folder_inside, check_inside, file_fingerprint, read_json, write_json
+from lr2ppo.files import check_folder_inside, check_inside, file_fingerprint, read_json, read_json_object, write_json
 from lr2ppo.tensors import read_tensors
 
 MODELS: dict[str, Any] = {"clip": CLIPModel, "siglip": SiglipModel}
@@ -30,11 +30,19 @@ LABEL = "{label}"
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 PREPARATION = "preprocessor_config.json"
 IMAGE_PROCESSORS: dict[str, Any] = {"clip": CLIPImageProcessor, "siglip": SiglipImageProcessor}
-# What these processors take; others are about other models.
-STEPS = ("resize", "center_crop", "rescale", "normalize", "convert_rgb")
+# What these processors take; other keys are about other models.
 PREPARATION_KEYS = (
-    *(f"do_{step}" for step in STEPS),
-    *("size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std"),
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "do_convert_rgb",
 )
 
 
@@ -109,20 +117,9 @@ class ZeroShotScorer(nn.Module):
         return logits.double().mean(0).cpu()
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
-    """Read a JSON mapping; raises `UserError` if it is none."""
-    try:
-        content = read_json(path)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not readable JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: found {type(content).__name__}, wanted a mapping")
-    return content
-
-
 def _read_preparation(path: Path) -> dict[str, Any]:
     """Read how pictures are prepared; raises `UserError` if it is of another model's processor."""
-    content = _read_mapping(path)
+    content = read_json_object(path)
     found = str(content.get("image_processor_type", content.get("feature_extractor_type", "CLIP")))
     if not found.startswith(("CLIP", "Siglip")):
         raise UserError(f"{path}: found image_processor_type {show(found)}, wanted that of CLIP or SigLIP")
@@ -131,7 +128,7 @@ def _read_preparation(path: Path) -> dict[str, Any]:
 
 def _model_type(config: Path) -> str:
     """The kind of model that a config.json is of; raises `UserError` if it is none of `MODELS`."""
-    kind = _read_mapping(config).get("model_type")
+    kind = read_json_object(config).get("model_type")
     if not isinstance(kind, str) or kind not in MODELS:
         raise UserError(f"{config}: found model_type {show(kind)}, wanted {' or '.join(MODELS)}")
     return kind

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from lr2ppo.config.schema import Count, Positive, Section
 from lr2ppo.data.features.encoders import Encoding, encoding_differences, read_features_file
 from lr2ppo.errors import UserError
-from lr2ppo.files import link_fault, read_json
+from lr2ppo.files import read_json, require_own
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import describe_model
 from lr2ppo.runs.lookup import (
@@ -68,9 +68,7 @@ def open_trained(reference: str | Path, logs: Path) -> Trained:
 
 
 def _open_exported(folder: Path) -> Trained:
-    for path in (folder / EXPORTED, folder / REWARD, folder / BEFORE):
-        if fault := link_fault(path):
-            raise UserError(f"{path}: {fault}; an exported model's files are its own, so put a copy of it in its place")
+    require_own([folder / EXPORTED, folder / REWARD, folder / BEFORE])
     try:
         description = read_json(folder / EXPORTED)
         use = Use.model_validate(description["use"])

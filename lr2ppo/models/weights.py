@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lr2ppo.config.schema import ModelConfig
 from lr2ppo.errors import UserError
-from lr2ppo.files import WEIGHTS_FILE, read_json, require_own_model, write_json
+from lr2ppo.files import WEIGHTS_FILE, model_files, read_json, require_own, write_json
 from lr2ppo.models.rankers import PartialOrderModel, RelevanceRanker
 from lr2ppo.tensors import check_tensors, read_tensors, write_tensors
 
@@ -68,7 +68,7 @@ def describe_model(folder: Path) -> tuple[type[RelevanceRanker] | type[PartialOr
     for name in ("config.json", WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: found no {name}; is it a run's best/?")
-    require_own_model(folder)
+    require_own(model_files(folder))
     try:
         description = read_json(folder / "config.json")
         return KINDS[description["model"]], ModelConfig.model_validate(description["shape"])

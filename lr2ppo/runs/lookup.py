@@ -26,7 +26,7 @@ from lr2ppo.files import (
     read_text,
     read_yaml,
     refuse_link,
-    require_own_model,
+    require_own,
 )
 from lr2ppo.runs.records import Evaluated, Finished, TrainedOn, check_record, check_row
 from lr2ppo.runs.stages import STAGES, stage_for_model
@@ -248,7 +248,7 @@ def weights_fingerprint(folder: Path) -> str | None:
     A process reads the weights once, and again if the file changed.
     """
     path = folder / "best" / WEIGHTS_FILE
-    require_own_model(folder / "best")
+    require_own(model_files(folder / "best"))
     try:
         stat = path.stat()
         return _fingerprint(path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
@@ -432,7 +432,7 @@ def _has_only_weights(folder: Path) -> bool:
 
 def _published_config(folder: Path) -> dict[str, Any]:
     """The config of a folder with only weights: LRMovieNet's data, with as many frames as the model takes."""
-    require_own_model(folder / "best")
+    require_own(model_files(folder / "best"))
     try:
         description = read_json(folder / WEIGHTS)
         shape = ModelConfig.model_validate(description["shape"])

@@ -71,17 +71,7 @@ def run_comparison(config: CompareConfig) -> dict[str, list[Method]]:
     }
     _evaluate_all(config, evaluation, [attempt for attempt, _ in shown.values()])
     trained = {
-        (data, name): Method(
-            row=_measure(name, attempt, config.split),
-            stage=attempt.shown[0].stage.name,
-            seconds=_seconds(attempt),
-            weights=_weights(attempt),
-            tried=tried,
-            chosen=attempt.values,
-            last=_last_step(attempt, config.split),
-            commits=_commits(attempt),
-            notes=row_notes(name, [training.folder for training in attempt.shown], config.split),
-        )
+        (data, name): _trained_method(name, attempt, tried, config.split)
         for (data, name), (attempt, tried) in shown.items()
     }
     methods = trained | untrained
@@ -100,6 +90,24 @@ def show_comparison(methods: Mapping[str, Sequence[Method]], config: CompareConf
         write_csv(table.comparison, out / f"{stem}table.csv")
     write_methods_page(name, tables, config.axis, out / PAGE)
     say(f"\nwritten: {out / PAGE}, and beside it each table as txt, md, csv and tex")
+
+
+def _trained_method(name: str, attempt: Attempt, tried: int, split: str) -> Method:
+    """Measure the attempt that a row shows, of all that it tried."""
+    folders, chains = [training.folder for training in attempt.shown], _chains(attempt)
+    # The scores of several members are kept for their best weights only.
+    is_alone = all(len(members) == 1 for members in attempt.runs)
+    return Method(
+        row=_measure(name, attempt, split),
+        stage=attempt.shown[0].stage.name,
+        seconds=float(np.mean([sum(ended["seconds"] for ended in chain) for chain in chains])),
+        weights=_weights(attempt),
+        tried=tried,
+        chosen=attempt.values,
+        last=mean_of_last_step(folders, split) if is_alone else None,
+        commits={ended["commit"] for chain in chains for ended in chain if ended.get("commit") is not None},
+        notes=row_notes(name, folders, split),
+    )
 
 
 def _zero_shot_methods(config: CompareConfig) -> dict[tuple[str, str], Method]:
@@ -151,19 +159,19 @@ def _evaluate_all(config: CompareConfig, evaluation: EvaluateConfig, attempts: I
 
 
 def _run_each(
-    what: str, trainings: Sequence[Training], command: Callable[[Training], Sequence[str]], parallel: int
+    what: str, trainings: Sequence[Training], arguments: Callable[[Training], Sequence[str]], parallel: int
 ) -> None:
     """Run a command for each training; print each with how many there are and how long those that are left take."""
     started = time.monotonic()
     numbers = {training.name: number for number, training in enumerate(trainings, start=1)}
 
-    def show(begun: Command, ended: int) -> None:
+    def show(command: Command, ended: int) -> None:
         passed = time.monotonic() - started
         left = f", about {show_time(passed / ended * (len(trainings) - ended))} left" if ended else ""
-        say(f"{what} {numbers[begun.name]} of {len(trainings)}{left}: {begun.name}")
+        say(f"{what} {numbers[command.name]} of {len(trainings)}{left}: {command.name}")
 
     # Those that are trained already need nothing.
-    commands = [Command(each.name, command(each), set() if each.is_finished else each.sources) for each in trainings]
+    commands = [Command(each.name, arguments(each), set() if each.is_finished else each.sources) for each in trainings]
     run_commands(commands, _places(parallel), show)
 
 
@@ -184,23 +192,6 @@ def _measure(name: str, attempt: Attempt, split: str) -> Row:
         scores = [np.mean(own, axis=0) for own in zip(*(scores for _, scores in cases), strict=True)]
         runs.append(measure_run(members[0].name, clips, scores))
     return Row(name, runs)
-
-
-def _seconds(attempt: Attempt) -> float:
-    """The mean over seeds of the training time of the shown runs with all that they start from."""
-    return float(np.mean([sum(ended["seconds"] for ended in chain) for chain in _chains(attempt)]))
-
-
-def _last_step(attempt: Attempt, split: str) -> float | None:
-    """The mean NDCG by the weights of the last steps; None for several members, whose scores are not kept."""
-    is_alone = all(len(members) == 1 for members in attempt.runs)
-    return mean_of_last_step([training.folder for training in attempt.shown], split) if is_alone else None
-
-
-def _commits(attempt: Attempt) -> frozenset[str]:
-    """The commits of the program that trained the shown runs and all that they start from, as far as they are known."""
-    commits = {ended.get("commit") for chain in _chains(attempt) for ended in chain}
-    return frozenset(commit for commit in commits if commit is not None)
 
 
 def _chains(attempt: Attempt) -> list[list[dict[str, Any]]]:

@@ -138,6 +138,7 @@ class TrainingRun(Generic[C]):
         self._clips = self.clips if self.graded is None else self.clips.joined(self.graded)
         self._store, self.fingerprints = opened.store, opened.inputs.fingerprints
         self._trained_on = opened.trained_on
+        self._warnings = clip_warnings(self._clips, self.validation, opened.trained_on.clips)
         self.checkpoint, self._notes = resumed
         # A copy: the checkpoint's own says how many processes wrote it.
         self.state = State() if self.checkpoint is None else replace(self.checkpoint.state)
@@ -313,7 +314,7 @@ class TrainingRun(Generic[C]):
         now = time.monotonic()
         # The clock of the day may jump.
         self._started, self._written = now - self.state.seconds, now
-        self._log("; warning: ".join([headline, *clip_warnings(self._clips, self.validation, self._trained_on.clips)]))
+        self._log("; warning: ".join([headline, *self._warnings]))
 
     def _finish(self) -> None:
         """Save the last weights, write finished.json and remove the checkpoints."""
@@ -329,7 +330,7 @@ class TrainingRun(Generic[C]):
             "best_step": state.best_step,
             "seconds": seconds,
             "peak_memory_gib": round(peak_memory_gib(), 2),
-            "warnings": clip_warnings(self._clips, self.validation, self._trained_on.clips),
+            "warnings": self._warnings,
             "finished": time.time(),
             **describe_program(),
             "machine": describe_machine(self.processes),

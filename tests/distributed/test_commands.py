@@ -34,7 +34,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.begun: list[tuple[str, int]] = []
+        self.shown: list[tuple[str, int]] = []
 
     def command(self, name: str, *waits: str, code: int = 0, needs: tuple[str, ...] = ()) -> Command:
         return Command(name, [str(self.path), name, str(code), *waits], frozenset(needs))
@@ -43,7 +43,7 @@ class Folder:
         run_commands(given, [{"PLACE": str(place)} for place in range(places)], self._begin)
 
     def _begin(self, command: Command, ended: int) -> None:
-        self.begun.append((command.name, ended))
+        self.shown.append((command.name, ended))
 
     def notes(self, what: str = "started") -> set[str]:
         return {note.stem for note in self.path.glob(f"*.{what}")}
@@ -71,15 +71,15 @@ def test_commands_run_beside_each_other_and_after_those_they_need(folder: Folder
         folder.command("b", "a.started"),
         folder.command("free"),
     )
-    assert [name for name, _ in folder.begun[:2]] == ["a", "b"]
+    assert [name for name, _ in folder.shown[:2]] == ["a", "b"]
     assert {folder.place("a"), folder.place("b")} == {"0", "1"}
-    assert dict(folder.begun)["after"] >= 2
+    assert dict(folder.shown)["after"] >= 2
     assert folder.notes() == {"a", "b", "after", "free"}
 
 
 def test_with_one_place_one_runs_after_the_other(folder: Folder) -> None:
     folder.run(*(folder.command(name) for name in "abc"), places=1)
-    assert folder.begun == [("a", 0), ("b", 1), ("c", 2)]
+    assert folder.shown == [("a", 0), ("b", 1), ("c", 2)]
 
 
 def test_a_failure_stops_the_others_and_is_shown(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:

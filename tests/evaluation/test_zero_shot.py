@@ -93,7 +93,7 @@ def drop_tensor(folder: Path) -> None:
         (lambda folder: (folder / "model.safetensors").unlink(), "found no model.safetensors, wanted the folder of"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "found no tokenizer.json"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot be read by transformers"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "config.json: found list, wanted a mapping"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json: found a list, wanted a JSON object"),
         (change_json("config.json", model_type="bert"), "found model_type 'bert', wanted clip or siglip"),
         (
             change_json(

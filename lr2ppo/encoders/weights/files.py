@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from lr2ppo import files
 from lr2ppo.encoders.weights.layouts import WANTED, Encoder, Weights, match_layout
 from lr2ppo.errors import UserError, show
+from lr2ppo.files import read_json_object
 from lr2ppo.tensors import read_tensors
 
 # A folder may hold the same weights in several formats: the first of these is taken.
@@ -40,22 +40,11 @@ def read_config(weights: Weights) -> dict[str, Any]:
     path = weights.source.parent / "config.json"
     if not path.is_file():
         return {}
-    config, wanted = read_json(path), MODEL_TYPES[weights.layout.encoder]
+    config, wanted = read_json_object(path), MODEL_TYPES[weights.layout.encoder]
     found = config.get("model_type", wanted)
     if found != wanted and weights.layout.is_hugging_face:
         raise UserError(f"{path}: found model_type {show(found)}, wanted {wanted!r}")
     return config if found == wanted else {}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file; raises `UserError` if it is not one."""
-    try:
-        content = files.read_json(path)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not readable JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: found a {type(content).__name__}, wanted a JSON object")
-    return content
 
 
 def count_heads(width: int, config: dict[str, Any], source: Path) -> int:

@@ -10,9 +10,10 @@ import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from lr2ppo.encoders.weights.files import count_heads, norm_eps, read_config, read_json, read_weights
+from lr2ppo.encoders.weights.files import count_heads, norm_eps, read_config, read_weights
 from lr2ppo.encoders.weights.layouts import TENCENT_VIT, TIMM_VIT, Weights
 from lr2ppo.errors import UserError, show
+from lr2ppo.files import read_json_object
 from lr2ppo.tensors import check_tensors
 
 # The model for files without a timm config: it sets the preprocessing and all but the sizes.
@@ -98,7 +99,7 @@ def _statistics(weights: Weights) -> dict[str, Any]:
     path = weights.source.parent / "preprocessor_config.json"
     if not (weights.layout.is_hugging_face and path.is_file()):
         return {}
-    content, statistics = read_json(path), {}
+    content, statistics = read_json_object(path), {}
     for key in ("mean", "std"):
         values = content.get(f"image_{key}")
         if isinstance(values, list) and len(values) == 3 and all(isinstance(value, int | float) for value in values):
