@@ -145,11 +145,20 @@ def require_own(paths: Iterable[Path]) -> None:
 
 
 def check_no_links(folder: Path) -> None:
-    """Raise `UserError` if there are links inside a folder of which any file may be written; it may be one itself."""
-    paths = [Path(place, name) for place, folders, files in os.walk(folder) for name in sorted(folders + files)]
+    """Raise `UserError` if there are links inside a folder of which any file may be written; it may be one itself.
+
+    Raises OSError if a folder in it cannot be listed: it can still be written to, through links that nobody sees.
+    """
+    tree = os.walk(folder, onerror=_refuse_unlisted)
+    paths = [Path(place, name) for place, folders, files in tree for name in sorted(folders + files)]
     found = {path: link_fault(path) for path in paths}
     faults = [f"{path.relative_to(folder)}: {fault}" for path, fault in found.items() if fault is not None]
     raise_faults(folder, faults, "nothing outside the folder is written; put what they lead to in their places")
+
+
+def _refuse_unlisted(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 class _Reader(BufferedReader):
@@ -443,8 +452,8 @@ def remove_partial_files(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    """Write a text file atomically; half characters, which no file can hold, become question marks."""
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8", errors="replace"))
 
 
 def write_json(path: Path, value: Any) -> None:

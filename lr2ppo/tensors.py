@@ -7,7 +7,7 @@ import pickletools
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from struct import Struct
@@ -31,6 +31,10 @@ STATE_DICT_NAMES = re.compile(
 NAMING = ("GLOBAL", "STACK_GLOBAL", "INST")
 # Those that number a value, to refer to it later.
 NUMBERING = ("PUT", "LONG_BINPUT")
+# Those that build a value of others and can be hashed, which takes as long as all in it that is written out.
+HASHABLE = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
+# Values an operation, on average, of all tuples written out; those of a tensor's shape and strides are a few.
+MOST_NESTED = 16
 # Bytes of a number in each kind of storage.
 NUMBER_SIZES = {
     f"{kind}Storage": size
@@ -109,7 +113,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         _check_pickle(path, size)
         with warnings.catch_warnings(action="ignore"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = _as_dict(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError:
         raise UserError(
             f"{path}: holds more than tensors, perhaps code, and none of it was run; wanted a plain state dict"
@@ -118,8 +122,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         # torch raises many different errors for a damaged archive; all mean the same to a user.
         reason = (str(error) or type(error).__name__).partition(". ")[0]
         raise UserError(f"{path}: is truncated or damaged ({reason}); copy it again") from None
-    if not isinstance(content, Mapping) or not content:
-        found = f"an empty {type(content).__name__}" if isinstance(content, Mapping) else type(content).__name__
+    if not isinstance(content, dict) or not content:
+        found = "an empty dict" if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path}: found {found}, wanted a state dict: a mapping of names to tensors")
     strays = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strays:
@@ -134,6 +138,11 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             "torch.save does for contiguous tensors"
         )
     return {str(name): tensor for name, tensor in content.items()}
+
+
+def _as_dict(content: object) -> object:
+    """A dict of what an OrderedDict holds: a file can set its attributes, such as `items`."""
+    return dict(dict.items(content)) if isinstance(content, dict) else content
 
 
 def _check_pickle(path: Path, size: int) -> None:
@@ -239,13 +248,56 @@ def _check_names(file: IO[bytes], size: int) -> None:
     """Read a pickle in a file of `size` bytes.
 
     Raises UnpicklingError if it names more than tensors, ValueError if it numbers more values than it can hold, which
-    would take their memory.
+    would take their memory, or if its tuples hold so many others that to hash them would not end.
     """
-    for operation, argument, _ in pickletools.genops(file):
+    written_out, values = _WrittenOut(), 0
+    for number, (operation, argument, _) in enumerate(pickletools.genops(file), start=1):
         if operation.name in NAMING and not STATE_DICT_NAMES.fullmatch(str(argument)):
             raise pickle.UnpicklingError(str(argument))
         if operation.name in NUMBERING and isinstance(argument, int) and argument > size:
             raise ValueError("it numbers more values than it holds")
+        values += written_out.follow(operation, argument)
+        if values > MOST_NESTED * number:
+            raise ValueError("its tuples hold too many others")
+
+
+class _WrittenOut:
+    """Follows a pickle's stack, with the number of values that each tuple has if all in it are written out."""
+
+    def __init__(self) -> None:
+        # The marks that the pickle sets are None.
+        self._stack: list[int | None] = []
+        self._known: dict[object, int] = {}
+
+    def follow(self, operation: pickletools.OpcodeInfo, argument: object) -> int:
+        """Follow an operation; return the number of values of what it leaves on top of the stack."""
+        if operation.name == "MEMOIZE" or operation.name.endswith("PUT"):
+            top = self._stack[-1] or 1
+            self._known[len(self._known) if operation.name == "MEMOIZE" else argument] = top
+            return top
+        taken = self._take(operation.stack_before)
+        if operation.name == "MARK":
+            self._stack.append(None)
+            return 1
+        size = 1
+        if operation.name in HASHABLE:
+            size += sum(taken)
+        elif operation.name.endswith("GET"):
+            size = self._known.get(argument, 1)
+        elif operation.name == "DUP":
+            size = taken[0]
+        self._stack += [size] * len(operation.stack_after)
+        return size
+
+    def _take(self, kinds: Sequence[pickletools.StackObject]) -> list[int]:
+        """Take what an operation takes from the stack: so many values, or all down to the last mark and some below."""
+        taken = []
+        if pickletools.markobject in kinds:
+            while (value := self._stack.pop()) is not None:
+                taken.append(value)
+            kinds = kinds[: kinds.index(pickletools.markobject)]
+        taken += [self._stack.pop() or 1 for _ in kinds]
+        return taken
 
 
 def _checked(file: IO[bytes], size: int) -> IO[bytes]:

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -180,6 +181,31 @@ def test_an_archive_with_two_parts_of_one_name_is_refused(tmp_path: Path, again:
         # What Python takes for the end of the name.
         path.write_bytes(path.read_bytes().replace(f"{name}_".encode(), f"{name}\0".encode()))
     assert "names that can be read in two ways" in message(path)
+
+
+@pytest.mark.parametrize("in_zip", [True, False])
+def test_a_key_that_takes_for_ever_to_hash_is_refused(tmp_path: Path, in_zip: bool) -> None:
+    path = tmp_path / "key.bin"
+    torch.save(TENSORS, path, _use_new_zipfile_serialization=in_zip)
+    # A tuple of twice the one before, 60 times.
+    twice = b"".join(b"q" + bytes([100 + level]) + b"h" + bytes([100 + level]) + b"\x86" for level in range(60))
+    pickled = b"\x80\x02}q\x00K\x01\x85" + twice + b"K\x01s."
+    if in_zip:
+        rewrite_archive(path, lambda name, content: pickled if "data.pkl" in name else content)
+    else:
+        head = b"".join(pickle.dumps(number, protocol=2) for number in (0x1950A86A20F9469CFC6C, 1001, 0))
+        path.write_bytes(head + pickled + pickle.dumps([], protocol=2))
+    assert "its tuples hold too many others" in message(path)
+
+
+@pytest.mark.parametrize("name", ["items", "values", "keys"])
+def test_attributes_that_a_file_gives_its_mapping_hide_no_tensor(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "hidden.bin"
+    torch.save(OrderedDict(large=torch.zeros(()).expand(10**6)), path)
+    assert "that stand for tensors of 4,000,000" in message(path)
+    attribute = b"}X" + len(name).to_bytes(4, "little") + name.encode() + b"ccollections\nOrderedDict\nsb."
+    rewrite_archive(path, lambda part, content: content[:-1] + attribute if "data.pkl" in part else content)
+    assert "that stand for tensors of 4,000,000" in message(path)
 
 
 class Zeros:

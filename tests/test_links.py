@@ -1,14 +1,18 @@
 """Links in the folders of others: what a command writes into a folder stays there, and a user's own links work."""
 
+import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 
 from lr2ppo.cli import main
 from lr2ppo.data import Clip, annotations, write_clips
+from lr2ppo.files import check_no_links
 from lr2ppo.models import RelevanceRanker
 from lr2ppo.models.published import write_published
 from lr2ppo.models.weights import save_model
@@ -47,6 +51,8 @@ COMMANDS = [
     (PUBLISHED, "logs/pointwise/new/best"),
     (PUBLISHED, "logs/pointwise/new/finished.json"),
 ]
+# A user who is no superuser.
+ORDINARY = os.geteuid() or 65534
 # These load encoders.
 SLOW = [
     (f"extract --data clips {ENCODERS}", "clips/clean_feat.h5"),
@@ -189,6 +195,31 @@ def assert_not_handed_on(world: Path, line: str, fault: str, capfd: pytest.Captu
     assert fault in message or "has links to other folders" in message
     assert not (world / "out").exists()
     assert not (world / "logs" / "finetune" / "new").exists()
+
+
+def test_links_in_a_folder_that_cannot_be_listed_are_refused_too() -> None:
+    """Such a folder can be written to by name. It is not below `tmp_path`, which is closed to other users."""
+    with TemporaryDirectory() as name:
+        shutil.chown(name, ORDINARY)
+        with as_ordinary_user():
+            checkpoints = Path(name, "checkpoints")
+            checkpoints.mkdir()
+            (checkpoints / "last").symlink_to(name)
+            checkpoints.chmod(0o300)
+            with pytest.raises(PermissionError):
+                check_no_links(checkpoints.parent)
+            checkpoints.chmod(0o700)
+
+
+@contextmanager
+def as_ordinary_user() -> Iterator[None]:
+    """Within the context, be no superuser, who lists any folder."""
+    user = os.geteuid()
+    os.seteuid(ORDINARY)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 def test_a_file_that_is_replaced_may_have_other_names(world: Path) -> None:

@@ -198,23 +198,28 @@ def pretrain(
 ) -> dict[str, float]:
     """Train both encoders on a data folder and write them as `OUT/roberta` and `OUT/vit`; returns their last losses.
 
-    Raises `UserError` if the folder cannot be used or the encoders did not learn.
+    Raises `UserError` if a folder cannot be used, if `out` has other encoders than those of an earlier pretraining, or
+    if the encoders did not learn.
     """
     torch.manual_seed(seed)
     # Training takes minutes: a place that cannot be written is found before it.
     out.mkdir(parents=True, exist_ok=True)
     for encoder in ("roberta", "vit"):
-        check_no_link(out / encoder)
+        _check_replaceable(out / encoder)
+    fingerprint = captions_fingerprint(data)
     captions = read_captions(data, pictures, np.random.default_rng(seed))
     # The two encoders belong together.
-    record = {"data": captions_fingerprint(data), "pretraining": secrets.token_hex(8)}
+    record = {"data": fingerprint, "pretraining": secrets.token_hex(8)}
     tokenizer = build_tokenizer([*captions.captions, *captions.texts, *captions.words], vocabulary)
     text = build_text_model(len(tokenizer), width, layers, heads, max_tokens)
     vit, shape = build_image_model(width, layers, heads, image_size, patch_size)
     image = ImageEncoder(vit, "patches")
     model = Pretraining(text, TextEncoder(text.roberta, tokenizer, max_tokens), image, captions)
     model = model.to(choose_device(device)).train()
-    losses = train(model, load_pictures(captions.pictures, image), steps, batch, learning_rate, seed)
+    pixels = load_pictures(captions.pictures, image)
+    if captions_fingerprint(data) != fingerprint:
+        raise UserError(f"{data}: changed while it was read; run the same command again")
+    losses = train(model, pixels, steps, batch, learning_rate, seed)
     if not np.isfinite([*losses.values()]).all():
         raise UserError(
             f"pretraining: found losses {losses}, wanted numbers; try more --batch, or a lower --learning-rate"
@@ -226,6 +231,16 @@ def pretrain(
         )
     save(out, text, tokenizer, vit, shape, record)
     return losses
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise `UserError` if a folder is a link, or is there and no earlier pretraining wrote it."""
+    check_no_link(folder)
+    if folder.exists() and not (folder / PRETRAINED_ON).is_file():
+        raise UserError(
+            f"{folder}: exists, and is not from lr2ppo pretrain, which would replace all in it; give another --out, or "
+            "remove this folder"
+        )
 
 
 def save(

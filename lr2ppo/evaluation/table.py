@@ -19,6 +19,8 @@ from lr2ppo.evaluation.metrics import Estimate
 from lr2ppo.files import write_text
 
 CELL = 14
+# Spreadsheets take a text that starts with one of these, full width or not, for a formula.
+FORMULA_STARTS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 WIDTH = 120
 # With more rows than this, a list of every pair is too long to read.
 MOST_LISTED_ROWS = 6
@@ -71,7 +73,7 @@ def write_csv(comparison: Comparison, path: Path) -> None:
 
 def _cell(name: str) -> str:
     """Write a row's name so that a spreadsheet does not take it for a formula."""
-    return f"'{name}" if name[:1] in "=+-@" else name
+    return f"'{name}" if name.lstrip().startswith(FORMULA_STARTS) else name
 
 
 def wrap(text: str) -> str:

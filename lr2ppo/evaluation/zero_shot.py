@@ -20,14 +20,23 @@ from transformers.utils import logging as transformers_logging
 from lr2ppo.config.schema import ZeroShotConfig
 from lr2ppo.data.annotations import Clip
 from lr2ppo.data.frames import evenly_spaced, frames_fingerprint, read_image, require_frames, to_rgb
-from lr2ppo.errors import UserError, advise, show
+from lr2ppo.errors import UserError, advise, raise_faults, show
 from lr2ppo.evaluation.scoring import Scores
-from lr2ppo.files import check_folder_inside, check_inside, file_fingerprint, read_json, read_json_object, write_json
+from lr2ppo.files import (
+    check_folder_inside,
+    check_inside,
+    file_fingerprint,
+    read_json_object,
+    read_own_json,
+    write_json,
+)
+from lr2ppo.runs.records import Finite, Record, Whole
 from lr2ppo.tensors import read_tensors
 
 MODELS: dict[str, Any] = {"clip": CLIPModel, "siglip": SiglipModel}
 LABEL = "{label}"
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 PREPARATION = "preprocessor_config.json"
 IMAGE_PROCESSORS: dict[str, Any] = {"clip": CLIPImageProcessor, "siglip": SiglipImageProcessor}
 # What these processors take; other keys are about other models.
@@ -44,6 +53,13 @@ PREPARATION_KEYS = (
     "image_std",
     "do_convert_rgb",
 )
+
+
+class KeptScores(Record):
+    """The scores of each clip's labels, and the number of the model's weights."""
+
+    weights: Whole
+    scores: list[list[Finite]]
 
 
 class ZeroShotScorer(nn.Module):
@@ -83,8 +99,9 @@ class ZeroShotScorer(nn.Module):
             # other files.
             image_processor = IMAGE_PROCESSORS[kind](**_read_preparation(folder / PREPARATION))
             tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+            _prepare(tokenizer, model.config.text_config, kind, folder)
             pixels = image_processor(images=[Image.new("RGB", (32, 16))], return_tensors="pt")["pixel_values"]
-        except MemoryError:
+        except (MemoryError, UserError):
             raise
         except Exception as error:
             # transformers raises many types for files that do not fit.
@@ -97,24 +114,44 @@ class ZeroShotScorer(nn.Module):
             raise UserError(
                 f"{folder / PREPARATION}: prepares pictures of {found} pixels, its model takes {side} x {side}"
             )
-        text = model.config.text_config
-        tokenizer.enable_truncation(text.max_position_embeddings)
-        # SigLIP is trained on texts of full length.
-        length = text.max_position_embeddings if kind == "siglip" else None
-        tokenizer.enable_padding(pad_id=text.pad_token_id, length=length)
         return cls(model, tokenizer, image_processor, prompt)
 
     @torch.inference_mode()
     def forward(self, frames: Sequence[Image.Image], labels: Sequence[str]) -> Tensor:
         """Scores of labels by at least one frame: [labels] float64."""
         device = next(self.model.parameters()).device
-        encoded = self.tokenizer.encode_batch([self.prompt.replace(LABEL, label) for label in labels])
+        texts = [self.prompt.replace(LABEL, label) for label in labels]
+        if isinstance(self.model, SiglipModel):
+            # As it is trained, which the tokenizer's file does not say of SigLIP 2.
+            texts = [text.lower() for text in texts]
+        encoded = self.tokenizer.encode_batch(texts)
         tokens = {"input_ids": torch.tensor([text.ids for text in encoded], device=device)}
         if isinstance(self.model, CLIPModel):
             tokens["attention_mask"] = torch.tensor([text.attention_mask for text in encoded], device=device)
         pixels = self.image_processor(images=[to_rgb(frame) for frame in frames], return_tensors="pt")["pixel_values"]
         logits: Tensor = self.model(**tokens, pixel_values=pixels.to(device)).logits_per_image
         return logits.double().mean(0).cpu()
+
+
+def _prepare(tokenizer: Tokenizer, text: Any, kind: str, folder: Path) -> None:
+    """Let a tokenizer cut and fill texts as a model is trained; raises `UserError` if it does not fit the model.
+
+    transformers takes the filling token from the tokenizer's own config, where there is one.
+    """
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= text.vocab_size:
+        raise UserError(f"{folder / TOKENIZER}: found the token {largest}, wanted at most {text.vocab_size - 1}")
+    given = read_json_object(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
+    name = given.get("pad_token")
+    name = name.get("content") if isinstance(name, dict) else name
+    pad = tokenizer.token_to_id(name) if isinstance(name, str) else (tokenizer.padding or {}).get("pad_id")
+    pad = text.pad_token_id if pad is None else pad
+    if not isinstance(pad, int) or not 0 <= pad < text.vocab_size:
+        raise UserError(f"{folder}: found {show(pad)} as its pad token, wanted a token of the model")
+    tokenizer.enable_truncation(text.max_position_embeddings)
+    # SigLIP is trained on texts of full length.
+    length = text.max_position_embeddings if kind == "siglip" else None
+    tokenizer.enable_padding(direction=given.get("padding_side", "right"), pad_id=pad, length=length)
 
 
 def _read_preparation(path: Path) -> dict[str, Any]:
@@ -140,7 +177,8 @@ def zero_shot_scores(
     """Score every clip's labels, `[labels]` each, from at most `frames` of its frames, which are evenly spaced.
 
     Returns the scores and the number of the model's weights. They are kept in the folder `kept`, in a file named by all
-    that they depend on. Raises `UserError` if the model or a frame cannot be used, or if a clip has no frames.
+    that they depend on. Raises `UserError` if the model or a frame cannot be used or changes meanwhile, if a clip has
+    no frames, or if a score is not finite.
     """
     frames_root = config.frames_root or root
     if blind := [clip.id for clip in clips if not clip.images]:
@@ -148,22 +186,57 @@ def zero_shot_scores(
             f"{root}: clip {blind[0]} has no frames, by which {config.zero_shot} scores labels; remove the row"
         )
     require_frames(clips, frames_root)
-    inputs = [[clip.id, clip.labels, frames_fingerprint(clip, frames_root)] for clip in clips]
-    files = json.dumps(_fingerprints(config.zero_shot))
-    facts = [files, transformers_version, config.prompt, frames, inputs]
+    facts = _facts(config, clips, frames_root, frames)
     file = kept / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.json"
     check_folder_inside(kept)
     check_inside(file)
-    if not file.is_file():
-        scorer = load_scorer(config.zero_shot, config.prompt, files).to(device)
+    found = _read_kept(file, clips)
+    if found is None:
+        scorer = load_scorer(config.zero_shot, config.prompt, json.dumps(facts["model"])).to(device)
         scores = []
         for clip in tqdm(clips, desc="zero shot", unit="clip", leave=False, disable=None):
             chosen = evenly_spaced(len(clip.images), min(frames, len(clip.images)))
             pictures = [read_image(frames_root / clip.images[place]) for place in chosen.tolist()]
-            scores.append(scorer(pictures, clip.labels).tolist())
-        write_json(file, {"weights": sum(each.numel() for each in scorer.parameters()), "scores": scores})
-    found = read_json(file)
-    return [np.array(row) for row in found["scores"]], found["weights"]
+            scores.append(scorer(pictures, clip.labels))
+        _require_finite(scores, clips, config.zero_shot)
+        if _facts(config, clips, frames_root, frames) != facts:
+            raise UserError(
+                f"{config.zero_shot}: the model, or the frames under {frames_root}, changed while clips were scored; "
+                "run the same command again"
+            )
+        weights = sum(each.numel() for each in scorer.parameters())
+        found = KeptScores(weights=weights, scores=[own.tolist() for own in scores])
+        write_json(file, found.model_dump())
+    return [np.array(row) for row in found.scores], found.weights
+
+
+def _facts(config: ZeroShotConfig, clips: Sequence[Clip], frames_root: Path, frames: int) -> dict[str, Any]:
+    """All that scores depend on, files by their fingerprints."""
+    return {
+        "model": _fingerprints(config.zero_shot),
+        "transformers": transformers_version,
+        "prompt": config.prompt,
+        "frames": frames,
+        "clips": [[clip.id, clip.labels, frames_fingerprint(clip, frames_root)] for clip in clips],
+    }
+
+
+def _read_kept(file: Path, clips: Sequence[Clip]) -> KeptScores | None:
+    """Read scores that were kept; None if there are none, or they are damaged."""
+    try:
+        found = KeptScores(**read_own_json(file))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    return found if [len(own) for own in found.scores] == [len(clip.labels) for clip in clips] else None
+
+
+def _require_finite(scores: Sequence[Tensor], clips: Sequence[Clip], folder: Path) -> None:
+    faults = [
+        f"clip {clip.id}: its scores are not all finite"
+        for clip, own in zip(clips, scores, strict=True)
+        if not own.isfinite().all()
+    ]
+    raise_faults(folder, faults, "its weights or its picture preparation are damaged; download the model again")
 
 
 @cache

@@ -78,12 +78,15 @@ def describe_grades(clips: Sequence[Clip]) -> list[dict[str, Any]]:
 
 def frames_root(run: ReportedRun) -> Path:
     """Return the folder that a run's image paths are relative to by default."""
-    if run.evaluation is None or "data.test" not in run.config:
+    if run.evaluation is None:
         return Path()
     # An evaluation may use another data root than training.
     path = Path(run.evaluation.results["annotations"])
-    file = next((name for name in ("data.test", "data.validation") if path.match(run.config[name])), "data.test")
-    return path.parents[len(Path(run.config[file]).parts) - 1]
+    for name in (run.config.get("data.test"), run.config.get("data.validation")):
+        file = Path(name) if isinstance(name, str) else Path()
+        if file.parts and not file.is_absolute() and path.parts[-len(file.parts) :] == file.parts:
+            return Path(*path.parts[: -len(file.parts)])
+    return path.parent
 
 
 def _describe(number: int, before: SplitResults | None, after: SplitResults, frames: Sequence[str]) -> dict[str, Any]:

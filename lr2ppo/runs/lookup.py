@@ -205,7 +205,7 @@ def _source_run(folder: Path, config: Mapping[str, Any], key: str) -> Path | Non
     fingerprint = read_inputs(folder).get(key)
     places = _source_places(folder, config, key)
     found = next((place for place in places if has_own_weights(place) and has_weights(place, fingerprint)), None)
-    if found is None or found.resolve().parents[1] == folder.resolve().parents[1]:
+    if found is None or found.resolve().parent.parent == folder.resolve().parent.parent:
         return found
     # A run of someone else must not name any run to show or to export.
     return found if fingerprint is not None and weights_fingerprint(found) == fingerprint else None
@@ -232,7 +232,7 @@ def _source_places(folder: Path, config: Mapping[str, Any], key: str) -> list[Pa
     """
     path, stages = Path(str(config[key])), STAGES[config["stage"]].sources[key]
     stage = path.parent.name if path.parent.name in stages else stages[0]
-    beside = folder.resolve().parents[1] / stage / path.name
+    beside = folder.resolve().parent.parent / stage / path.name
     places = [beside, path] if path.is_relative_to(str(config.get("logs"))) else [path, beside]
     return [place for place in places if _is_run_of(place, stage)]
 

@@ -11,10 +11,13 @@ import numpy as np
 import torch
 
 from lr2ppo.config.load import load_config
-from lr2ppo.config.schema import CompareConfig, EvaluateConfig, PointwiseConfig
-from lr2ppo.data.annotations import read_clips
+from lr2ppo.config.schema import CompareConfig, DataConfig, EvaluateConfig, PointwiseConfig
+from lr2ppo.data.annotations import Clip, read_clips
+from lr2ppo.data.dataset import open_store
+from lr2ppo.data.validate import changed_frames
 from lr2ppo.distributed.commands import Command, run_commands
 from lr2ppo.distributed.processes import Processes, choose_device
+from lr2ppo.errors import UserError, raise_faults
 from lr2ppo.evaluation.comparison import Row, Run, describe_intervals, describe_size
 from lr2ppo.evaluation.methods import (
     Method,
@@ -127,11 +130,19 @@ def _zero_shot_methods(config: CompareConfig) -> dict[tuple[str, str], Method]:
             )
             root, device = first.data.root, choose_device(first.device)
             clips = read_clips(root / getattr(first.data, SPLITS[config.split]), need="grades")
+            if config.trained_rows:
+                _check_frames(clips, first.data, row.frames_root or root)
             scores, weights = zero_shot_scores(row, clips, root, first.data.frames, device, config.logs / "zero_shot")
             runs.append(measure_run(name, clips, scores))
         notes = [f"{name}: {row.zero_shot}, not trained; its weights may know these clips"]
         methods[data, name] = Method(Row(name, runs), "zero shot", 0.0, weights, 1, (), None, frozenset(), notes)
     return methods
+
+
+def _check_frames(clips: Sequence[Clip], data: DataConfig, frames_root: Path) -> None:
+    """Raise `UserError` if clips have other frames now than those that the features of trained rows were made from."""
+    faults = map(str, changed_frames(clips, open_store(data), frames_root))
+    raise_faults(frames_root, list(faults), "a table must be of the same frames; restore them or extract them again")
 
 
 def _as_text(table: MethodTable, split: str) -> str:
@@ -147,15 +158,22 @@ def _as_text(table: MethodTable, split: str) -> str:
 
 
 def _evaluate_all(config: CompareConfig, evaluation: EvaluateConfig, attempts: Iterable[Attempt]) -> None:
-    """Evaluate the shown runs that are not."""
-    alone, read = Processes(rank=0, world_size=1, device=torch.device("cpu")), ReadOnce()
+    """Evaluate the shown runs that are not; raises `UserError` if their data change meanwhile."""
     shown = {training.folder: training for attempt in attempts for training in attempt.shown}
-    missing = [
-        training
-        for training in shown.values()
-        if not is_evaluated(training.folder, evaluation, training.config.data, alone, read)
-    ]
+    missing = _unevaluated(shown.values(), evaluation)
     _run_each("evaluate", missing, lambda training: training.evaluation(config.preset, config.split), config.parallel)
+    # Each evaluation read them at another time: all rows must be of the same.
+    if outdated := _unevaluated(shown.values(), evaluation):
+        raise UserError(
+            f"{outdated[0].folder}: the data or the settings of evaluations changed while runs were evaluated; run the "
+            "same command again"
+        )
+
+
+def _unevaluated(trainings: Iterable[Training], evaluation: EvaluateConfig) -> list[Training]:
+    """The runs without an evaluation of the data and settings that there are now."""
+    alone, read = Processes(rank=0, world_size=1, device=torch.device("cpu")), ReadOnce()
+    return [each for each in trainings if not is_evaluated(each.folder, evaluation, each.config.data, alone, read)]
 
 
 def _run_each(
@@ -172,7 +190,7 @@ def _run_each(
 
     # Those that are trained already need nothing.
     commands = [Command(each.name, arguments(each), set() if each.is_finished else each.sources) for each in trainings]
-    run_commands(commands, _places(parallel), show)
+    run_commands(commands, _places(min(parallel, max(1, len(commands)))), show)
 
 
 def _places(count: int) -> list[dict[str, str]]:

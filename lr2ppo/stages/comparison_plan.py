@@ -86,8 +86,16 @@ def _check_settings(config: CompareConfig) -> None:
         if row.stages != [stage for stage in STAGES if stage in row.stages]:
             raise UserError(f"rows.{name}.stages: found {row.stages}, wanted them in the order {', '.join(STAGES)}")
         _check_sources(name, row)
+        _check_tuned(name, row)
         _check_overrides(name, row, config.overrides)
         _check_known([*row.settings, *(f"{key}={values[0]}" for key, values in row.tune.items())], row.stages, config)
+
+
+def _check_tuned(name: str, row: RowConfig) -> None:
+    """Raise `UserError` if a row tries validation clips: figures of different clips cannot select a value."""
+    for key in row.tune:
+        if key.rpartition(":")[2] in ("data", "data.root", "data.validation", "data.strict"):
+            raise UserError(f"rows.{name}.tune: found {key}, wanted values that are compared on the same clips")
 
 
 def _check_overrides(name: str, row: RowConfig, overrides: Sequence[str]) -> None:

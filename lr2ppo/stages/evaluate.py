@@ -8,6 +8,7 @@ from typing import Any
 from lr2ppo.config.schema import DataConfig, EvaluateConfig
 from lr2ppo.data.annotations import graded
 from lr2ppo.data.dataset import ClipDataset, open_store
+from lr2ppo.data.features.names import found_in
 from lr2ppo.distributed.processes import Processes, autocast, join_processes
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.calibration import describe_reward_model
@@ -104,9 +105,10 @@ def evaluate(config: EvaluateConfig) -> None:
             **judgement,
         }
         trained_on = find_trained_on(folder, data.root)
-        results["trained_on"] = sorted({clip.id for clip in dataset.clips}.intersection(trained_on.clips))
+        ids = sorted(clip.id for clip in dataset.clips)
+        results["trained_on"] = found_in(ids, trained_on.clips)
         results["trained_on_unknown"] = trained_on.unknown
-        results["selected_on"] = sorted({clip.id for clip in dataset.clips}.intersection(trained_on.selected_on))
+        results["selected_on"] = found_in(ids, trained_on.selected_on)
         if not has_weights(folder, weights):
             raise UserError(
                 f"{folder}: its weights changed while they were evaluated; evaluate it once it has finished"

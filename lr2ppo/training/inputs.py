@@ -15,6 +15,7 @@ from lr2ppo.config.schema import DataConfig, ModelConfig, PointwiseConfig, Rewar
 from lr2ppo.data.annotations import Need, graded
 from lr2ppo.data.dataset import ClipDataset, open_dataset
 from lr2ppo.data.features.encoders import encoding_differences, read_features_file
+from lr2ppo.data.features.names import found_in
 from lr2ppo.data.features.store import FeatureStore
 from lr2ppo.data.validate import GIVE_OTHER_IDS, LEAVE_OUT, CheckedClips, check_values, disagreements
 from lr2ppo.distributed.processes import Processes
@@ -171,8 +172,7 @@ def check_selects(validation: ClipDataset, path: Path) -> None:
 
 def clip_warnings(train: ClipDataset, validation: ClipDataset, trained_on: Collection[str]) -> list[str]:
     """Return warnings about a run's clips; those of the ids `trained_on` are trained on by it or a run before it."""
-    known = set(trained_on)
-    shared = [clip.id for clip in validation.clips if clip.id in known]
+    shared = found_in([clip.id for clip in validation.clips], trained_on)
     note = [f"{len(shared)} of the validation clips are trained on, such as {shared[0]}"] if shared else []
     return note + left_out_warnings(train, validation)
 

@@ -104,7 +104,7 @@ def _check_known(started: Path, key: str, source: Path) -> None:
 
     The folder may come from someone else, whose run must not choose which other runs are read.
     """
-    if source.resolve().parents[1] != started.resolve().parents[1] and key not in read_inputs(started):
+    if source.resolve().parent.parent != started.resolve().parent.parent and key not in read_inputs(started):
         raise UserError(
             f"{started}: {key}: found {source}, which is in another folder, and it is not known which weights it had; "
             f"if the run shall start from it, give {key}={source}"

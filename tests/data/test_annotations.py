@@ -24,7 +24,7 @@ from lr2ppo.data.annotations import (
     read_valid_clips,
     write_clips,
 )
-from lr2ppo.data.features.names import LONGEST_ID, as_seen
+from lr2ppo.data.features.names import LONGEST_ID, as_seen, found_in
 from lr2ppo.errors import FAULTS_SHOWN, UserError, raise_faults
 from tests.helpers.fuzz import run_apart
 
@@ -519,3 +519,7 @@ def test_labels_and_ids_that_look_different_are_different(tmp_path: Path, one: s
 def test_texts_stay_as_they_are_spelled(tmp_path: Path) -> None:
     tags = [{"tag": " cafe\u0301 "}, {"tag": "a\u200bb"}]
     assert read_one(tmp_path, entry(tags=tags, index=[])).labels == (" cafe\u0301 ", "a\u200bb")
+
+
+def test_a_clip_is_found_however_its_id_is_spelled() -> None:
+    assert found_in(["cafe\u0301", "a", "b\u200b"], ["caf\u00e9", "b", "c"]) == ["cafe\u0301", "b\u200b"]

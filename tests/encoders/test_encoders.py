@@ -217,6 +217,39 @@ def test_extraction_reads_every_clip_once_and_names_missing_frames(mini: Path, t
         find_clips(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["roberta", "vit"])
+def test_pretraining_replaces_nothing_that_it_did_not_write(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mini(tmp_path / "data", seed=1, sizes=dict.fromkeys(SIZES, 2))
+    kept = tmp_path / "encoders" / name / "pytorch_model.bin"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("downloaded", encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        pretrain_again(tmp_path / "encoders", tmp_path / "data")
+    assert ended.value.code == 2
+    assert f"{kept.parent}: exists, and is not from lr2ppo pretrain" in capsys.readouterr().err
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+
+
+def test_pictures_that_change_while_they_are_read_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    write_mini(data, seed=1, sizes=dict.fromkeys(SIZES, 2))
+    picture = data / read_clips(data / "pretrain_data.json", need="images")[0].images[0]
+
+    def change_then_load(*arguments: Any) -> torch.Tensor:
+        Image.new("RGB", (64, 64)).save(picture)
+        return load_pictures(*arguments)
+
+    load_pictures = pretrain.load_pictures
+    monkeypatch.setattr(pretrain, "load_pictures", change_then_load)
+    with pytest.raises(SystemExit):
+        pretrain_again(tmp_path / "encoders", data)
+    assert f"{data}: changed while it was read; run the same command again" in capsys.readouterr().err
+
+
 def pretrain_again(out: Path, data: Path) -> None:
     main(["pretrain", "--out", str(out), "--data", str(data), "--reuse", "--batch=1", "--steps=1", "--device=cpu"])
 

@@ -1,6 +1,7 @@
 """CLIP and SigLIP models score labels against frames as transformers does, and are rows of a comparison."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,27 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tokenizers import Tokenizer
 from torch.nn.functional import cosine_similarity
+from transformers import PreTrainedTokenizerFast, SiglipModel
 
 from lr2ppo.cli import main
+from lr2ppo.data import annotations
+from lr2ppo.data.annotations import read_clips
+from lr2ppo.data.features.layout import Sources
+from lr2ppo.data.features.writer import FeatureWriter
+from lr2ppo.data.frames import frames_fingerprint, read_image
 from lr2ppo.data.mini import SIZES, write_mini
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation import zero_shot
 from lr2ppo.evaluation.zero_shot import ZeroShotScorer
 from lr2ppo.tensors import read_tensors, write_tensors
 from tests.conftest import REPOSITORY
-from tests.helpers.zero_shot import write_zero_shot
+from tests.helpers.zero_shot import SPECIAL, write_zero_shot
 
 LABELS = ["boat", "a red car", "lamp"]
+# Clips of each split.
+SIZE = 4
 
 
 @pytest.fixture(scope="module", params=["clip", "siglip"])
@@ -66,6 +76,29 @@ def test_a_prompt_holds_the_label(folder: Path) -> None:
     torch.testing.assert_close(ZeroShotScorer.load(folder, "a photo of {label}")(frames, ["boat"]), wanted)
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_tokenizer_fills_texts_as_its_own_config_says(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, side: str
+) -> None:
+    """SigLIP 2 has another filling token than its config's default, and reads it."""
+    model = write_zero_shot(tmp_path / "model", "siglip")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_file(str(model / "tokenizer.json")), padding_side=side
+    )
+    tokenizer.pad_token = SPECIAL[0]
+    tokenizer.save_pretrained(model)
+    frames = draw_frames(1)
+    reference = SiglipModel.from_pretrained(model, attn_implementation="eager").eval()
+    texts = tokenizer(LABELS, padding="max_length", max_length=12, truncation=True, return_tensors="pt")
+    scorer = ZeroShotScorer.load(model)
+    pixels = scorer.image_processor(images=frames, return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        wanted = reference(input_ids=texts["input_ids"], pixel_values=pixels).logits_per_image[0]
+    torch.testing.assert_close(scorer(frames, LABELS), wanted.double(), atol=1e-5, rtol=0)
+    # Upper case is none to SigLIP, whatever the tokenizer's file says.
+    torch.testing.assert_close(scorer(frames, [label.upper() for label in LABELS]), scorer(frames, LABELS))
+
+
 def copy(folder: Path, to: Path) -> Path:
     to.mkdir()
     for file in folder.iterdir():
@@ -79,6 +112,16 @@ def change_json(file: str, **keys: object) -> Callable[[Path], None]:
         (folder / file).write_text(json.dumps(content | keys), encoding="utf-8")
 
     return change
+
+
+def edit_text(folder: Path, key: str, value: object) -> None:
+    """Change the model's text config, and the weights of its tokens with it."""
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    content["text_config"][key] = value
+    (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    tensors = read_tensors(folder / "model.safetensors")
+    name = "text_model.embeddings.token_embedding.weight"
+    write_tensors(folder / "model.safetensors", tensors | {name: tensors[name][: content["text_config"]["vocab_size"]]})
 
 
 def drop_tensor(folder: Path) -> None:
@@ -107,6 +150,8 @@ def drop_tensor(folder: Path) -> None:
             "prepares pictures of 16 x 16 pixels, its model takes 32 x 32",
         ),
         (drop_tensor, "found no vision_model.encoder.* of the right shape"),
+        (lambda folder: edit_text(folder, "vocab_size", 5), "found the token 10, wanted at most 4"),
+        (lambda folder: edit_text(folder, "pad_token_id", None), "found None as its pad token"),
     ],
 )
 def test_a_folder_that_is_no_such_model_is_refused(
@@ -120,7 +165,7 @@ def test_a_folder_that_is_no_such_model_is_refused(
 @pytest.fixture
 def file(folder: Path, tmp_path: Path) -> Path:
     """A set of two rows of a model as it is: nothing is trained."""
-    write_mini(tmp_path / "data", seed=1, sizes=dict.fromkeys(SIZES, 4))
+    write_mini(tmp_path / "data", seed=1, sizes=dict.fromkeys(SIZES, SIZE))
     rows = {
         "as it is": {"zero_shot": str(folder)},
         "with a prompt": {"zero_shot": str(folder), "prompt": "a photo of {label}"},
@@ -149,6 +194,81 @@ def test_a_comparison_shows_a_model_that_is_not_trained_and_keeps_its_scores(
     # Of one frame, scores are others, whatever the order.
     main(["compare", str(file), "data.frames=1"])
     assert len(list((file.parent / "logs" / "zero_shot").iterdir())) == 2 * 2
+
+
+@pytest.mark.parametrize("damaged", ["{}", "[1]", "no", '{"scores": [[1.0]], "weights": 1}'])
+def test_kept_scores_that_are_damaged_are_made_again(file: Path, damaged: str) -> None:
+    main(["compare", str(file)])
+    table = file.parent / "logs" / "two" / "table.csv"
+    before = table.read_text(encoding="utf-8")
+    kept = list((file.parent / "logs" / "zero_shot").iterdir())
+    for path in kept:
+        path.write_text(damaged, encoding="utf-8")
+    main(["compare", str(file)])
+    assert table.read_text(encoding="utf-8") == before
+    assert all(len(json.loads(path.read_text(encoding="utf-8"))["scores"]) == SIZE for path in kept)
+
+
+def refused(file: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(file)])
+    assert ended.value.code == 2
+    assert not (file.parent / "logs" / "two").exists()
+    return capsys.readouterr().err
+
+
+def test_scores_that_are_not_finite_are_no_row(
+    folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = copy(folder, tmp_path / "model")
+    tensors = read_tensors(model / "model.safetensors")
+    write_tensors(model / "model.safetensors", tensors | {"logit_scale": torch.full_like(tensors["logit_scale"], 1e3)})
+    file.write_text(file.read_text(encoding="utf-8").replace(str(folder), str(model)), encoding="utf-8")
+    message = refused(file, capsys)
+    assert f"{model}: {SIZE} faults found" in message
+    assert "clip test-0000: its scores are not all finite" in message
+    assert not list((tmp_path / "logs" / "zero_shot").glob("*"))
+
+
+def test_frames_that_change_while_they_are_scored_are_refused(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = next((file.parent / "data" / "frames").glob("test-*/*"))
+
+    def change_another(path: Path) -> Image.Image:
+        Image.new("RGB", (64, 64)).save(frame)
+        return read_image(path)
+
+    monkeypatch.setattr(zero_shot, "read_image", change_another)
+    assert "changed while clips were scored" in refused(file, capsys)
+    assert not list((file.parent / "logs" / "zero_shot").glob("*"))
+
+
+def test_frames_that_changed_since_extraction_are_refused_beside_trained_rows(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = file.parent / "data"
+    write_features(data)
+    tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    tree["rows"]["trained"] = {"stages": ["pointwise"], "settings": ["train.epochs=1", "data.workers=0"]}
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    main(["compare", str(file), "seeds=[2]"])
+    shutil.rmtree(file.parent / "logs")
+    Image.new("RGB", (64, 64)).save(next((data / "frames").glob("test-0001/*")))
+    message = refused(file, capsys)
+    assert "clip test-0001: its frames have changed since its features were made" in message
+
+
+def write_features(data: Path) -> None:
+    """Write random features of all clips, which name the frames that there are now."""
+    rng = np.random.default_rng(0)
+    files = (annotations.SOURCE_TRAIN, annotations.VALIDATION, annotations.TEST)
+    with FeatureWriter(data / "clean_feat.h5", {"tokens_per_frame": 1}) as store:
+        for clip in (clip for name in files for clip in read_clips(data / name)):
+            text = [rng.normal(size=(2, 16)).astype(np.float32) for _ in clip.labels]
+            frames = rng.normal(size=(len(clip.images), 16)).astype(np.float32)
+            sources = Sources(clip.text_fingerprint(), frames_fingerprint(clip, data), clip.images_fingerprint())
+            store.write(clip.id, text, frames, sources=sources)
 
 
 def test_clips_without_frames_are_refused_as_all_their_labels_would_be_equal(

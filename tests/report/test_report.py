@@ -28,7 +28,7 @@ from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.calibration import calibration_bins, describe_reward_model
 from lr2ppo.evaluation.pictures import grade_colour
-from lr2ppo.report.cases import choose_groups, thumbnails
+from lr2ppo.report.cases import choose_groups, frames_root, thumbnails
 from lr2ppo.report.figures import draw
 from lr2ppo.report.load import find_rows, gather_run, preset_differences
 from lr2ppo.report.page import write_report
@@ -253,6 +253,29 @@ def test_a_damaged_run_is_reported_in_a_message(logs: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"cases\.json: cannot be read"):
         write_report([[tmp_path / "pointwise" / "a"]], "test", tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "named", "root"),
+    [
+        ("data/test_data.json", "test_data.json", "data"),
+        ("data/splits/test.json", "splits/test.json", "data"),
+        ("data/val.json", "test.json", "data"),
+        ("/elsewhere/test.json", "/elsewhere/test.json", "/elsewhere"),
+        ("data/test.json", "*/*/*", "data"),
+        ("test.json", "a/b/c/test.json", "."),
+        ("data/test.json", "", "data"),
+        ("data/test.json", 5, "data"),
+        ("", "test.json", "."),
+    ],
+)
+def test_frames_are_beside_the_file_that_was_evaluated(logs: Path, evaluated: str, named: object, root: str) -> None:
+    """Whatever a run's folder says, which may come from someone else."""
+    run = gather_run(logs / "ppo" / "a", "test")
+    assert run.evaluation is not None
+    evaluation = replace(run.evaluation, results={**run.evaluation.results, "annotations": evaluated})
+    run = replace(run, evaluation=evaluation, config={**run.config, "data.test": named})
+    assert frames_root(run) == Path(root)
 
 
 def test_frames_outside_of_the_data_are_not_shown(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from tests.conftest import REPOSITORY
 from tests.helpers.quick import answered_at_once
 
 RATE = "finetune:train.learning_rate"
+# The first two words of its command.
+EVALUATE = f"evaluate --config={REPOSITORY / 'configs' / 'mini' / 'evaluate.yaml'}"
 SET: dict[str, Any] = {
     "stage": "compare",
     "preset": str(REPOSITORY / "configs" / "mini"),
@@ -172,6 +174,34 @@ def test_what_changes_while_runs_are_made_is_no_part_of_a_table(
     assert not (tmp_path / "logs" / "small").exists()
 
 
+@pytest.mark.slow
+def test_a_table_is_not_made_of_evaluations_of_different_clips(
+    file: Path, commands: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_set(tmp_path, seeds=[1], rows={"stage 1": {"stages": ["pointwise"]}, "two": SET["rows"]["two"]})
+    evaluated = 0
+
+    def drop_a_clip_after_the_first() -> None:
+        nonlocal evaluated
+        evaluated += 1
+        commands.before_next[EVALUATE] = drop_a_clip_after_the_first
+        if evaluated == 2:
+            path = tmp_path / "data" / "test_data.json"
+            path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8"))[1:]), encoding="utf-8")
+
+    commands.before_next[EVALUATE] = drop_a_clip_after_the_first
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(file)])
+    assert (evaluated, ended.value.code) == (2, 2)
+    assert "the data or the settings of evaluations changed while runs were evaluated" in capsys.readouterr().err
+    assert not (tmp_path / "logs" / "small").exists()
+    # Then only what is outdated is evaluated again.
+    commands.before_next.clear()
+    commands.clear()
+    main(["compare", str(file)])
+    assert commands == ["evaluate"]
+
+
 def test_settings_of_the_command_line_win_over_those_of_the_set(file: Path) -> None:
     given = ["finetune:train.weight_decay=0.5", "data.frames=2"]
     config = read_set(file, [*given, "seeds=[4]"])
@@ -190,8 +220,9 @@ def test_settings_of_the_command_line_win_over_those_of_the_set(file: Path) -> N
 def test_a_failing_run_ends_the_set_with_what_it_said(
     file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    # The processes themselves are started here, two at a time.
-    write_set(tmp_path, parallel=2)
+    # The processes themselves are started here, both at a time: there are no more of them.
+    another = {"stages": ["pointwise"], "settings": ["train.weight_decay=0.5"]}
+    write_set(tmp_path, seeds=[1], parallel=10**9, rows={"stage 1": {"stages": ["pointwise"]}, "another": another})
     (tmp_path / "data" / "clean_feat.h5").unlink()
     with pytest.raises(SystemExit) as ended:
         main(["compare", str(file)])
@@ -223,6 +254,10 @@ def test_a_failing_run_ends_the_set_with_what_it_said(
         ({"overrides": ["train.learning_rate=3"]}, "the row 'fine-tuned' tries values of this; change its tune"),
         ({"overrides": ["train={learning_rate: 3}"]}, "the row 'fine-tuned' tries values of this; change its tune"),
         ({"overrides": [f"{RATE}=3"]}, "the row 'fine-tuned' tries values of this; change its tune"),
+        (
+            {"rows": SET["rows"] | {"stage 1": {"stages": ["pointwise"], "tune": {"data.validation": ["a", "b"]}}}},
+            "rows.stage 1.tune: found data.validation, wanted values that are compared on the same clips",
+        ),
         ({"rows": {"a": {"stages": ["pointwise"]}, "b\n": {"stages": ["pointwise"]}}}, "holds a control character"),
         ({"preset": "/gone"}, "/gone/evaluate.yaml: no such config file"),
     ],

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from functools import lru_cache
 from reprlib import repr as shortened
@@ -56,6 +56,12 @@ def as_seen(text: str) -> str:
     words = IGNORABLE.sub("", IDLE.sub("", "".join(marks))).replace(BLANK, " ").split()
     # At the edge of a word nothing is joined.
     return unicodedata.normalize("NFC", " ".join(filter(None, (word.strip("\u200c\u200d") for word in words))))
+
+
+def found_in(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """The names that are among known ones, however these are spelled: see `as_seen`."""
+    looks = set(map(as_seen, known))
+    return [name for name in names if as_seen(name) in looks]
 
 
 def misspelt(found: Collection[str], known: Collection[str]) -> tuple[str, str] | None:
