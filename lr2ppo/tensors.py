@@ -28,13 +28,19 @@ STATE_DICT_NAMES = re.compile(
     r"collections OrderedDict|torch \w+Storage|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
 )
 # The operations of a pickle that name something.
-NAMING = ("GLOBAL", "STACK_GLOBAL", "INST")
-# Those that number a value, to refer to it later.
-NUMBERING = ("PUT", "LONG_BINPUT")
-# Those that build a value of others and can be hashed, which takes as long as all in it that is written out.
-HASHABLE = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
-# Values an operation, on average, of all tuples written out; those of a tensor's shape and strides are a few.
-MOST_NESTED = 16
+NAMING = ("GLOBAL",)
+# Those that number a value, and those that refer to it later.
+NUMBERING, REFERRING = ("BINPUT", "LONG_BINPUT"), ("BINGET", "LONG_BINGET")
+# Those that make the key of a mapping.
+KEYS = ("BINUNICODE", "SHORT_BINSTRING", "BININT", "BININT1", "BININT2")
+# All that torch reads but some that no state dict has.
+PERMITTED = {
+    *(*NAMING, *NUMBERING, *REFERRING, *KEYS, "PROTO", "STOP", "MARK", "BINPERSID", "REDUCE", "BUILD"),
+    *("NONE", "NEWTRUE", "NEWFALSE", "BINFLOAT", "LONG1", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    *("EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "APPEND", "APPENDS"),
+}
+# The most values of a tuple, such as a shape, and mappings with attributes: a state dict has one.
+LONGEST_TUPLE, MOST_ATTRIBUTES = 64, 16
 # Bytes of a number in each kind of storage.
 NUMBER_SIZES = {
     f"{kind}Storage": size
@@ -146,7 +152,7 @@ def _as_dict(content: object) -> object:
 
 
 def _check_pickle(path: Path, size: int) -> None:
-    """Raise ValueError if a file is compressed or lacks numbers, UnpicklingError if it names more than tensors."""
+    """Raise ValueError if a file is compressed or lacks numbers, UnpicklingError if it has more than tensors."""
     with open_regular(path) as file:
         # As torch tells them apart.
         is_archive = file.read(len(ARCHIVE)) == ARCHIVE
@@ -210,7 +216,7 @@ class _Storages(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> object:
         if name.endswith("Storage"):
             return name
-        return OrderedDict if name == "OrderedDict" else lambda *_: None
+        return _new_mapping if name == "OrderedDict" else lambda *_: None
 
     def persistent_load(self, reference: object) -> None:
         match reference:
@@ -224,6 +230,13 @@ class _Storages(pickle.Unpickler):
                 self.sizes[key] = max(numbers * NUMBER_SIZES[kind], self.sizes.get(key, 0))
             case _:
                 raise ValueError("its storages are not as torch.save describes them")
+
+
+def _new_mapping(*content: object) -> OrderedDict[object, object]:
+    """An empty mapping, as torch.save makes it before it sets its items; content would be copied each time."""
+    if content:
+        raise pickle.UnpicklingError("OrderedDict")
+    return OrderedDict()
 
 
 def _directory_start(file: IO[bytes]) -> int:
@@ -247,56 +260,58 @@ def _directory_start(file: IO[bytes]) -> int:
 def _check_names(file: IO[bytes], size: int) -> None:
     """Read a pickle in a file of `size` bytes.
 
-    Raises UnpicklingError if it names more than tensors, ValueError if it numbers more values than it can hold, which
-    would take their memory, or if its tuples hold so many others that to hash them would not end.
+    Raises UnpicklingError if it has more than a state dict has, ValueError if it numbers more values than it can hold,
+    which would take their memory.
     """
-    written_out, values = _WrittenOut(), 0
-    for number, (operation, argument, _) in enumerate(pickletools.genops(file), start=1):
+    stack = _Stack()
+    for operation, argument, _ in pickletools.genops(file):
         if operation.name in NAMING and not STATE_DICT_NAMES.fullmatch(str(argument)):
             raise pickle.UnpicklingError(str(argument))
         if operation.name in NUMBERING and isinstance(argument, int) and argument > size:
             raise ValueError("it numbers more values than it holds")
-        values += written_out.follow(operation, argument)
-        if values > MOST_NESTED * number:
-            raise ValueError("its tuples hold too many others")
+        stack.follow(operation, argument)
 
 
-class _WrittenOut:
-    """Follows a pickle's stack, with the number of values that each tuple has if all in it are written out."""
+class _Stack:
+    """Follows a pickle's stack, to refuse what no state dict has and what would take time that grows with its square.
+
+    Of each value it knows whether it can be the key of a mapping: a text or a small number, which are hashed at once.
+    """
 
     def __init__(self) -> None:
         # The marks that the pickle sets are None.
-        self._stack: list[int | None] = []
-        self._known: dict[object, int] = {}
+        self._values: list[bool | None] = []
+        self._known: dict[object, bool] = {}
+        self._attributes = 0
 
-    def follow(self, operation: pickletools.OpcodeInfo, argument: object) -> int:
-        """Follow an operation; return the number of values of what it leaves on top of the stack."""
-        if operation.name == "MEMOIZE" or operation.name.endswith("PUT"):
-            top = self._stack[-1] or 1
-            self._known[len(self._known) if operation.name == "MEMOIZE" else argument] = top
-            return top
+    def follow(self, operation: pickletools.OpcodeInfo, argument: object) -> None:
+        """Follow an operation; raises UnpicklingError if no state dict has it."""
+        name = operation.name
+        if name not in PERMITTED:
+            raise pickle.UnpicklingError(name)
+        if name in NUMBERING:
+            self._known[argument] = bool(self._values[-1])
+            return
+        if name == "MARK":
+            self._values.append(None)
+            return
         taken = self._take(operation.stack_before)
-        if operation.name == "MARK":
-            self._stack.append(None)
-            return 1
-        size = 1
-        if operation.name in HASHABLE:
-            size += sum(taken)
-        elif operation.name.endswith("GET"):
-            size = self._known.get(argument, 1)
-        elif operation.name == "DUP":
-            size = taken[0]
-        self._stack += [size] * len(operation.stack_after)
-        return size
+        # The last one first.
+        keys = taken[1::2] if name == "SETITEMS" else taken[1:2] if name == "SETITEM" else []
+        self._attributes += name == "BUILD"
+        if not all(keys) or self._attributes > MOST_ATTRIBUTES or (name == "TUPLE" and len(taken) > LONGEST_TUPLE):
+            raise pickle.UnpicklingError(name)
+        is_key = self._known.get(argument, False) if name in REFERRING else name in KEYS
+        self._values += [is_key] * len(operation.stack_after)
 
-    def _take(self, kinds: Sequence[pickletools.StackObject]) -> list[int]:
+    def _take(self, kinds: Sequence[pickletools.StackObject]) -> list[bool]:
         """Take what an operation takes from the stack: so many values, or all down to the last mark and some below."""
         taken = []
         if pickletools.markobject in kinds:
-            while (value := self._stack.pop()) is not None:
+            while (value := self._values.pop()) is not None:
                 taken.append(value)
             kinds = kinds[: kinds.index(pickletools.markobject)]
-        taken += [self._stack.pop() or 1 for _ in kinds]
+        taken += [bool(self._values.pop()) for _ in kinds]
         return taken
 
 

@@ -1,5 +1,6 @@
 """The dataset and the batch type of all stages."""
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal, Self
@@ -183,6 +184,11 @@ class ClipDataset(Dataset[ClipItem]):
     def choose_frames(self, available: int, seed: int) -> Positions:
         """Positions of a clip's frames to use: evenly spaced in time order, or in random order."""
         return choose_frames(available, self.frames, self.frame_order, self.exact_frames, seed)
+
+
+def frames_seed(clip_id: str) -> int:
+    """The seed that draws a clip's frames outside of training: the same whichever clips are beside it."""
+    return zlib.crc32(clip_id.encode(errors="replace"))
 
 
 def choose_frames(

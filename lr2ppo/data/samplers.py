@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from lr2ppo.data.annotations import Clip, count_pairs, draw_numbers, graded, pick_pairs
-from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, Positions, collate
+from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, Positions, collate, frames_seed
 from lr2ppo.distributed.signals import follow_training_process
 from lr2ppo.errors import UserError
 
@@ -149,7 +149,9 @@ def with_all_labels(request: ClipRequest, clip: Clip) -> ClipRequest:
 
 def whole_clips(clips: Sequence[Clip]) -> list[ClipRequest]:
     """Evaluation: every clip once with all its labels."""
-    return [ClipRequest(clip, np.arange(len(item.labels)), seed=clip) for clip, item in enumerate(clips)]
+    return [
+        ClipRequest(clip, np.arange(len(item.labels)), seed=frames_seed(item.id)) for clip, item in enumerate(clips)
+    ]
 
 
 def graded_pairs(clips: Sequence[Clip], pairs_per_clip: int, seed: int) -> list[ClipRequest]:

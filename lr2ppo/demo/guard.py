@@ -24,7 +24,7 @@ LONGEST_PATH, LONGEST_QUERY = 4096, 300
 HOST = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?")
 PORTS = {"http": 80, "https": 443}
 # A proxy's word for who asks and for what address; there is none, so they are a client's inventions.
-FORWARDED = re.compile(rb"forwarded|x-forwarded-.*|x-original-.*|x-rewrite-.*")
+FORWARDED = re.compile(rb"forwarded|x-forwarded-.*|x-original-.*|x-rewrite-.*|x-gradio-server")
 
 # The most bytes of a request's body, by its path.
 BodyLimit = Callable[[str], int]

@@ -154,8 +154,9 @@ def measure_run(name: str, clips: Sequence[Clip], scores: Sequence[Scores]) -> R
 
 
 def mean_metrics(clips: Sequence[Clip], scores: Sequence[Scores]) -> dict[str, float]:
-    """Return the mean of each metric over clips."""
-    return {name: float(values.mean()) for name, values in ranking_metrics(clips, scores).items()}
+    """Return the mean of each metric over the clips that have it; those that none has are left out."""
+    known = {name: values[~np.isnan(values)] for name, values in ranking_metrics(clips, scores).items()}
+    return {name: float(values.mean()) for name, values in known.items() if len(values)}
 
 
 def mean_of_last_step(folders: Sequence[Path], split: str) -> float | None:

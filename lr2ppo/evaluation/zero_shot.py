@@ -165,7 +165,11 @@ def _read_preparation(path: Path) -> dict[str, Any]:
 
 def _model_type(config: Path) -> str:
     """The kind of model that a config.json is of; raises `UserError` if it is none of `MODELS`."""
-    kind = read_json_object(config).get("model_type")
+    content = read_json_object(config)
+    kind = content.get("model_type")
+    if any("quantization_config" in part for part in (content, *content.values()) if isinstance(part, dict)):
+        # Some quantizers of transformers download code.
+        raise UserError(f"{config}: found quantization_config, wanted weights as they were trained; download those")
     if not isinstance(kind, str) or kind not in MODELS:
         raise UserError(f"{config}: found model_type {show(kind)}, wanted {' or '.join(MODELS)}")
     return kind

@@ -57,7 +57,7 @@ def rank_file(ranker: LabelRanker, annotations: Path, frames_root: Path, out: Pa
 def _rank_clip(ranker: LabelRanker, clip: Clip, frames_root: Path) -> dict[str, Any]:
     frames = [frames_root / image for image in clip.images] or None
     inputs = _fingerprint(clip, frames_root)
-    (scores,) = ranker.score_batch([Query(frames, clip.labels, clip.description)])
+    (scores,) = ranker.score_batch([Query(frames, clip.labels, clip.description, clip.id)])
     if _fingerprint(clip, frames_root) != inputs:
         raise UserError(f"clip {clip.id}: its frames changed while they were read; run the same command again")
     order = np.argsort(-scores, kind="stable").tolist()

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lr2ppo.data.dataset import ClipBatch, ClipItem, choose_frames, collate
+from lr2ppo.data.dataset import ClipBatch, ClipItem, choose_frames, collate, frames_seed
 from lr2ppo.data.frames import Choose, Frames, prepare_frames
 from lr2ppo.distributed.processes import choose_device
 from lr2ppo.encoders.extractor import ClipEncoder, EncoderPaths, open_encoders
@@ -51,12 +51,14 @@ class Query:
     """A clip and the labels to rank for it.
 
     `frames` is a folder of images, a video, an image, or a clip's frames in time order: paths, PIL images or arrays
-    [height, width, 3] of uint8; None for a clip without frames.
+    [height, width, 3] of uint8; None for a clip without frames. `id` is the clip's, which draws the frames of models
+    that take them in random order.
     """
 
     frames: Frames | None
     labels: Sequence[str]
     description: str = ""
+    id: str = ""
 
 
 def _require_finite(scores: NDArray[np.floating], weights: Path) -> None:
@@ -223,7 +225,8 @@ class LabelRanker:
     def _item(self, place: int, query: Query) -> ClipItem:
         if not isinstance(query.description, str) or UNWRITABLE.search(query.description):
             raise UserError(f"description: found {shortened(query.description)}, wanted a text")
-        choose = partial(choose_frames, max_frames=self._use.frames, order=self._use.frame_order, exact=self._exact)
+        seed, use = frames_seed(str(query.id)), self._use
+        choose = partial(choose_frames, max_frames=use.frames, order=use.frame_order, exact=self._exact, seed=seed)
         frames = [] if query.frames is None else prepare_frames(query.frames, choose, self._clips.image.prepare)
         encoded = self._clips(query.labels, query.description, frames)
         none = torch.zeros(0, dtype=torch.long)
@@ -238,7 +241,7 @@ class LabelRanker:
             listed=none,
             pairs=none.reshape(0, 2),
             first_is_better=none.bool(),
-            seed=0,
+            seed=seed,
         )
 
     def _no_frames(self, choose: Choose) -> Tensor:

@@ -8,6 +8,7 @@ from lr2ppo.data.dataset import ClipBatch
 from lr2ppo.data.samplers import random_pairs
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.losses import distillation_loss
+from lr2ppo.losses.reduction import masked_mean
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
 from lr2ppo.stages.frozen_reward import FrozenReward, open_frozen_reward
@@ -48,8 +49,9 @@ def train(config: DistillConfig, processes: Processes, fresh: bool) -> None:
                     total=processes.all_reduce,
                     **config.loss.model_dump(),
                 )
-            agreement = ((first > second) == (margin > 0))[batch.pair_mask]
-            run.observe({"loss": loss.item(), "agreement": agreement.float().mean().item()})
+            agrees = (first > second) == (margin > 0)
+            agreement = masked_mean(agrees.float(), batch.pair_mask, processes.all_reduce)
+            run.observe({"loss": loss.item(), "agreement": agreement.item()})
             if learner.step(loss, batch.ids):
                 learner.schedule.step()
                 run.advance({"loss": loss.item()})

@@ -11,6 +11,7 @@ from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.scoring import evaluate_pairs, preference_rewards
 from lr2ppo.losses import PREFERENCE_LOSSES
+from lr2ppo.losses.reduction import mean
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind, new_model
 from lr2ppo.ops.memory import keep_freed_memory
@@ -39,7 +40,8 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
             with learner.autocast():
                 chosen, rejected = preference_rewards(learner.parallel, batch)
                 loss = preference_loss(chosen, rejected)
-            run.observe({"loss": loss.item(), "accuracy": (chosen > rejected).float().mean().item()})
+            accuracy = mean((chosen > rejected).float(), processes.all_reduce)
+            run.observe({"loss": loss.item(), "accuracy": accuracy.item()})
             if learner.step(loss, batch.ids):
                 learner.schedule.step()
                 run.advance({"loss": loss.item()})

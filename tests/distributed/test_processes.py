@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lr2ppo.distributed.processes import Processes, join_processes
+from lr2ppo.runs.lookup import METRICS
 from tests.conftest import REPOSITORY
 from tests.helpers.parallel_training import train_all
 from tests.helpers.workspace import Workspace
@@ -68,6 +69,20 @@ def test_two_processes_train_the_model_that_one_trains_on_batches_of_twice_the_s
     difference = torch.stack([(two[name] - one[name]).double().norm() for name in one]).norm()
     size = torch.stack([tensor.double().norm() for tensor in one.values()]).norm()
     assert difference / size < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["finetune", "reward", "distill"])
+def test_two_processes_log_what_one_logs(parallel_logs: Path, stage: str) -> None:
+    """Means are over all pairs of a batch, of which processes have unequal numbers."""
+    one, two = (
+        [json.loads(line) for line in (parallel_logs / stage / name / METRICS).read_text(encoding="utf-8").splitlines()]
+        for name in ("one", "ddp")
+    )
+    for row, other in zip(one, two, strict=True):
+        shown = {key: value for key, value in row.items() if key in ("train/loss", "train/accuracy", "train/agreement")}
+        assert {key: other[key] for key in shown} == pytest.approx(shown, rel=1e-4)
+    assert len(shown) == 2
 
 
 @pytest.fixture(scope="module")

@@ -137,6 +137,8 @@ def drop_tensor(folder: Path) -> None:
         (lambda folder: (folder / "tokenizer.json").unlink(), "found no tokenizer.json"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot be read by transformers"),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json: found a list, wanted a JSON object"),
+        (change_json("config.json", quantization_config={"quant_method": "x"}), "found quantization_config"),
+        (change_json("config.json", vision_config={"quantization_config": {}}), "found quantization_config"),
         (change_json("config.json", model_type="bert"), "found model_type 'bert', wanted clip or siglip"),
         (
             change_json(

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,23 @@ from PIL import Image
 
 from lr2ppo import LabelRanker, Preference, Query
 from lr2ppo.cli import main
+from lr2ppo.config.load import load_config
 from lr2ppo.config.schema import ModelConfig
 from lr2ppo.data.features.encoders import COMPARED, FEATURES_FILE
 from lr2ppo.data.frames import read_frames
 from lr2ppo.encoders.extractor import EncoderPaths, open_encoders
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.scoring import preference_table
-from lr2ppo.files import WEIGHTS_FILE
+from lr2ppo.files import WEIGHTS_FILE, read_json, write_json
 from lr2ppo.inference.file import rank_file
 from lr2ppo.inference.trained import open_trained
 from lr2ppo.models import PartialOrderModel
 from lr2ppo.models.weights import describe_model, load_kind
 from lr2ppo.report.load import find_rows
 from lr2ppo.runs.lookup import best_validation
+from lr2ppo.stages.evaluate import evaluate
 from lr2ppo.tensors import read_tensors, write_tensors
+from tests.conftest import REPOSITORY
 from tests.helpers.trained_world import TrainedWorld
 
 
@@ -59,6 +63,24 @@ def test_a_clip_of_the_data_set_gets_the_scores_of_evaluation(trained_world: Tra
         scores = {each.label: each.score for each in found}
         np.testing.assert_allclose([scores[label] for label in case["labels"]], case["scores"], atol=1e-5)
         assert sorted(scores.values(), reverse=True) == [each.score for each in found]
+
+
+def test_frames_in_random_order_are_those_of_evaluation(trained_world: TrainedWorld, tmp_path: Path) -> None:
+    """They depend on the clip, not on those beside it."""
+    logs, data = (shutil.copytree(trained_world.root / name, tmp_path / name) for name in ("logs", "data"))
+    path = logs / "pointwise" / "one" / "config.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config["data"] |= {"frame_order": "random", "frames": 2}
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    clips = read_json(data / "test_data.json")[1:]
+    write_json(data / "test_data.json", clips)
+    settings = ["name=pointwise/one", f"logs={logs}", f"root={data}", "device=cpu", "workers=0"]
+    evaluate(load_config(REPOSITORY / "configs" / "mini" / "evaluate.yaml", "evaluate", settings))
+    ranker = LabelRanker.load("pointwise/one", logs=logs, device="cpu")
+    queries = [replace(query, id=clip["id"]) for query, clip in zip(trained_world.queries()[1:], clips, strict=True)]
+    cases = read_json(logs / "pointwise" / "one" / "cases.json")["test"]
+    for case, scores in zip(cases, ranker.score_batch(queries), strict=True):
+        np.testing.assert_allclose(scores, case["scores"], atol=1e-5)
 
 
 def test_frames_may_be_a_folder_paths_pictures_or_arrays(ranker: LabelRanker, query: Query, tmp_path: Path) -> None:

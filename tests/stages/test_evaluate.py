@@ -265,6 +265,27 @@ def test_an_evaluation_tells_what_the_weights_of_the_last_step_reach(
     assert f"by the weights of the last step: NDCG@1 {last['ndcg@1']:.3f}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("without_order", [1, None])
+def test_clips_whose_labels_have_one_grade_are_evaluated_and_have_no_pair_accuracy(
+    trained_world: TrainedWorld, without_order: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs, data = (shutil.copytree(trained_world.root / name, tmp_path / name) for name in ("logs", "data"))
+    clips = read_json(data / "test_data.json")
+    for clip in clips[:without_order]:
+        for tag in clip["tags"]:
+            tag["target"] = 0
+    write_json(data / "test_data.json", clips)
+    settings = ["name=ppo/one", f"logs={logs}", f"root={data}", "device=cpu", "workers=0", "bootstrap_samples=20"]
+    for _ in range(2):
+        evaluate(load_config(CONFIG, "evaluate", settings))
+        found = read_json(logs / "ppo" / "one" / "results.json")["test"]
+        assert found["last"]["ndcg"] > 0
+        assert ("pair_accuracy" in found["last"]) == (without_order is not None)
+    printed = capsys.readouterr().out
+    assert "nan" not in printed[printed.index("by the weights of the last step") :].partition("written:")[0]
+    table(logs, "ppo/one")
+
+
 def test_a_run_knows_its_clips_when_its_training_file_and_the_run_it_started_from_are_gone(
     logs: Path, data: Path, evaluated: Evaluate, alone: Processes, capsys: pytest.CaptureFixture[str]
 ) -> None:
