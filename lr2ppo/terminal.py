@@ -12,6 +12,11 @@ def printable(text: str) -> str:
     return "".join(each if _is_harmless(each) else repr(each)[1:-1] for each in text)
 
 
+def one_line(text: str) -> str:
+    """Write a text on one line, without control characters: where a line's end would start something else."""
+    return printable(" ".join(text.split()))
+
+
 def _is_harmless(character: str) -> bool:
     return character.isprintable() or character in f"\n{JOINERS}" or unicodedata.category(character) == "Zs"
 

@@ -167,6 +167,24 @@ def test_a_pickle_that_numbers_more_values_than_it_holds_is_refused(tmp_path: Pa
     assert "it numbers more values than it holds" in message(path)
 
 
+def test_lists_of_lists_are_no_keys_of_an_old_file(tmp_path: Path) -> None:
+    """Two that are equal take for ever to compare."""
+    path = tmp_path / "old.bin"
+    torch.save({"first": torch.zeros(9)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    file = BytesIO(content)
+    for _ in range(4):
+        list(pickletools.genops(file))
+    nests = b"".join(
+        b"]" + b"".join(bytes([*b"q", n, *b"](h", n, *b"h", n, *b"e"]) for n in range(first, first + 60))
+        for first in (1, 100)
+    )
+    start = file.tell()
+    list(pickletools.genops(file))
+    path.write_bytes(content[:start] + b"\x80\x02](" + nests + b"e." + content[file.tell() :])
+    assert "its list of storages is not that of its tensors" in message(path)
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("again", ["archive/data.pkl", "archive/data.pkl\0", "archive/DATA.pkl"])
 def test_an_archive_with_two_parts_of_one_name_is_refused(tmp_path: Path, again: str) -> None:

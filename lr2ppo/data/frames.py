@@ -496,19 +496,29 @@ def _decode_all(path: Path, times: Sequence[int], prepare: Callable[[Image.Image
 
 
 def _to_image(frame: Any, stream: Any) -> Image.Image:
-    """Convert a video's frame to RGB: turned as the file says, laid on white; raises ValueError if it is too large."""
+    """Convert a video's frame to RGB: stretched and turned as the file says, laid on white.
+
+    Raises ValueError if it is too large.
+    """
     # A frame may be larger than the header says.
     check_size(frame.width, frame.height)
     has_alpha = any(component.is_alpha for component in frame.format.components)
     image = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba"))) if has_alpha else frame.to_image()
-    tags = {name.lower(): value for name, value in stream.metadata.items()}
-    displayed = ROTATED.get(tags.get("rotate", ""))
+    if aspect := stream.sample_aspect_ratio:
+        size = (max(1, round(image.width * aspect)), image.height)
+        check_size(*size)
+        image = image.resize(size)
+    displayed = ROTATED.get(_tags(stream).get("rotate", ""))
     if (matrix := frame.side_data.get("DISPLAYMATRIX")) is not None:
         # Nine numbers by rows; the third column is for perspective, the third row moves the picture.
         a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()
         largest = max(map(abs, (a, b, c, d))) or 1
         displayed = tuple(round(part / largest) for part in (a, b, c, d))
     return image.transpose(DISPLAYED[displayed]) if displayed in DISPLAYED else image
+
+
+def _tags(stream: Any) -> dict[str, str]:
+    return {name.lower(): value for name, value in stream.metadata.items()}
 
 
 @contextmanager
@@ -530,6 +540,12 @@ def _open_video(path: Path) -> Iterator[Any]:
             if stream.codec_context is None:
                 raise ValueError("its codec is unknown")
             check_size(stream.width, stream.height)
+            # In a second layer beside the picture, which these decoders leave out.
+            if stream.codec_context.name in ("vp8", "vp9") and _tags(stream).get("alpha_mode", "0") != "0":
+                raise UserError(
+                    f"{path}: found transparency in {stream.codec_context.name.upper()}, which cannot be read; give "
+                    "its frames as pictures with alpha, or a video without it"
+                )
             stream.codec_context.options = {name: options[name] for name in options.keys() & {"max_pixels"}}
             yield container
     except (av.FFmpegError, ValueError, OSError) as error:

@@ -1,5 +1,6 @@
 """The table of a comparison of methods: every method's metrics, its difference to a chosen one, and what it takes."""
 
+import re
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from lr2ppo.evaluation.intervals import adjust_p
 from lr2ppo.evaluation.metrics import Estimate
 from lr2ppo.evaluation.results import chance_means
 from lr2ppo.evaluation.table import show_interval, show_p
+from lr2ppo.terminal import one_line
 
 LATEX_MARKS = {mark: f"\\{mark}" for mark in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -71,7 +73,8 @@ class MethodTable:
         commits = sorted(set[str]().union(*(method.commits for method in self.methods)))
         if len(commits) > 1:
             notes.append(f"note: the runs are of {len(commits)} states of the program: {', '.join(commits)}")
-        return notes
+        # A run's folder may come from someone else: a line's end would start something else in LaTeX.
+        return list(map(one_line, notes))
 
     @cached_property
     def contrasts(self) -> list[Contrast | None]:
@@ -125,9 +128,9 @@ def format_text(table: MethodTable) -> str:
 
 def format_markdown(table: MethodTable) -> str:
     """Format all as one Markdown table."""
-    cells = _all_cells(table, _in_markdown)
+    cells = _all_cells(table, in_markdown)
     ruler = ["---", *("---:" for _ in cells[0][1:])]
-    notes = [f"\n{_in_markdown(note)}" for note in table.notes]
+    notes = [f"\n{in_markdown(note)}" for note in table.notes]
     return "\n".join([*(f"| {' | '.join(row)} |" for row in (cells[0], ruler, *cells[1:])), *notes, ""])
 
 
@@ -141,14 +144,20 @@ def format_latex(table: MethodTable) -> str:
     return "\n".join([*head, *lines[1:], r"\bottomrule", r"\end{tabular}", *notes, ""])
 
 
-def _in_markdown(text: str) -> str:
-    return text.replace("|", "\\|")
+def in_markdown(text: str) -> str:
+    """Write a text with names of a run on one line, without letting them become Markdown or HTML."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!~&])", r"\\\1", " ".join(text.split()))
 
 
 def _all_cells(table: MethodTable, escape: Callable[[str], str]) -> list[list[str]]:
-    """The cells of a table in one: its heading, chance, every method, and the perfect order."""
+    """The cells of a table in one: its heading, chance, every method, and the perfect order; names are escaped."""
     chance = chance_means(table.against.row)
-    head = ["", *(METRIC_TITLES[name] for name in table.metrics), f"minus {table.against.row.name}", "adjusted p"]
+    head = [
+        "",
+        *(METRIC_TITLES[name] for name in table.metrics),
+        f"minus {escape(table.against.row.name)}",
+        "adjusted p",
+    ]
     rows = [[*head, "last step", "time", "weights"]]
     rows.append(["chance", *(_number(chance[name]) for name in table.metrics), "", "", "", "", ""])
     for method, contrast, estimates in zip(table.methods, table.contrasts, table.comparison.estimates, strict=True):
@@ -156,9 +165,9 @@ def _all_cells(table: MethodTable, escape: Callable[[str], str]) -> list[list[st
                for name in table.metrics]  # fmt: skip
         difference, interval, p = _contrast_cells(contrast)
         takes = [show_last(method), show_time(method.seconds), show_count(method.weights)]
-        rows.append([method.row.name, *own, f"{difference} {interval}".strip(), p, *takes])
+        rows.append([escape(method.row.name), *own, f"{difference} {interval}".strip(), p, *takes])
     rows.append(["perfect order", *("1.000" for _ in table.metrics), "", "", "", "", ""])
-    return [[escape(cell) for cell in row] for row in rows]
+    return rows
 
 
 def _contrast_cells(contrast: Contrast | None) -> tuple[str, str, str]:

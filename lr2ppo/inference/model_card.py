@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lr2ppo.evaluation.comparison import METRIC_TITLES, are_comparable, compare, describe_best, describe_intervals
+from lr2ppo.evaluation.methods import in_markdown
 from lr2ppo.evaluation.results import evaluation_fault, read_by_split, read_table_rows, run_name, trained_on_note
 from lr2ppo.files import write_text
 from lr2ppo.inference.onnx import OnnxReport
@@ -33,7 +34,7 @@ def write_card(trained: Trained, path: Path, out: Path, onnx: OnnxReport | None)
 def _what(trained: Trained) -> str:
     kind, shape = describe_model(trained.weights)
     return (
-        f"# {_plain(trained.use.name)}\n\n"
+        f"# {in_markdown(trained.use.name)}\n\n"
         "Ranks labels by how relevant they are to a clip: a few video frames and a description. Trained with lr2ppo "
         "(*Multimodal Label Relevance Ranking via Reinforcement Learning*, ECCV 2024).\n\n"
         f"- Model: `{kind.__name__}`, head `{shape.head}`, width {shape.width}.\n"
@@ -82,7 +83,7 @@ def _table(split: str, results: dict[str, Any]) -> Iterator[str]:
             f"| {results['chance'][name]:.3f} |"
         )
     if note := trained_on_note(results):
-        yield f"\n{_plain(note[:1].upper() + note[1:])}."
+        yield f"\n{in_markdown(note[:1].upper() + note[1:])}."
 
 
 def _beside_sources(run: Path, split: str) -> str:
@@ -91,7 +92,7 @@ def _beside_sources(run: Path, split: str) -> str:
     evaluated = [folder for folder in folders if evaluation_fault(folder, split) is None]
     rows = read_table_rows([[folder] for folder in evaluated], split)
     rows = [row for row in rows if are_comparable(row, rows[-1])]
-    return _plain(f"{describe_best(compare(rows))} With {describe_intervals(rows)}.")
+    return in_markdown(f"{describe_best(compare(rows))} With {describe_intervals(rows)}.")
 
 
 def _data(trained: Trained) -> str:
@@ -106,7 +107,7 @@ def _data(trained: Trained) -> str:
             f"unknown. They are evaluated on {_code(data['root'])}, preset {_code(config['preset'])}."
         )
     sources = "".join(
-        f"\n- {key}: {_code(config[key])}" if found else f"\n- {key}: {_plain(explain_missing(trained.run, key))}"
+        f"\n- {key}: {_code(config[key])}" if found else f"\n- {key}: {in_markdown(explain_missing(trained.run, key))}"
         for key, found in source_runs(trained.run).items()
     )
     files = "; ".join(
@@ -155,8 +156,3 @@ def _code(value: object) -> str:
     line = " ".join(str(value).split()) or "(empty)"
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     return f"{fence} {line} {fence}" if len(fence) > 1 else f"`{line}`"
-
-
-def _plain(text: str) -> str:
-    """Write a text with names of a run on one line, without letting them become Markdown or HTML."""
-    return re.sub(r"([\\`*_{}\[\]<>#|!~&])", r"\\\1", " ".join(text.split()))

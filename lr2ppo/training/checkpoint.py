@@ -4,7 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,9 +84,9 @@ class Checkpoint:
         """Read the states of the processes that wrote the checkpoint, by rank, without their random states."""
         found = []
         for rank in range(self.state.processes):
-            facts = read_json(self.folder / f"process-{rank}.json")
+            own = _build(ProcessState, self.folder / f"process-{rank}.json")
             tensors = read_tensors(self.folder / f"process-{rank}.safetensors")
-            found.append(ProcessState(tensors={k: t for k, t in tensors.items() if not k.startswith(RANDOM)}, **facts))
+            found.append(replace(own, tensors={k: t for k, t in tensors.items() if not k.startswith(RANDOM)}))
         return found
 
     def restore_random(self, processes: Processes) -> None:

@@ -80,3 +80,11 @@ class RunLog:
 
     def _interval(self, step: int) -> int:
         return step * IMAGE_INTERVALS // self._steps
+
+
+def cut_metrics(folder: Path, size: int) -> None:
+    """Remove what `metrics.jsonl` has after its first `size` bytes; raises ValueError if it has fewer."""
+    found = folder.joinpath(METRICS).stat().st_size
+    if found < size:
+        raise ValueError(f"{METRICS} has {found:,} bytes, and had {size:,}")
+    os.truncate(folder / METRICS, size)

@@ -1,6 +1,5 @@
 """A training run, from its config to its finished folder; stopped at any batch, it resumes exactly."""
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,7 +21,6 @@ from lr2ppo.models.weights import Model
 from lr2ppo.runs.lookup import (
     FINISHED,
     INPUTS,
-    METRICS,
     TRAINED_ON,
     best_validation,
     read_trained_on,
@@ -47,7 +45,7 @@ from lr2ppo.training.inputs import (
     resolve_model,
 )
 from lr2ppo.training.learner import Learner
-from lr2ppo.training.log import RunLog
+from lr2ppo.training.log import RunLog, cut_metrics
 from lr2ppo.training.progress import Progress
 from lr2ppo.training.provenance import describe_machine, describe_program
 from lr2ppo.training.run_folder import (
@@ -297,7 +295,8 @@ class TrainingRun(Generic[C]):
             else:
                 # No other process writes here while this one holds the run's lock.
                 remove_partial_files(self.folder)
-                os.truncate(self.folder / METRICS, checkpoint.state.metrics_bytes)
+                with checkpoint.fitting():
+                    cut_metrics(self.folder, checkpoint.state.metrics_bytes)
             # Also in a run that resumes: its encoders may have moved.
             write_features_file(self.folder, self._store.encoding, self._store.paths)
             write_json(self.folder / INPUTS, self.fingerprints)

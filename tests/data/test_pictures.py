@@ -9,6 +9,7 @@ import tracemalloc
 import weakref
 import zlib
 from collections.abc import Callable
+from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -482,6 +483,33 @@ def test_a_video_with_alpha_is_laid_on_white(tmp_path: Path) -> None:
     path = write_corners(tmp_path / "alpha.mkv", "ffv1", "bgra", source=source)
     wanted = WHITE_AND_BLACK.repeat(2, axis=1).repeat(4, axis=0)[..., None].repeat(3, axis=2)
     assert_close(read_frames(path, np.arange)[0], wanted.astype(np.uint8))
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_a_transparent_webm_is_refused(tmp_path: Path, codec: str) -> None:
+    """Its transparency is in a second layer, which the decoder leaves out."""
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "alpha.webm"), "w") as container:
+        stream = container.add_stream(codec, rate=10, options={"auto-alt-ref": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuva420p"
+        stream.metadata["alpha_mode"] = "1"
+        picture = np.asarray(left_half_transparent("RGBA").resize((64, 32)))
+        frame = av.VideoFrame.from_ndarray(picture, format="rgba").reformat(format="yuva420p")
+        container.mux([*stream.encode(frame), *stream.encode()])
+    with pytest.raises(UserError, match=r"found transparency in VP[89], which cannot be read"):
+        read_frames(tmp_path / "alpha.webm", np.arange)
+
+
+@pytest.mark.parametrize("aspect", [Fraction(2, 1), Fraction(1, 2)])
+def test_a_video_of_pixels_that_are_no_squares_is_stretched(tmp_path: Path, aspect: Fraction) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "wide.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = aspect
+        frame = av.VideoFrame.from_ndarray(np.zeros((32, 64, 3), np.uint8), format="rgb24")
+        container.mux([*stream.encode(frame), *stream.encode()])
+    assert read_frames(tmp_path / "wide.mp4", np.arange)[0].size == (int(64 * aspect), 32)
 
 
 def test_a_video_cut_without_new_encoding_gives_the_frames_that_a_player_shows(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_a_request_names_one_host(served: Client) -> None:
 @pytest.mark.parametrize("host", ["localhost:1234", "LOCALHOST", "localhost.", "127.0.0.2", "[::1]:80"])
 def test_loopback_names_are_the_page_s_own_at_any_port(served: Client, host: str) -> None:
     invented = {"X_Forwarded_Host": "evil.example", "X_Gradio_Server": "http://evil.example"}
-    answer = served.ask("GET", "/config", Host=host, Origin=f"http://{host}", **invented)
+    answer = served.ask("GET", "/config", None, Host=host, Origin=f"http://{host}", **invented)
     assert answer.status == 200
     assert "evil" not in answer.text
 

@@ -69,6 +69,18 @@ def test_the_terminal_shows_what_was_chosen_of_how_many() -> None:
     assert max(map(len, text.splitlines())) <= 120
 
 
+def test_a_note_starts_no_command_and_no_markup() -> None:
+    """It may hold what a run's folder says, which may come from someone else."""
+    hostile = "ours: warning: x\n\\input{/etc/passwd}\r<img src=x>"
+    methods = [make_method("ours", 0.6, 0, notes=[hostile]), make_method("other", 0.7, 9, commits={"a\n\\input{b}"})]
+    table = MethodTable.make("mini", methods, "ours", "test")
+    assert len(table.notes) == 2
+    latex = format_latex(table).splitlines()
+    assert latex[-2] == "% ours: warning: x \\input{/etc/passwd} <img src=x>"
+    assert not [line for line in latex if line.startswith("\\input")]
+    assert r"\<img src=x\>" in format_markdown(table)
+
+
 def test_what_a_table_should_not_be_read_without_is_below_it_in_every_form() -> None:
     methods = [
         make_method("ours", 0.6, 0, commits={"abc", "def"}, notes=["ours: warning: 3 clips | were left out"]),

@@ -168,6 +168,33 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     assert world.weights("reward", name) == world.weights("reward", "whole")
 
 
+@pytest.mark.parametrize("damage", ["fewer rows", "tensors as text"])
+def test_a_checkpoint_whose_other_files_do_not_fit_resumes_to_no_traceback(
+    world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    name = f"misfit-{damage[:5]}"
+    stop_at(4)
+    with pytest.raises(SystemExit):
+        world.train("pointwise", name, "safety.checkpoint_steps=1")
+    monkeypatch.undo()
+    folder = world.logs / "pointwise" / name
+    newest = max((folder / "checkpoints").glob("step-*"))
+    if damage == "fewer rows":
+        # Not made longer, which would fill it with zeros.
+        rows = (folder / "metrics.jsonl").read_bytes()
+        (folder / "metrics.jsonl").write_bytes(rows[:-10])
+        with pytest.raises(UserError, match=rf"metrics\.jsonl has {len(rows) - 10:,} bytes, and had {len(rows):,}"):
+            world.train("pointwise", name, "safety.checkpoint_steps=1")
+        assert (folder / "metrics.jsonl").read_bytes() == rows[:-10]
+        return
+    path = newest / "process-0.json"
+    write_json(path, read_json(path) | {"tensors": {}})
+    checksums = read_json(newest / "checksums.json")
+    write_json(newest / "checksums.json", checksums | {path.name: hashlib.sha256(path.read_bytes()).hexdigest()})
+    world.train("pointwise", name, "safety.checkpoint_steps=1")
+    assert world.weights("pointwise", name) == world.weights("pointwise", "whole")
+
+
 @pytest.mark.parametrize("part", ["weights", "exp_avg"])
 @pytest.mark.parametrize("shape", [None, (3, 3)])
 def test_a_checkpoint_of_another_model_is_refused(
