@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -31,13 +32,23 @@ from lr2ppo.files import (
     write_json,
 )
 from lr2ppo.runs.records import Finite, Record, Whole
-from lr2ppo.tensors import read_tensors
+from lr2ppo.tensors import check_tensors, read_tensors
 
 MODELS: dict[str, Any] = {"clip": CLIPModel, "siglip": SiglipModel}
 LABEL = "{label}"
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 PREPARATION = "preprocessor_config.json"
+# What is read of a config.
+SHAPE_KEYS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps"),
+    "projection_dim",
+)
+TEXT_KEYS = (
+    *SHAPE_KEYS,
+    *("vocab_size", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id", "projection_size"),
+)
+VISION_KEYS = (*SHAPE_KEYS, "image_size", "patch_size", "num_channels", "vision_use_head")
 IMAGE_PROCESSORS: dict[str, Any] = {"clip": CLIPImageProcessor, "siglip": SiglipImageProcessor}
 # What these processors take; other keys are about other models.
 PREPARATION_KEYS = (
@@ -65,9 +76,12 @@ class KeptScores(Record):
 class ZeroShotScorer(nn.Module):
     """A label's score is the mean over a clip's frames of the model's logit of the label's text and the frame."""
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, image_processor: Any, prompt: str = LABEL) -> None:
-        """`prompt` is the text of a label, which takes the place of `{label}` in it."""
+    def __init__(
+        self, model: Any, tokenizer: Tokenizer, image_processor: Any, source: Path, prompt: str = LABEL
+    ) -> None:
+        """`prompt` is the text of a label, which takes the place of `{label}` in it; `source` is for messages."""
         super().__init__()
+        self.source = source
         self.model = model.eval()
         self.tokenizer, self.image_processor, self.prompt = tokenizer, image_processor, prompt
 
@@ -81,40 +95,25 @@ class ZeroShotScorer(nn.Module):
         for name in (CONFIG, WEIGHTS, TOKENIZER, PREPARATION):
             if not (folder / name).is_file():
                 raise UserError(f"{folder}: found no {name}, wanted the folder of a CLIP or SigLIP model")
-        kind = _model_type(folder / CONFIG)
+        kind, config = _read_config(folder / CONFIG)
         transformers_logging.disable_progress_bar()
-        try:
+        with _read_by_transformers(folder):
+            tensors = _read_weights(folder / WEIGHTS, MODELS[kind], config)
             # Not from the folder, whose config may name weights elsewhere, and kernels to download.
-            tensors = {name: tensor.float() for name, tensor in read_tensors(folder / WEIGHTS).items()}
-            model, loaded = MODELS[kind].from_pretrained(
-                None,
-                config=MODELS[kind].config_class.from_pretrained(folder, local_files_only=True),
-                state_dict=tensors,
-                attn_implementation="eager",
-                output_loading_info=True,
-            )
-            # transformers casts them to the type that the config names.
-            model.float().load_state_dict(tensors, strict=False)
+            model = MODELS[kind].from_pretrained(None, config=config, state_dict=tensors, attn_implementation="eager")
             # transformers would build processors and tokenizers of any class that the folder names, some of which read
             # other files.
             image_processor = IMAGE_PROCESSORS[kind](**_read_preparation(folder / PREPARATION))
             tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-            _prepare(tokenizer, model.config.text_config, kind, folder)
+            _prepare(tokenizer, config.text_config, kind, folder)
             pixels = image_processor(images=[Image.new("RGB", (32, 16))], return_tensors="pt")["pixel_values"]
-        except (MemoryError, UserError):
-            raise
-        except Exception as error:
-            # transformers raises many types for files that do not fit.
-            raise UserError(f"{folder}: cannot be read by transformers: {error}; download the model again") from None
-        if absent := sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])]):
-            raise UserError(f"{folder / WEIGHTS}: found no {absent[0]} of the right shape; download the model again")
         side = model.config.vision_config.image_size
         if pixels.shape != (1, 3, side, side):
             found = " x ".join(map(str, pixels.shape[2:]))
             raise UserError(
                 f"{folder / PREPARATION}: prepares pictures of {found} pixels, its model takes {side} x {side}"
             )
-        return cls(model, tokenizer, image_processor, prompt)
+        return cls(model, tokenizer, image_processor, folder, prompt)
 
     @torch.inference_mode()
     def forward(self, frames: Sequence[Image.Image], labels: Sequence[str]) -> Tensor:
@@ -124,7 +123,8 @@ class ZeroShotScorer(nn.Module):
         if isinstance(self.model, SiglipModel):
             # As it is trained, which the tokenizer's file does not say of SigLIP 2.
             texts = [text.lower() for text in texts]
-        encoded = self.tokenizer.encode_batch(texts)
+        with _read_by_transformers(self.source):
+            encoded = self.tokenizer.encode_batch(texts)
         tokens = {"input_ids": torch.tensor([text.ids for text in encoded], device=device)}
         if isinstance(self.model, CLIPModel):
             tokens["attention_mask"] = torch.tensor([text.attention_mask for text in encoded], device=device)
@@ -163,16 +163,56 @@ def _read_preparation(path: Path) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key in PREPARATION_KEYS}
 
 
-def _model_type(config: Path) -> str:
-    """The kind of model that a config.json is of; raises `UserError` if it is none of `MODELS`."""
-    content = read_json_object(config)
+def _read_config(path: Path) -> tuple[str, Any]:
+    """Read the kind of a model, one of `MODELS`, and its shape; raises `UserError` if it is of another kind.
+
+    Only the shape is taken: other keys let transformers read other files, or download code.
+    """
+    content = read_json_object(path)
     kind = content.get("model_type")
-    if any("quantization_config" in part for part in (content, *content.values()) if isinstance(part, dict)):
-        # Some quantizers of transformers download code.
-        raise UserError(f"{config}: found quantization_config, wanted weights as they were trained; download those")
     if not isinstance(kind, str) or kind not in MODELS:
-        raise UserError(f"{config}: found model_type {show(kind)}, wanted {' or '.join(MODELS)}")
-    return kind
+        raise UserError(f"{path}: found model_type {show(kind)}, wanted {' or '.join(MODELS)}")
+    if any("quantization_config" in part for part in (content, *content.values()) if isinstance(part, dict)):
+        raise UserError(f"{path}: found quantization_config, wanted weights as they were trained; download those")
+    parts: dict[str, Any] = _plain(content, ("projection_dim",))
+    for part, keys in (("text_config", TEXT_KEYS), ("vision_config", VISION_KEYS)):
+        # CLIP's models of earlier versions have both.
+        for name in (part, f"{part}_dict") if kind == "clip" else (part,):
+            if isinstance(content.get(name), dict):
+                parts[name] = _plain(content[name], keys)
+    with _read_by_transformers(path):
+        return kind, MODELS[kind].config_class(**parts)
+
+
+def _plain(given: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: given[key] for key in keys if isinstance(given.get(key), int | float | str)}
+
+
+def _read_weights(path: Path, kind: Any, config: Any) -> dict[str, Tensor]:
+    """Read the tensors of a model in float32; raises `UserError` if one is missing or of another shape."""
+    found = read_tensors(path)
+    if config.text_config.num_hidden_layers + config.vision_config.num_hidden_layers > len(found):
+        raise UserError(
+            f"{path}: found {len(found)} tensors, fewer than its config has layers; download the model again"
+        )
+    with torch.device("meta"):
+        wanted = {name: tensor.shape for name, tensor in kind(config).state_dict().items()}
+    # Earlier versions also kept the numbers of the positions.
+    tensors = {name: tensor for name, tensor in found.items() if name in wanted}
+    check_tensors(wanted, tensors, path)
+    return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+@contextmanager
+def _read_by_transformers(source: Path) -> Iterator[None]:
+    """Within the context, what transformers and its tokenizers raise is raised as `UserError`."""
+    try:
+        yield
+    except (UserError, MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        # They raise many types for files that do not fit, and tokenizers one that is no Exception.
+        raise UserError(f"{source}: cannot be read by transformers: {error}; download the model again") from None
 
 
 def zero_shot_scores(

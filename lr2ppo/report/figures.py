@@ -1,6 +1,7 @@
 """The report's figures, as SVG text with the page's CSS colours, so that they follow light and dark mode."""
 
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -63,7 +64,9 @@ def draw(plot: Callable[[Axes], None], title: str, size: tuple[float, float] = S
         plot(axes)
         axes.set_title(title)
         stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+        # A character missing from the font is drawn as a box, which is enough.
+        with warnings.catch_warnings(action="ignore"):
+            figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]
     for colour, variable in VARIABLES.items():

@@ -42,6 +42,8 @@ WEIGHTS = Path("best", "config.json")
 EXPORTED = "config.json"
 # Key in finished.json of a run that was not trained here: the checkpoint that its weights were converted from.
 CONVERTED_FROM = "converted_from"
+# Key in finished.json: a fingerprint of the clips that its best weights were chosen on.
+VALIDATED_ON = "validated_on"
 # Keys that name the runs that a run starts from.
 SOURCES = sorted({key for stage in STAGES.values() for key in stage.sources})
 # Settings that say where a run is and how it is kept.

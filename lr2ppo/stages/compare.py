@@ -67,6 +67,7 @@ def run_comparison(config: CompareConfig) -> dict[str, list[Method]]:
     # The preset and the data may have changed meanwhile: all rows must be of the same.
     plan.check_unchanged()
     check_trained(missing)
+    plan.check_validations()
     shown = {
         (data, name): (max(attempts, key=Attempt.validation), len(attempts))
         for data, rows in plan.attempts.items()

@@ -13,7 +13,7 @@ from lr2ppo.config.load import config_leaves, load_config
 from lr2ppo.config.schema import CompareConfig, RowConfig, RunConfig
 from lr2ppo.errors import UserError
 from lr2ppo.files import file_fingerprint
-from lr2ppo.runs.lookup import PLACE_KEYS, SOURCES, read_finished
+from lr2ppo.runs.lookup import PLACE_KEYS, SOURCES, VALIDATED_ON, read_finished
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.stages.trainings import SEED, Training, belongs, settings_for
 from lr2ppo.training.run_folder import run_folder
@@ -59,6 +59,24 @@ class Plan:
         for path, fingerprint in self.contents.items():
             if _fingerprint(path) != fingerprint:
                 raise UserError(f"{path}: changed while runs were made; restore it, or run the same command again")
+
+    def check_validations(self) -> None:
+        """Raise `UserError` if runs that a row chooses from have figures of different validation clips.
+
+        Such as where features of some clips are missing, and `data.strict` is false.
+        """
+        for rows in self.attempts.values():
+            for name, attempts in rows.items():
+                for runs in zip(*(attempt.shown for attempt in attempts), strict=True):
+                    found = {run.name: (read_finished(run.folder) or {}).get(VALIDATED_ON) for run in runs}
+                    # Runs of earlier versions do not say it.
+                    first = {clips: run for run, clips in found.items() if clips is not None}
+                    if len(first) > 1:
+                        raise UserError(
+                            f"rows.{name}: {' and '.join(first.values())} chose their best steps on different "
+                            "validation clips, so their figures choose no value; make the clips of all its data usable "
+                            "(sh scripts/check_data.sh), or try fewer values"
+                        )
 
 
 def make_plan(config: CompareConfig) -> Plan:

@@ -7,6 +7,7 @@ from lr2ppo.config.load import dump_config, load_config
 from lr2ppo.errors import UserError
 from lr2ppo.files import check_no_links, write_json, write_text
 from lr2ppo.models.weights import Model, save_model
+from lr2ppo.runs.lock import lock_run
 from lr2ppo.runs.lookup import CONFIG, CONVERTED_FROM, FINISHED
 from lr2ppo.runs.stages import STAGES, stage_for_model
 from lr2ppo.training.provenance import describe_program
@@ -16,13 +17,10 @@ def write_converted_run(model: Model, source: Path, out: Path, preset: str, conf
     """Write a run's folder for a model that was read from `source`; `out` is `logs/<stage>/NAME` or its `best/`.
 
     Its data section is that of the stage's YAML file, by default `configs/<preset>/<stage>.yaml`, with as many frames
-    as the model takes. Returns the folder. Raises `UserError` if the run exists, if the folder belongs to a stage with
-    the other kind of model, or if the YAML file cannot be used.
+    as the model takes. Returns the folder. Raises `UserError` if the run exists or another process has locked it, if
+    the folder belongs to a stage with the other kind of model, or if the YAML file cannot be used.
     """
     folder = out.parent if out.name == "best" else out
-    if (folder / CONFIG).exists():
-        raise UserError(f"{folder}: found a run of this name already; use another OUT, or remove that folder")
-    check_no_links(out)
     kind, named = type(model).__name__, folder.resolve().parent.name
     stage = stage_for_model(kind, named)
     if named in STAGES and named != stage.name:
@@ -32,6 +30,11 @@ def write_converted_run(model: Model, source: Path, out: Path, preset: str, conf
         )
     shape = model.encoder.config
     config = load_config(config_file or Path("configs") / preset / f"{stage.name}.yaml", stage.name)
+    # Held until this process ends: writing the weights of a large model takes a while.
+    lock_run(folder)
+    if (folder / CONFIG).exists():
+        raise UserError(f"{folder}: found a run of this name already; use another OUT, or remove that folder")
+    check_no_links(out)
     found = {
         "name": folder.name,
         "logs": folder.parent.parent,

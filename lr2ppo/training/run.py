@@ -22,6 +22,7 @@ from lr2ppo.runs.lookup import (
     FINISHED,
     INPUTS,
     TRAINED_ON,
+    VALIDATED_ON,
     best_validation,
     read_trained_on,
     weights_fingerprint,
@@ -60,7 +61,7 @@ from lr2ppo.training.run_folder import (
     resolve_sources,
     run_folder,
 )
-from lr2ppo.training.trained_on import join_trained_on
+from lr2ppo.training.trained_on import clips_fingerprint, join_trained_on
 
 C = TypeVar("C", bound=RunConfig)
 Values = Mapping[str, float]
@@ -330,6 +331,7 @@ class TrainingRun(Generic[C]):
             "seconds": seconds,
             "peak_memory_gib": round(peak_memory_gib(), 2),
             "warnings": self._warnings,
+            VALIDATED_ON: clips_fingerprint(self.validation.clips),
             "finished": time.time(),
             **describe_program(),
             "machine": describe_machine(self.processes),

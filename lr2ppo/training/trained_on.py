@@ -1,9 +1,11 @@
 """Which clips a run, and those that it started from, were trained on: kept in its folder, as files may change."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lr2ppo.data.annotations import Clip, read_valid_clips
+from lr2ppo.data.annotations import Clip, graded, read_valid_clips
 from lr2ppo.files import file_fingerprint
 from lr2ppo.runs.lookup import read_data, read_inputs, read_run, read_trained_on, source_runs
 from lr2ppo.runs.records import TrainedOn
@@ -50,3 +52,9 @@ def _join(parts: Sequence[TrainedOn]) -> TrainedOn:
     selected_on = {clip for part in parts for clip in part.selected_on}
     unknown = {run for part in parts for run in part.unknown}
     return TrainedOn(clips=sorted(clips), unknown=sorted(unknown), selected_on=sorted(selected_on))
+
+
+def clips_fingerprint(clips: Iterable[Clip]) -> str:
+    """A fingerprint of clips with their labels and grades, in order."""
+    facts = [[clip.id, clip.labels, graded(clip).tolist()] for clip in clips]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -124,6 +124,12 @@ def edit_text(folder: Path, key: str, value: object) -> None:
     write_tensors(folder / "model.safetensors", tensors | {name: tensors[name][: content["text_config"]["vocab_size"]]})
 
 
+def break_normalizer(folder: Path) -> None:
+    """Let the tokenizers' library end in a panic."""
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    change_json("tokenizer.json", normalizer=normalizer)(folder)
+
+
 def drop_tensor(folder: Path) -> None:
     tensors = read_tensors(folder / "model.safetensors")
     tensors.pop(next(name for name in tensors if name.startswith("vision_model.encoder")))
@@ -151,9 +157,12 @@ def drop_tensor(folder: Path) -> None:
             change_json("preprocessor_config.json", size={"height": 16, "width": 16}, do_center_crop=False),
             "prepares pictures of 16 x 16 pixels, its model takes 32 x 32",
         ),
-        (drop_tensor, "found no vision_model.encoder.* of the right shape"),
+        (drop_tensor, r"vision_model\.encoder.*: is missing"),
         (lambda folder: edit_text(folder, "vocab_size", 5), "found the token 10, wanted at most 4"),
-        (lambda folder: edit_text(folder, "pad_token_id", None), "found None as its pad token"),
+        (lambda folder: edit_text(folder, "pad_token_id", -5), "found -5 as its pad token"),
+        (lambda folder: edit_text(folder, "num_hidden_layers", 10**9), "fewer than its config has layers"),
+        (lambda folder: edit_text(folder, "hidden_size", 2**20), "found shape"),
+        (break_normalizer, "cannot be read by transformers"),
     ],
 )
 def test_a_folder_that_is_no_such_model_is_refused(
@@ -292,6 +301,9 @@ def test_weights_that_a_config_names_elsewhere_are_not_read(folder: Path, tmp_pa
     index = {"metadata": {}, "weight_map": dict.fromkeys(read_tensors(folder / "model.safetensors"), "../victim/w")}
     (model / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     change_json("config.json", transformers_weights="model.safetensors.index.json")(model)
+    # Nor is another config that it names.
+    change_json("config.json", configuration_files=["config.1.0.json"])(model)
+    (model / "config.1.0.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     torch.testing.assert_close(ZeroShotScorer.load(model)(draw_frames(1), LABELS), wanted)
 
 

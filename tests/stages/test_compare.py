@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import yaml
 
@@ -200,6 +201,24 @@ def test_a_table_is_not_made_of_evaluations_of_different_clips(
     commands.clear()
     main(["compare", str(file)])
     assert commands == ["evaluate"]
+
+
+@pytest.mark.slow
+def test_a_value_is_not_chosen_by_figures_of_different_clips(
+    file: Path, commands: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copy(data / "clean_feat.h5", data / "some.h5")
+    with h5py.File(data / "some.h5", "a") as features:
+        del features["validation-3"]
+    row = {"stages": ["pointwise"], "settings": ["data.strict=false"]}
+    row["tune"] = {"data.features": ["clean_feat.h5", "some.h5"]}  # type: ignore[assignment]
+    write_set(tmp_path, seeds=[1], rows={"stage 1": {"stages": ["pointwise"]}, "tuned": row})
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(file)])
+    assert ended.value.code == 2
+    assert "chose their best steps on different validation clips" in capsys.readouterr().err
+    assert "evaluate" not in commands
 
 
 def test_settings_of_the_command_line_win_over_those_of_the_set(file: Path) -> None:

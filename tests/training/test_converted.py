@@ -1,5 +1,8 @@
 """A converted checkpoint is a run like any other."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +92,21 @@ def test_what_cannot_become_a_run_is_refused_and_leaves_nothing(tmp_path: Path) 
     convert("logs/pointwise/theirs")
     with pytest.raises(UserError, match="logs/pointwise/theirs: found a run of this name already"):
         convert("logs/pointwise/theirs/best")
+
+
+def test_a_name_that_a_training_owns_is_not_written_into() -> None:
+    folder = Path("logs/pointwise/owned")
+    program = f"from pathlib import Path; from lr2ppo.runs.lock import lock_run; lock_run(Path({str(folder)!r}))"
+    command = [sys.executable, "-c", f"{program}; print('locked', flush=True); input()"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"locked\n"
+        with pytest.raises(UserError, match="another run of this name is running"):
+            convert(str(folder))
+        owner.communicate(b"\n")
+    assert not folder.exists()
+    assert convert(str(folder)) == folder
 
 
 def test_the_yaml_file_may_be_given() -> None:
