@@ -15,6 +15,8 @@ from lr2ppo.report.figures import INK, MARKERS, MUTED, SERIES, STYLES, draw, sta
 from lr2ppo.report.page import open_template
 from lr2ppo.version import __version__
 
+# The distance of two methods at one place, of the whole axis.
+BESIDE = 0.012
 INCHES_PER_METHOD = 0.3
 WIDTH = 7.0
 
@@ -90,12 +92,16 @@ def draw_along(tables: Sequence[MethodTable], axis: str) -> str:
 
     def plot(axes: Axes) -> None:
         at = np.array([float(table.data) for table in tables])
-        for number, method in enumerate(tables[0].methods):
+        is_log = bool(at.min() > 0 and at.max() > 10 * at.min())
+        methods = tables[0].methods
+        for number, method in enumerate(methods):
+            # Side by side: intervals of equal places would hide each other.
+            aside = BESIDE * (number - (len(methods) - 1) / 2)
             found = [table.comparison.estimates[number]["ndcg"] for table in tables]
             means = np.array([estimate.mean for estimate in found])
             errors = [means - [estimate.low for estimate in found], [estimate.high for estimate in found] - means]
             axes.errorbar(
-                at,
+                at * (at.max() / at.min()) ** aside if is_log else at + np.ptp(at) * aside,
                 means,
                 errors,
                 marker=MARKERS[number % len(MARKERS)],
@@ -104,7 +110,7 @@ def draw_along(tables: Sequence[MethodTable], axis: str) -> str:
                 color=SERIES[number % len(SERIES)],
                 label=method.row.name,
             )
-        if at.min() > 0 and at.max() > 10 * at.min():
+        if is_log:
             axes.set_xscale("log")
         axes.set_xticks(at, [table.data for table in tables])
         axes.minorticks_off()
