@@ -30,10 +30,11 @@ def write_converted_run(model: Model, source: Path, out: Path, preset: str, conf
         )
     shape = model.encoder.config
     config = load_config(config_file or Path("configs") / preset / f"{stage.name}.yaml", stage.name)
+    _check_unused(folder)
     # Held until this process ends: writing the weights of a large model takes a while.
     lock_run(folder)
-    if (folder / CONFIG).exists():
-        raise UserError(f"{folder}: found a run of this name already; use another OUT, or remove that folder")
+    # A training may have ended just before.
+    _check_unused(folder)
     check_no_links(out)
     found = {
         "name": folder.name,
@@ -50,3 +51,8 @@ def write_converted_run(model: Model, source: Path, out: Path, preset: str, conf
     # Last: an incomplete folder is read as one with only weights, and can be written again.
     write_text(folder / CONFIG, text)
     return folder
+
+
+def _check_unused(folder: Path) -> None:
+    if (folder / CONFIG).exists():
+        raise UserError(f"{folder}: found a run of this name already; use another OUT, or remove that folder")
