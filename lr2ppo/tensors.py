@@ -27,15 +27,13 @@ TENSOR_FILES = "a safetensors file or a state dict saved with torch.save"
 STATE_DICT_NAMES = re.compile(
     r"collections OrderedDict|torch \w+Storage|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
 )
-# The operations of a pickle that name something.
-NAMING = ("GLOBAL",)
-# Those that number a value, and those that refer to it later.
+# The operations of a pickle that number a value, and those that refer to it later.
 NUMBERING, REFERRING = ("BINPUT", "LONG_BINPUT"), ("BINGET", "LONG_BINGET")
 # Those that make the key of a mapping.
 KEYS = ("BINUNICODE", "SHORT_BINSTRING", "BININT", "BININT1", "BININT2")
 # All that torch reads but some that no state dict has.
 PERMITTED = {
-    *(*NAMING, *NUMBERING, *REFERRING, *KEYS, "PROTO", "STOP", "MARK", "BINPERSID", "REDUCE", "BUILD"),
+    *(*NUMBERING, *REFERRING, *KEYS, "PROTO", "STOP", "MARK", "GLOBAL", "BINPERSID", "REDUCE", "BUILD"),
     *("NONE", "NEWTRUE", "NEWFALSE", "BINFLOAT", "LONG1", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
     *("EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "APPEND", "APPENDS"),
 }
@@ -169,7 +167,7 @@ def _check_old_file(file: IO[bytes], size: int) -> None:
     torch leaves the numbers of a storage that is not listed as its memory was.
     """
     for _ in range(3):
-        _check_names(file, size)
+        _check_operations(file, size)
     wanted = _read_storages(file, size).sizes.keys()
     listed = _Storages(_checked(file, size)).load()
     # Only texts, which compare at once.
@@ -258,7 +256,7 @@ def _directory_start(file: IO[bytes]) -> int:
     return int(third[-2])
 
 
-def _check_names(file: IO[bytes], size: int) -> None:
+def _check_operations(file: IO[bytes], size: int) -> None:
     """Read a pickle in a file of `size` bytes.
 
     Raises UnpicklingError if it has more than a state dict has, ValueError if it numbers more values than it can hold,
@@ -266,7 +264,7 @@ def _check_names(file: IO[bytes], size: int) -> None:
     """
     stack = _Stack()
     for operation, argument, _ in pickletools.genops(file):
-        if operation.name in NAMING and not STATE_DICT_NAMES.fullmatch(str(argument)):
+        if operation.name == "GLOBAL" and not STATE_DICT_NAMES.fullmatch(str(argument)):
             raise pickle.UnpicklingError(str(argument))
         if operation.name in NUMBERING and isinstance(argument, int) and argument > size:
             raise ValueError("it numbers more values than it holds")
@@ -317,9 +315,9 @@ class _Stack:
 
 
 def _checked(file: IO[bytes], size: int) -> IO[bytes]:
-    """Read the next pickle of a file and check it: see `_check_names`; return a copy of it."""
+    """Read the next pickle of a file and check it: see `_check_operations`; return a copy of it."""
     start = file.tell()
-    _check_names(file, size)
+    _check_operations(file, size)
     end = file.tell()
     file.seek(start)
     return BytesIO(file.read(end - start))

@@ -71,7 +71,7 @@ class Row:
 
     def run_means(self, metric: str) -> list[float]:
         """Each run's mean of a metric; NaN values are left out."""
-        return [_mean_without_nan(values) for values in self.values(metric)]
+        return [mean_without_nan(values) for values in self.values(metric)]
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,8 @@ def _estimate(values: Sequence[NDArray[np.float64]], shares_clips: bool, samples
     return mean_over_runs(np.array([own.mean() for own in values]))
 
 
-def _mean_without_nan(values: NDArray[np.float64]) -> float:
+def mean_without_nan(values: NDArray[np.float64]) -> float:
+    """The mean of the values that are not NaN; NaN without any."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) else NAN
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from lr2ppo.data.annotations import Clip, graded
 from lr2ppo.errors import UserError, show
-from lr2ppo.evaluation.comparison import METRIC_NAMES, ClipKey, Row, Run, name_rows
+from lr2ppo.evaluation.comparison import METRIC_NAMES, ClipKey, Row, Run, mean_without_nan, name_rows
 from lr2ppo.evaluation.metrics import CUTOFFS, chance_ndcg
 from lr2ppo.evaluation.scoring import Scores, pad_lists, ranking_metrics
 from lr2ppo.files import read_own_json, write_json
@@ -155,8 +155,8 @@ def measure_run(name: str, clips: Sequence[Clip], scores: Sequence[Scores]) -> R
 
 def mean_metrics(clips: Sequence[Clip], scores: Sequence[Scores]) -> dict[str, float]:
     """Return the mean of each metric over the clips that have it; those that none has are left out."""
-    known = {name: values[~np.isnan(values)] for name, values in ranking_metrics(clips, scores).items()}
-    return {name: float(values.mean()) for name, values in known.items() if len(values)}
+    means = {name: mean_without_nan(values) for name, values in ranking_metrics(clips, scores).items()}
+    return {name: mean for name, mean in means.items() if not np.isnan(mean)}
 
 
 def mean_of_last_step(folders: Sequence[Path], split: str) -> float | None:

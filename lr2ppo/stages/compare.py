@@ -163,8 +163,8 @@ def _evaluate_all(config: CompareConfig, evaluation: EvaluateConfig, attempts: I
     shown = {training.folder: training for attempt in attempts for training in attempt.shown}
     missing = _unevaluated(shown.values(), evaluation)
     _run_each("evaluate", missing, lambda training: training.evaluation(config.preset, config.split), config.parallel)
-    # Each evaluation read them at another time: all rows must be of the same.
-    if outdated := _unevaluated(shown.values(), evaluation):
+    # Each new evaluation read them at another time: all rows must be of the same.
+    if missing and (outdated := _unevaluated(shown.values(), evaluation)):
         raise UserError(
             f"{outdated[0].folder}: the data or the settings of evaluations changed while runs were evaluated; run the "
             "same command again"

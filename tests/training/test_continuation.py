@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,26 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     return arrange
 
 
+@pytest.fixture
+def leave_checkpoints(world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], list[Path]]:
+    """Stops a run, of which every step is a checkpoint, at its fourth; returns those kept, the newest last."""
+
+    def stop(stage: str, name: str) -> list[Path]:
+        stop_at(4)
+        with pytest.raises(SystemExit):
+            world.train(stage, name, "safety.checkpoint_steps=1")
+        monkeypatch.undo()
+        return sorted((world.logs / stage / name / "checkpoints").glob("step-*"))
+
+    return stop
+
+
+def seal(file: Path) -> None:
+    """Write the checksum of a changed file into its checkpoint, as someone would who makes a hostile one."""
+    path = file.parent / "checksums.json"
+    write_json(path, read_json(path) | {file.name: hashlib.sha256(file.read_bytes()).hexdigest()})
+
+
 # In stage 3, checkpoint 1 is between rollouts, 5 between the steps of an update, 8 right after an update.
 @pytest.mark.parametrize(
     ("stage", "moments"),
@@ -135,30 +156,27 @@ def test_a_run_whose_folder_is_removed_ends_and_does_not_train_into_nothing(
     "damage", ["a byte flipped", "", '{"seen": null}', '{"stored": {"rollouts": -1}}', "no state", "another's file"]
 )
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
-    world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
+    world: World,
+    leave_checkpoints: Callable[[str, str], list[Path]],
+    capsys: pytest.CaptureFixture[str],
+    damage: str,
 ) -> None:
     name = f"damaged-{hashlib.sha256(damage.encode()).hexdigest()[:8]}"
-    stop_at(4)
-    with pytest.raises(SystemExit):
-        world.train("reward", name, "safety.checkpoint_steps=1")
-    monkeypatch.undo()
-    kept = sorted((world.logs / "reward" / name / "checkpoints").glob("step-*"))
+    kept = leave_checkpoints("reward", name)
     assert [path.name for path in kept] == ["step-0000003-00000", "step-0000004-00000"]
     if damage == "a byte flipped":
         weights = kept[-1] / "-weights.safetensors"
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
         weights.write_bytes(content)
-    else:
-        # As someone would who makes a hostile checkpoint.
+    elif damage == "another's file":
         checksums, outside = read_json(kept[-1] / "checksums.json"), "../../config.yaml"
-        if damage == "another's file":
-            checksums[outside] = hashlib.sha256((kept[-1] / outside).read_bytes()).hexdigest()
-        else:
-            path = kept[-1] / ("state.json" if damage == "no state" else "process-0.json")
-            path.write_text("{}" if damage == "no state" else damage, encoding="utf-8")
-            checksums[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        checksums[outside] = hashlib.sha256((kept[-1] / outside).read_bytes()).hexdigest()
         write_json(kept[-1] / "checksums.json", checksums)
+    else:
+        path = kept[-1] / ("state.json" if damage == "no state" else "process-0.json")
+        path.write_text("{}" if damage == "no state" else damage, encoding="utf-8")
+        seal(path)
     capsys.readouterr()
     world.train("reward", name, "safety.checkpoint_steps=1")
     printed = capsys.readouterr().out
@@ -170,15 +188,10 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
 
 @pytest.mark.parametrize("damage", ["fewer rows", "tensors as text"])
 def test_a_checkpoint_whose_other_files_do_not_fit_resumes_to_no_traceback(
-    world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch, damage: str
+    world: World, leave_checkpoints: Callable[[str, str], list[Path]], damage: str
 ) -> None:
     name = f"misfit-{damage[:5]}"
-    stop_at(4)
-    with pytest.raises(SystemExit):
-        world.train("pointwise", name, "safety.checkpoint_steps=1")
-    monkeypatch.undo()
-    folder = world.logs / "pointwise" / name
-    newest = max((folder / "checkpoints").glob("step-*"))
+    newest, folder = leave_checkpoints("pointwise", name)[-1], world.logs / "pointwise" / name
     if damage == "fewer rows":
         # Not made longer, which would fill it with zeros.
         rows = (folder / "metrics.jsonl").read_bytes()
@@ -189,8 +202,7 @@ def test_a_checkpoint_whose_other_files_do_not_fit_resumes_to_no_traceback(
         return
     path = newest / "process-0.json"
     write_json(path, read_json(path) | {"tensors": {}})
-    checksums = read_json(newest / "checksums.json")
-    write_json(newest / "checksums.json", checksums | {path.name: hashlib.sha256(path.read_bytes()).hexdigest()})
+    seal(path)
     world.train("pointwise", name, "safety.checkpoint_steps=1")
     assert world.weights("pointwise", name) == world.weights("pointwise", "whole")
 
@@ -199,27 +211,19 @@ def test_a_checkpoint_whose_other_files_do_not_fit_resumes_to_no_traceback(
 @pytest.mark.parametrize("shape", [None, (3, 3)])
 def test_a_checkpoint_of_another_model_is_refused(
     world: World,
-    stop_at: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    leave_checkpoints: Callable[[str, str], list[Path]],
     part: str,
     shape: tuple[int, int] | None,
 ) -> None:
     name = f"other-{part}-{'shape' if shape else 'name'}"
-    stop_at(4)
-    with pytest.raises(SystemExit):
-        world.train("pointwise", name, "safety.checkpoint_steps=1")
-    monkeypatch.undo()
-    newest = max((world.logs / "pointwise" / name / "checkpoints").glob("step-*"))
+    newest = leave_checkpoints("pointwise", name)[-1]
     path = newest / f"-{part}.safetensors"
     tensors = read_tensors(path)
     first = next(iter(tensors))
     write_tensors(path, {("other" if each == first else each): tensor for each, tensor in tensors.items()})
     if shape:
         write_tensors(path, tensors | {first: torch.zeros(shape)})
-    checksums = read_json(newest / "checksums.json")
-    checksums[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    write_json(newest / "checksums.json", checksums)
+    seal(path)
     with pytest.raises(
         UserError, match=f"{newest.name}: does not fit this run: .*its {part} are not those of the model"
     ):
