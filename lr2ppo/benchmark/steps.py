@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from lr2ppo.config.schema import ModelConfig, PointwiseConfig, PPOConfig, RewardConfig
+from lr2ppo.config.schema import ModelConfig, PointwiseConfig, PPOConfig, PPOLoss, RewardConfig
 from lr2ppo.data.dataset import ClipBatch
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.evaluation.scoring import preference_rewards
@@ -18,9 +18,9 @@ from lr2ppo.models import LabelEncoder, PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import model_shapes, new_model
 from lr2ppo.ops.linear import FastLinear, use_fast_linear
 from lr2ppo.ops.memory import keep_freed_memory
-from lr2ppo.stages.frozen_reward import FrozenReward
+from lr2ppo.policies.frozen_reward import FrozenReward
+from lr2ppo.policies.partial_order import PairRollout, PartialOrderPolicy, pair_losses
 from lr2ppo.stages.pointwise import list_loss
-from lr2ppo.stages.ppo import PairRollout, PartialOrderPolicy, pair_losses
 from lr2ppo.training.learner import Learner
 
 # Of the stages that are published too.
@@ -109,8 +109,11 @@ def make_step(config: TimedConfig, trunk: ModelConfig, shape: Shape, processes: 
     vectors = None if plain else torch.randn(shape.clips * batch.labels.shape[1], trunk.width).numpy()
     frozen_reward = FrozenReward(frozen, [batch.labels.shape[1]] * shape.clips, vectors)
     actor = Learner(new_model(RelevanceRanker, trunk), config.train.actor, SCHEDULE, config.compute, processes)
-    critic = Learner(new_model(PartialOrderModel, trunk), config.train.critic, SCHEDULE, config.compute, processes)
-    policy = PartialOrderPolicy(actor, critic, frozen_reward, config.train, config.loss)
+    critic_optimizer = config.train.critic or config.train.actor
+    critic = Learner(new_model(PartialOrderModel, trunk), critic_optimizer, SCHEDULE, config.compute, processes)
+    # A run scores its clips by the start once, before its first step.
+    start = torch.zeros(batch.labels.shape, device=processes.device)
+    policy = PartialOrderPolicy(actor, critic, frozen_reward, lambda _: start, config.train, config.loss or PPOLoss())
     # As in an update of several steps, each of which needs a forward pass.
     policy.reuses_rollout = False
     make = step_ppo_plain if plain else step_ppo

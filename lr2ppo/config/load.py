@@ -111,10 +111,23 @@ def _apply_override(tree: dict[str, Any], override: str, schema: type[Section]) 
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
             raise UserError(f"{override}: {section} is {show(place)} in the config file, wanted a section of keys")
-    if last == "name" and sections and place.get("name") != value:
-        # The section's other keys belong to the loss named in the file.
-        place.clear()
+    if last == "name" and sections:
+        usual = getattr(schema.model_fields[sections[0]].default, "name", None)
+        if place.get("name", usual) != value:
+            # The section's other keys belong to the loss or the policy named in the file.
+            place.clear()
+            if sections == ["policy"]:
+                _remove(tree, PPOConfig.of_policy)
     place[last] = value
+
+
+def _remove(tree: dict[str, Any], keys: Sequence[str]) -> None:
+    """Remove the sections of these dotted keys, if they are there."""
+    for key in keys:
+        section, _, last = key.rpartition(".")
+        place = tree.get(section, {}) if section else tree
+        if isinstance(place, dict):
+            place.pop(last, None)
 
 
 def _explain(fault: Mapping[str, Any], schema: type[Section]) -> str:

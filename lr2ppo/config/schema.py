@@ -1,7 +1,7 @@
 """The settings of a run: one validated config per stage, from a YAML file and `key.sub=value` overrides."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -97,6 +97,8 @@ class ModelConfig(Section):
     width: Count
     heads: Count
     dropout: Annotated[Number, Field(ge=0.0, lt=1.0)]
+    # Whether a reward model adds to the score difference of the ranker that it starts from; earlier versions did not.
+    residual: bool = False
     # What a ranker does with the other labels of a clip; configs of earlier versions lack this key.
     context: Literal["none", "dlcm", "gsf", "setrank", "setrank_induced", "prm", "rankformer"] = "none"
     text_tokens: Count = 196
@@ -304,16 +306,69 @@ class PPOTraining(TrainingSettings):
     passes: Count
     dropout: Annotated[Number, Field(ge=0.0, lt=1.0)]
     actor: PPOOptimizer
-    critic: PPOOptimizer
+    # Only of the policy partial_order; null: as the actor's.
+    critic: PPOOptimizer | None = None
 
 
 class PPOLoss(Section):
-    weighting: Literal["batch", "pair"]
-    margin: Positive
-    reverse_below: Number
-    kl_weight: NotNegative
-    entropy_weight: NotNegative
-    value_clip: Positive
+    """The parameters of `ppo_losses`, with the published values as defaults."""
+
+    weighting: Literal["batch", "pair"] = "batch"
+    margin: Positive = 0.01
+    reverse_below: Number = -0.1
+    kl_weight: NotNegative = 0.001
+    entropy_weight: NotNegative = 0.001
+    value_clip: Positive = 0.5
+
+
+class PartialOrder(Section):
+    """The published policy; its parameters are in `loss`, its critic's optimizer in `train.critic`."""
+
+    name: Literal["partial_order"] = "partial_order"
+
+
+class Exact(Section):
+    """A policy over the two orders of a pair, whose expected advantage and gradient are computed exactly."""
+
+    name: Literal["exact"]
+    kl_weight: Positive = 0.1
+
+
+class SampledLists(Section):
+    """A Plackett-Luce policy over the orders of a list, which learns from sampled lists and their rewards."""
+
+    labels_per_list: Annotated[WholeNumber, Field(ge=2)] = 10
+    lists_per_clip: Count = 8
+    temperature: Positive = 1.0
+    kl_weight: NotNegative = 0.01
+    # Of a list: the mean over its pairs or the NDCG that the reward model expects, or the NDCG by the clips' grades.
+    reward: Literal["pairs", "ndcg", "grades"] = "pairs"
+
+
+class PlackettLuce(SampledLists):
+    name: Literal["plackett_luce"]
+    lists_per_clip: Annotated[WholeNumber, Field(ge=2)] = 8
+    ratio_clip: Positive = 0.2
+
+
+class GRPO(SampledLists):
+    name: Literal["grpo"]
+    lists_per_clip: Annotated[WholeNumber, Field(ge=2)] = 8
+    ratio_clip: Positive = 0.2
+
+
+class Reinforce(SampledLists):
+    name: Literal["reinforce"]
+
+
+PolicyConfig = Annotated[
+    Annotated[PartialOrder, Tag("partial_order")]
+    | Annotated[Exact, Tag("exact")]
+    | Annotated[PlackettLuce, Tag("plackett_luce")]
+    | Annotated[GRPO, Tag("grpo")]
+    | Annotated[Reinforce, Tag("reinforce")],
+    _name_or("partial_order"),
+]
 
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -358,6 +413,11 @@ class RunConfig(Section):
         """The annotation files in `data.root` that a run reads, by what they are for."""
         return {"train": self.data.train, "validation": self.data.validation}
 
+    @property
+    def reads_grades(self) -> bool:
+        """Whether the training clips must be graded though their stage reads no grades."""
+        return False
+
 
 class PointwiseConfig(RunConfig):
     """Stage 1."""
@@ -366,6 +426,12 @@ class PointwiseConfig(RunConfig):
     model: ModelConfig
     train: PointwiseTraining
     loss: RankingLoss
+
+    @model_validator(mode="after")
+    def _check_residual(self) -> Self:
+        if self.model.residual:
+            raise ValueError("model.residual: found True, wanted False: only reward models add to a ranker's scores")
+        return self
 
 
 class FinetuneConfig(RunConfig):
@@ -396,6 +462,8 @@ class RewardConfig(RunConfig):
     def _check_context(self) -> Self:
         if self.model.context != "none":
             raise ValueError(f"model.context: found {self.model.context}, wanted none: only rankers have a context")
+        if self.model.residual and self.ranker == "none":
+            raise ValueError("model.residual: found True with ranker none, wanted a ranker to add to")
         return self
 
 
@@ -412,11 +480,29 @@ class DistillConfig(RunConfig):
 class PPOConfig(RunConfig):
     """Stage 3; the models have the shapes of the runs it starts from."""
 
+    # Sections that belong to the policy which a file names: they leave with it.
+    of_policy: ClassVar = ("loss", "train.critic")
+
     stage: Literal["ppo"]
     ranker: str
     reward: str
     train: PPOTraining
-    loss: PPOLoss
+    # Configs of earlier versions lack this section.
+    policy: PolicyConfig = PartialOrder()
+    # Only of the policy partial_order; null: the published values.
+    loss: PPOLoss | None = None
+
+    @property
+    def reads_grades(self) -> bool:
+        return isinstance(self.policy, SampledLists) and self.policy.reward == "grades"
+
+    @model_validator(mode="after")
+    def _check_policy(self) -> Self:
+        if not isinstance(self.policy, PartialOrder):
+            for key, section in (("loss", self.loss), ("train.critic", self.train.critic)):
+                if section is not None:
+                    raise ValueError(f"{key}: is read only by policy.name=partial_order; remove it")
+        return self
 
 
 class EvaluateConfig(Section):

@@ -117,6 +117,21 @@ def random_pairs(clips: Sequence[Clip], pairs_per_clip: int, visits: int) -> Dra
     return draw
 
 
+def random_lists(clips: Sequence[Clip], labels_per_list: int, visits: int) -> Draw:
+    """Stage 3: every clip with at least two labels `visits` times, shuffled, each time with random labels of it."""
+    eligible = [clip for clip, item in enumerate(clips) if len(item.labels) > 1]
+
+    def draw(rng: np.random.Generator) -> list[ClipRequest]:
+        requests = []
+        for clip in rng.permutation(np.repeat(eligible, visits)).tolist():
+            labels = np.sort(rng.permutation(len(clips[clip].labels))[:labels_per_list])
+            none = np.empty((0, 2), dtype=np.int64)
+            requests.append(ClipRequest(clip, labels, pairs=none, seed=int(rng.integers(2**31))))
+        return requests
+
+    return draw
+
+
 def taking_turns(draw: Draw, other: Draw, clips: int) -> Draw:
     """A request of `draw`, one of `other`, and so on; the shorter is drawn again until it is as long.
 

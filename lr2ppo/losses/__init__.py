@@ -10,7 +10,16 @@ from torch import Tensor
 from lr2ppo.losses.listwise import listmle_loss, listnet_loss, softmax_loss
 from lr2ppo.losses.pairwise import lambdarank_loss, ndcg_loss2pp_loss, ranknet_loss
 from lr2ppo.losses.pointwise import ordinal_loss, smooth_l1_loss
-from lr2ppo.losses.policy import PPOLosses, ppo_losses
+from lr2ppo.losses.policy import (
+    ExactLosses,
+    PPOLosses,
+    clipped_policy_loss,
+    exact_policy_loss,
+    list_kl,
+    list_log_probabilities,
+    ppo_losses,
+    reinforce_loss,
+)
 from lr2ppo.losses.preference import (
     distillation_loss,
     dpo_loss,
@@ -24,9 +33,15 @@ __all__ = [
     "PREFERENCE_LOSSES",
     "RANKING_LOSSES",
     "RELATIVE_LOSSES",
+    "ExactLosses",
     "PPOLosses",
+    "clipped_policy_loss",
     "distillation_loss",
+    "exact_policy_loss",
+    "list_kl",
+    "list_log_probabilities",
     "ppo_losses",
+    "reinforce_loss",
     "smooth_l1_loss",
 ]
 

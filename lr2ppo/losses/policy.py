@@ -1,4 +1,4 @@
-"""Losses of stage 3, over the pairs of a rollout."""
+"""Losses of stage 3: over pairs, of the published and of the exact policy; over sampled lists."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,6 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lr2ppo.losses.reduction import Total, mean, this_process
+
+# The score of padding: minus infinity would give gradients that are not numbers.
+PADDING = -1e30
 
 
 @dataclass(frozen=True)
@@ -70,3 +73,87 @@ def ppo_losses(
     clipped_value = old_value + (value - old_value).clamp(-value_clip, value_clip)
     value_loss = mean(torch.maximum((clipped_value - returns) ** 2, (value - returns) ** 2), total)
     return PPOLosses(policy_loss, value_loss, rank_loss, kl, entropy, advantage, penalised_reward, reversed_order)
+
+
+@dataclass(frozen=True)
+class ExactLosses:
+    """The loss of the exact policy (scalar) and its terms (per pair)."""
+
+    policy_loss: Tensor
+    advantage: Tensor
+    kl_to_start: Tensor
+    first_probability: Tensor
+
+
+def exact_policy_loss(
+    *,
+    difference: Tensor,
+    start_difference: Tensor,
+    margin: Tensor,
+    kl_weight: float = 0.1,
+    total: Total = this_process,
+) -> ExactLosses:
+    """Compute minus the expected advantage of a policy over the two orders of a pair, and its KL to the start.
+
+    Shapes, all [pairs] float: difference, start_difference: the score of the pair's first label minus that of the
+    second, now and of the ranker that the actor starts from; margin: the reward of the order with the first label first
+    minus that of the other. `total` as in `ppo_losses`.
+    The policy puts the first label first with the probability sigmoid(difference) (Bradley and Terry 1952). A pair has
+    two orders, so with the mean of their rewards as baseline, expectation and gradient have closed forms. For
+    `kl_weight` tau, the best policy has the difference `start_difference + margin / tau` (as in Rafailov et al. 2023,
+    equation 4).
+    """
+    first = torch.sigmoid(difference)
+    advantage = (first - 0.5) * margin
+    kl = first * (difference - start_difference) + F.softplus(start_difference) - F.softplus(difference)
+    loss = mean(kl_weight * kl - advantage, total)
+    return ExactLosses(loss, advantage, kl, first)
+
+
+def list_log_probabilities(scores: Tensor, mask: Tensor) -> Tensor:
+    """Log probability of drawing labels in the order given, one after another, by their scores: [...].
+
+    Shapes: scores: [..., K] float, in the order of the list; mask: [..., K] bool, False on padding, which comes last
+    (Plackett 1975; Luce 1959).
+    """
+    scores = scores.masked_fill(~mask, PADDING)
+    left = scores.flip(-1).logcumsumexp(-1).flip(-1)
+    return (scores - left).masked_fill(~mask, 0.0).sum(-1)
+
+
+def list_kl(scores: Tensor, start_scores: Tensor, mask: Tensor) -> Tensor:
+    """Estimate KL(policy || start) of Plackett-Luce policies from sampled lists: [...].
+
+    Shapes as of `list_log_probabilities`: the scores now, and those of the start, in the order of the sampled list.
+    The exact KL of each choice is summed over the choices that the list makes, which varies less than the difference
+    of log probabilities.
+    """
+    labels = scores.shape[-1]
+    left = torch.ones(labels, labels, dtype=torch.bool, device=scores.device).triu() & mask.unsqueeze(-2)
+    # A row per choice; rows of padding have one label left, so that their KL is 0.
+    left = left | torch.eye(labels, dtype=torch.bool, device=scores.device)
+    now, start = (each.unsqueeze(-2).masked_fill(~left, PADDING).log_softmax(-1) for each in (scores, start_scores))
+    difference = (now - start).masked_fill(~left, 0.0)
+    return (now.exp() * difference).sum((-2, -1))
+
+
+def clipped_policy_loss(
+    log_probability: Tensor,
+    old_log_probability: Tensor,
+    advantage: Tensor,
+    ratio_clip: float = 0.2,
+    total: Total = this_process,
+) -> Tensor:
+    """PPO's clipped objective, negated: the mean over lists (Schulman et al. 2017, equation 7).
+
+    Shapes: all [lists] float; the log probabilities of sampled lists now and at the rollout. `total` as in
+    `ppo_losses`.
+    """
+    ratio = (log_probability - old_log_probability).exp()
+    clipped = ratio.clamp(1 - ratio_clip, 1 + ratio_clip)
+    return -mean(torch.minimum(ratio * advantage, clipped * advantage), total)
+
+
+def reinforce_loss(log_probability: Tensor, advantage: Tensor, total: Total = this_process) -> Tensor:
+    """REINFORCE's objective, negated: the mean over lists (Williams 1992). Shapes as of `clipped_policy_loss`."""
+    return -mean(log_probability * advantage, total)

@@ -39,7 +39,9 @@ class RelevanceRanker(nn.Module):
 class PartialOrderModel(nn.Module):
     """Score a sequence of a clip's labels, read in the given order (paper sections 3.3 and 3.4).
 
-    The reward model reads four slots: the pair as given, then the proposed order. The critic reads two: the pair.
+    The reward model reads four slots: the pair as given, then the proposed order. The critic reads two: the pair. With
+    `residual`, the reward of an order has half the score difference of its two labels added, by a score that starts as
+    the ranker's.
     """
 
     reads_whole_lists = False
@@ -50,6 +52,7 @@ class PartialOrderModel(nn.Module):
         self.slot_embedding = nn.Embedding(SLOTS, config.width)
         self.block = FusionBlock(config.width, config.heads, config.attention, config.dropout)
         self.score = Score(config.width)
+        self.label_score = Score(config.width) if config.residual else None
 
     def forward(self, text: Tensor, frames: Tensor, order: Tensor, **masks: Tensor | None) -> Tensor:
         """Score one order per clip, `[B, S]` label positions -> `[B]`, or N, `[B, N, S]` -> `[B, N]`; S <= 4.
@@ -68,4 +71,9 @@ class PartialOrderModel(nn.Module):
         slots = slots.flatten(0, 1)
         # Only the last slot is read, so only its query is computed.
         last = self.block(slots[:, -1:], slots)
-        return torch.view_copy(self.score(last), order.shape[:2])
+        rewards: Tensor = torch.view_copy(self.score(last), order.shape[:2])
+        if self.label_score is None or order.shape[-1] < SLOTS:
+            return rewards
+        scores: Tensor = self.label_score(vectors)
+        first, second = scores[clips, order[..., -2:]].unbind(-1)
+        return rewards + (first - second) / 2

@@ -1,17 +1,13 @@
 """Distillation: fit a ranker to the reward model's preferences between the labels of unannotated clips."""
 
-import torch
-from torch import Tensor
-
 from lr2ppo.config.schema import DistillConfig
-from lr2ppo.data.dataset import ClipBatch
 from lr2ppo.data.samplers import random_pairs
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.losses import distillation_loss
 from lr2ppo.losses.reduction import masked_mean
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
-from lr2ppo.stages.frozen_reward import FrozenReward, open_frozen_reward
+from lr2ppo.policies.frozen_reward import open_frozen_reward
 from lr2ppo.training.learner import Learner, count_steps
 from lr2ppo.training.run import TrainingRun
 
@@ -42,7 +38,7 @@ def train(config: DistillConfig, processes: Processes, fresh: bool) -> None:
         for batch in run.batches():
             with learner.autocast():
                 first, second = batch.pair_scores(learner.parallel(**batch.inputs())).unbind(-1)
-                margin = reward_margin(frozen_reward, batch)
+                margin = frozen_reward.margin(batch, batch.pairs)
                 loss = distillation_loss(
                     (first - second)[batch.pair_mask],
                     margin[batch.pair_mask],
@@ -58,10 +54,3 @@ def train(config: DistillConfig, processes: Processes, fresh: bool) -> None:
                 if run.evaluates:
                     run.record_ndcg()
                 run.save_checkpoint()
-
-
-def reward_margin(frozen_reward: FrozenReward, batch: ClipBatch) -> Tensor:
-    """Return the reward of each pair's order as given minus that of the other: [B, P]."""
-    orders = torch.cat([batch.pairs, batch.pairs.flip(-1)], dim=1)
-    as_given, reversed_order = frozen_reward(batch, orders).chunk(2, dim=1)
-    return as_given - reversed_order

@@ -53,15 +53,27 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
 
 
 def start_from_ranker(reward_model: PartialOrderModel, run: Path) -> None:
-    """Initialize the trunk from a ranker's run; raise `UserError` if its shape differs."""
+    """Initialize the trunk from a ranker's run; raise `UserError` if its shape differs.
+
+    A residual reward model starts as the ranker knows it: its rewards differ by the ranker's score differences.
+    """
     ranker = load_kind(run / "best", RelevanceRanker)
     wanted, found = reward_model.encoder.config, ranker.encoder.config
-    of_trunk = ModelConfig.model_fields.keys() - {"dropout", "context"}
+    of_trunk = ModelConfig.model_fields.keys() - {"dropout", "context", "residual"}
     differing = [
         key for key in ModelConfig.model_fields if key in of_trunk and getattr(wanted, key) != getattr(found, key)
     ]
     if differing:
         keys = ", ".join(f"model.{key} {getattr(found, key)!r} (here {getattr(wanted, key)!r})" for key in differing)
         raise UserError(f"ranker: {run} has another shape: {keys}; make them equal, or give ranker=none")
+    if wanted.residual and ranker.context is not None:
+        raise UserError(
+            f"ranker: {run} has model.context {found.context}, whose scores depend on the clip's other labels; a "
+            "residual reward model adds to a label's own score: start from another ranker, or set model.residual=false"
+        )
     with torch.no_grad():
         reward_model.encoder.load_state_dict(ranker.encoder.state_dict())
+        if reward_model.label_score is not None:
+            reward_model.label_score.load_state_dict(ranker.score.state_dict())
+            for weight in reward_model.score.parameters():
+                weight.zero_()

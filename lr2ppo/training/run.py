@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 from lr2ppo.config.schema import RunConfig
+from lr2ppo.data.annotations import Need
 from lr2ppo.data.dataset import ClipBatch, open_store
 from lr2ppo.data.features.encoders import write_features_file
 from lr2ppo.data.features.store import FeatureStore
@@ -97,7 +98,7 @@ def open_all(
     warning = check_encoders(sources.values(), store)
     if started is not None:
         check_resumable(started, config, store)
-    reads = STAGES[config.stage].reads
+    reads: Need = "grades" if config.reads_grades else STAGES[config.stage].reads
     files = {key: (name, reads if key == "train" else "grades") for key, name in config.annotations.items()}
     inputs = read(config.data, files, store, shape, processes)
     check_selects(inputs.datasets[1], config.data.root / config.data.validation)

@@ -114,11 +114,11 @@ def _check_known(started: Path, key: str, source: Path) -> None:
 def find_source(config: RunConfig, key: str, reference: str) -> Path | None:
     """Find the finished run that a run starts from, as `find_source_run`; None for `none`.
 
-    Raises `UserError` if there is none, or if a stage without a model in its config is given `none`.
+    Raises `UserError` if there is none, or if a stage is given `none` for what it cannot do without.
     """
     if reference != "none":
         return find_source_run(reference, STAGES[config.stage].sources[key], config.preset, config.logs)
-    if "model" not in type(config).model_fields:
+    if "model" not in type(config).model_fields and not (key == "reward" and config.reads_grades):
         raise UserError(f"{key}: found none, wanted newest, a name or a path: the run has its model from another")
     return None
 

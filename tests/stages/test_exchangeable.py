@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lr2ppo.config.load import load_config
-from lr2ppo.config.schema import PPOConfig, PPOTraining
+from lr2ppo.config.schema import PPOConfig
 from lr2ppo.data.annotations import SOURCE_TRAIN, Clip
 from lr2ppo.data.dataset import ClipBatch
 from lr2ppo.data.samplers import Draw, whole_clips
@@ -21,6 +21,7 @@ from lr2ppo.evaluation.metrics import chance_ndcg
 from lr2ppo.losses import PREFERENCE_LOSSES, RANKING_LOSSES
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import KINDS, load_kind
+from lr2ppo.policies.policy import Reward, StartScores
 from lr2ppo.stages import pointwise, ppo, reward
 from lr2ppo.stages.evaluate import evaluate
 from lr2ppo.training.learner import Learner
@@ -162,16 +163,22 @@ class RegressOnWins:
         self.learners: Mapping[str, Learner[Any]] = {"actor": actor}
         self.reward_model = reward_model.eval().requires_grad_(False)
 
-    @staticmethod
-    def draw(clips: Sequence[Clip], settings: PPOTraining) -> Draw:
+    @classmethod
+    def draw(cls, clips: Sequence[Clip], config: PPOConfig) -> Draw:
         return lambda rng: [whole_clips(clips)[clip] for clip in rng.permutation(len(clips))]
 
     @classmethod
     def open(
-        cls, run: TrainingRun[PPOConfig], ranker: RelevanceRanker, reward_model: PartialOrderModel, updates: int
+        cls,
+        run: TrainingRun[PPOConfig],
+        ranker: RelevanceRanker,
+        reward: Reward,
+        start_scores: StartScores,
+        updates: int,
     ) -> Self:
+        assert isinstance(reward, PartialOrderModel)
         settings = run.config.train.actor.model_copy(update={"learning_rate": 3e-3})
-        return cls(Learner(ranker, settings, updates, run.config.compute, run.processes), reward_model)
+        return cls(Learner(ranker, settings, updates, run.config.compute, run.processes), reward)
 
     def roll_out(self, batch: ClipBatch) -> Targets:
         with torch.no_grad():

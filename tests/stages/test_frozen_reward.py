@@ -13,7 +13,7 @@ from lr2ppo.data.samplers import EpochSampler, random_pairs, training_loader
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
 from lr2ppo.models import PartialOrderModel
-from lr2ppo.stages.frozen_reward import FrozenReward, open_frozen_reward
+from lr2ppo.policies.frozen_reward import FrozenReward, open_frozen_reward
 from tests.conftest import FRAMES, WIDTH
 
 FEATURES = "a fingerprint"

@@ -12,7 +12,8 @@ from lr2ppo.data import ClipDataset, FeatureStore, annotations, read_clips
 from lr2ppo.data.dataset import ClipRequest, collate
 from lr2ppo.data.samplers import EpochSampler, random_pairs, wrap_around
 from lr2ppo.distributed.processes import Processes
-from lr2ppo.stages.ppo import PairRollout, pack_rollouts, unpack_rollouts
+from lr2ppo.policies.partial_order import PairRollout
+from lr2ppo.stages.ppo import pack_rollouts, unpack_rollouts
 from lr2ppo.training.checkpoint import ProcessState
 from tests.conftest import FRAMES
 

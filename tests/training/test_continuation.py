@@ -23,7 +23,8 @@ from lr2ppo.distributed import signals as interruption
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
 from lr2ppo.files import read_json, write_json
-from lr2ppo.stages.ppo import PairRollout, pack_rollouts, unpack_rollouts
+from lr2ppo.policies.partial_order import PairRollout
+from lr2ppo.stages.ppo import pack_rollouts, unpack_rollouts
 from lr2ppo.tensors import read_tensors, write_tensors
 from lr2ppo.training.run import TrainingRun
 from tests.conftest import REPOSITORY

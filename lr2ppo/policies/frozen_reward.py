@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from lr2ppo.config.schema import Precision
+from lr2ppo.config.schema import PPOConfig, Precision
 from lr2ppo.data.dataset import ClipBatch, ClipDataset
 from lr2ppo.data.samplers import evaluation_loader, whole_clips
 from lr2ppo.distributed.processes import Processes, autocast, resolve_precision
+from lr2ppo.errors import UserError
 from lr2ppo.files import check_folder_inside, check_inside, write_atomically
 from lr2ppo.models import LabelEncoder, PartialOrderModel
 from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.tensors import fingerprint
+from lr2ppo.training.run import TrainingRun
 
 Vectors = NDArray[np.float32]
 CLIPS_AT_ONCE = 4
@@ -46,6 +48,30 @@ class FrozenReward:
         rows = self.first_row[batch.clips.cpu()].unsqueeze(1) + batch.labels.cpu()
         vectors = torch.from_numpy(self.vectors[rows.numpy()])
         return self.model.score_orders(vectors.to(order.device), order)
+
+    def margin(self, batch: ClipBatch, pairs: Tensor) -> Tensor:
+        """Return the reward of each pair's order as given minus that of the other order: [B, P, 2] -> [B, P].
+
+        It is the mean over both ways to show the pair.
+        """
+        swapped = pairs.flip(-1)
+        orders = [(pairs, pairs), (swapped, pairs), (pairs, swapped), (swapped, swapped)]
+        rewards = self(batch, torch.cat([torch.cat(order, -1) for order in orders], 1)).unflatten(1, (4, -1))
+        margin: Tensor = (rewards[:, :2] - rewards[:, 2:]).mean(1)
+        return margin
+
+
+def open_run_reward(run: TrainingRun[PPOConfig], reward: object) -> FrozenReward:
+    """Open the frozen reward of a run of stage 3; raises `UserError` if `reward` is no reward model."""
+    if not isinstance(reward, PartialOrderModel):
+        raise UserError(
+            f"policy.name: found {run.config.policy.name}, whose rewards are those of a reward model; for a function, "
+            "or for the clips' grades, choose plackett_luce, grpo or reinforce"
+        )
+    config, features = run.config, run.fingerprints["features"]
+    return open_frozen_reward(
+        reward, run.clips, features, run.processes, config.compute.precision, config.logs / "cache"
+    )
 
 
 def open_frozen_reward(

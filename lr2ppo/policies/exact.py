@@ -1,0 +1,98 @@
+"""The exact policy: a pair has two orders, so advantage, baseline and gradient need no sample and no critic."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from lr2ppo.config.schema import Exact, PPOConfig
+from lr2ppo.data.annotations import Clip
+from lr2ppo.data.dataset import ClipBatch
+from lr2ppo.data.samplers import Draw, random_pairs
+from lr2ppo.losses import exact_policy_loss
+from lr2ppo.models import RelevanceRanker
+from lr2ppo.policies.frozen_reward import FrozenReward, open_run_reward
+from lr2ppo.policies.policy import Reward, StartScores, open_learner
+from lr2ppo.training.learner import Learner
+from lr2ppo.training.run import TrainingRun
+
+
+@dataclass(frozen=True)
+class JudgedPairs:
+    """A rollout over the label pairs of a batch, without anything sampled.
+
+    margin [B, P]: the reward of a pair's order as shown minus that of the other; start_difference [B, P]: the start's
+    score of its first label minus that of the second.
+    """
+
+    batch: ClipBatch
+    margin: Tensor
+    start_difference: Tensor
+
+
+class ExactPolicy:
+    """Raise the expected advantage of each pair's two orders, at a cost for moving away from the start."""
+
+    rollout = JudgedPairs
+    shown = "advantage"
+
+    def __init__(
+        self,
+        actor: Learner[RelevanceRanker],
+        frozen_reward: FrozenReward,
+        start_scores: StartScores,
+        policy: Exact,
+    ) -> None:
+        self.actor, self.frozen_reward, self.start_scores = actor, frozen_reward, start_scores
+        self.learners: dict[str, Learner[Any]] = {"actor": actor}
+        self.kl_weight = policy.kl_weight
+
+    @classmethod
+    def draw(cls, clips: Sequence[Clip], config: PPOConfig) -> Draw:
+        return random_pairs(clips, config.train.pairs_per_clip, config.train.visits_per_epoch)
+
+    @classmethod
+    def open(
+        cls,
+        run: TrainingRun[PPOConfig],
+        ranker: RelevanceRanker,
+        reward: Reward,
+        start_scores: StartScores,
+        updates: int,
+    ) -> Self:
+        policy = run.config.policy
+        if not isinstance(policy, Exact):
+            raise TypeError(f"policy.name: found {policy.name}, wanted exact")
+        frozen_reward = open_run_reward(run, reward)
+        return cls(open_learner(run, ranker, run.config.train.actor, updates), frozen_reward, start_scores, policy)
+
+    def roll_out(self, batch: ClipBatch) -> JudgedPairs:
+        """Judge both orders of each pair by the reward model and by the start."""
+        first, second = batch.pair_scores(self.start_scores(batch)).unbind(-1)
+        with self.actor.autocast():
+            margin = self.frozen_reward.margin(batch, batch.pairs)
+        return JudgedPairs(batch, margin.float(), first - second)
+
+    def learn(self, rollout: JudgedPairs, is_first: bool) -> dict[str, float]:
+        """Make one step of the actor on a rollout; return values to log."""
+        self.actor.model.train()
+        with self.actor.autocast():
+            first, second = rollout.batch.pair_scores(self.actor.parallel(**rollout.batch.inputs())).unbind(-1)
+        losses = exact_policy_loss(
+            difference=(first - second).flatten(),
+            start_difference=rollout.start_difference.flatten(),
+            margin=rollout.margin.flatten(),
+            kl_weight=self.kl_weight,
+            total=self.actor.processes.all_reduce,
+        )
+        self.actor.step(losses.policy_loss, rollout.batch.ids)
+        means = {
+            "policy_loss": losses.policy_loss,
+            "advantage": losses.advantage,
+            "kl_to_start": losses.kl_to_start,
+            "agreement": ((first > second) == (rollout.margin > 0)).float(),
+        }
+        stacked = torch.stack([tensor.detach().float().mean() for tensor in means.values()])
+        return dict(zip(means, stacked.tolist(), strict=True))
