@@ -35,6 +35,15 @@ exec_stage() {
     launch "$@"
 }
 
+# starts_from STAGE SOURCE ARGUMENT...: whether the preset's stage starts from a run of this name of the stage SOURCE
+starts_from() {
+    from="^ranker: *$2/"
+    grep -q "$from" "configs/$PRESET/$1.yaml" || return 1
+    for argument in "$@"; do
+        case $argument in "ranker=$2/"* | ranker=none) return 1 ;; esac
+    done
+}
+
 # runs STAGE NAME SEED...: one row of a table of several seeds, STAGE/NAME-SEED,STAGE/NAME-SEED,...
 runs() {
     stage=$1

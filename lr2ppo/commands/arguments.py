@@ -74,6 +74,27 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides_argument(parser, "seed=1 train.epochs=3")
 
 
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fresh", action="store_true", help="remove an earlier run of this name and start again")
+    parser.add_argument(
+        "--max-restarts",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="restart failed processes up to N times, from the newest checkpoint (default 0)",
+    )
+
+
+def stage_names(text: str) -> list[str]:
+    """Parse comma-separated names of training stages."""
+    from lr2ppo.runs.stages import STAGES
+
+    names = text.split(",")
+    if not set(names) <= set(STAGES):
+        raise argparse.ArgumentTypeError(f"found {text!r}, wanted some of {', '.join(STAGES)}, separated by commas")
+    return [stage for stage in STAGES if stage in names]
+
+
 def add_overrides_argument(parser: argparse.ArgumentParser, example: str) -> None:
     # With a default, argparse does not list it as missing.
     parser.add_argument(

@@ -7,7 +7,7 @@ seed. Each run starts from those of its name, unless ranker= or reward= names an
 import argparse
 from pathlib import Path
 
-from lr2ppo.commands.arguments import add_overrides_argument, whole_numbers
+from lr2ppo.commands.arguments import add_overrides_argument, add_training_arguments, stage_names, whole_numbers
 from lr2ppo.distributed.signals import ended_by_interrupt
 from lr2ppo.errors import UserError
 
@@ -18,7 +18,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="name of the runs; with --seeds NAME-SEED")
     parser.add_argument("--preset", type=Path, required=True, metavar="FOLDER", help="YAML files, such as configs/mini")
     parser.add_argument("--seeds", type=whole_numbers, default=[], metavar="N,N,...", help="one run per seed")
-    add_overrides_argument(parser, "train.epochs=3 ppo:loss.margin=0.1")
+    parser.add_argument(
+        "--stages",
+        type=stage_names,
+        default=[],
+        metavar="STAGE,...",
+        help="only these stages (default: all that the preset's stage 3 needs)",
+    )
+    parser.add_argument("--no-evaluation", action="store_true", help="train only")
+    add_training_arguments(parser)
+    add_overrides_argument(parser, "train.epochs=3 ppo:train.passes=1")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -27,4 +36,15 @@ def run(arguments: argparse.Namespace) -> None:
     with ended_by_interrupt():
         from lr2ppo.stages.pipeline import run_pipeline
 
-    run_pipeline(arguments.name, arguments.preset, arguments.overrides, arguments.seeds)
+    options = ["--fresh"] * arguments.fresh
+    if arguments.max_restarts:
+        options.append(f"--max-restarts={arguments.max_restarts}")
+    run_pipeline(
+        arguments.name,
+        arguments.preset,
+        arguments.overrides,
+        arguments.seeds,
+        arguments.stages,
+        options,
+        evaluates=not arguments.no_evaluation,
+    )

@@ -6,7 +6,7 @@ A stopped run resumes when the same command is run again.
 import argparse
 from importlib import import_module
 
-from lr2ppo.commands.arguments import add_config_arguments, read_config, whole_number
+from lr2ppo.commands.arguments import add_config_arguments, add_training_arguments, read_config
 from lr2ppo.config.schema import TrainingConfig
 from lr2ppo.distributed.signals import ended_by_interrupt
 from lr2ppo.runs.stages import STAGES
@@ -17,14 +17,7 @@ EXAMPLE = "lr2ppo train pointwise --config configs/mini/pointwise.yaml name=demo
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("stage", choices=tuple(STAGES), metavar="STAGE", help=", ".join(STAGES))
     add_config_arguments(parser)
-    parser.add_argument("--fresh", action="store_true", help="remove an earlier run of this name and start again")
-    parser.add_argument(
-        "--max-restarts",
-        type=whole_number,
-        default=0,
-        metavar="N",
-        help="restart failed processes up to N times, from the newest checkpoint (default 0)",
-    )
+    add_training_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

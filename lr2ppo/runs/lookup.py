@@ -50,8 +50,9 @@ SOURCES = sorted({key for stage in STAGES.values() for key in stage.sources})
 PLACE_KEYS = ("logs", "device", "data.root", "data.workers", "safety.checkpoint_", "safety.keep")
 # Settings in which runs differ that are made the same way: their names and seeds, and where they ran.
 OWN_KEYS = ("name", "seed", "safety.", *PLACE_KEYS, *SOURCES)
-# Values of a config key that do not name a source run.
-NO_RUN = (None, "none", "newest")
+# Values of a config key that do not name a source run: none, the newest one, and the ranker of the reward model.
+NEWEST, OF_REWARD = "newest", "of_reward"
+NO_RUN = (None, "none", NEWEST, OF_REWARD)
 # The preset of published checkpoints, and its data section as in configs/lrmovienet.
 PUBLISHED_PRESET = "lrmovienet"
 PUBLISHED_DATA = {
@@ -175,7 +176,7 @@ def find_source_run(reference: str, stages: tuple[str, ...], preset: str, logs: 
     """
     stage = stages[0]
     command = f"PRESET={shlex.quote(preset)} sh {STAGES[stage].script} NAME"
-    if reference != "newest":
+    if reference != NEWEST:
         folder = find_run(reference, stages if Path(reference).parent.name else (stage,), logs)
         if read_finished(folder) is None:
             raise UserError(f"{folder}: this run has not finished; wait for it, or train another: {command}")

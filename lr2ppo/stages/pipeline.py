@@ -1,4 +1,4 @@
-"""Train and evaluate all stages of LR2PPO, also over seeds; finished runs are skipped, stopped runs resume."""
+"""Train and evaluate the stages of LR2PPO, also over seeds; finished runs are skipped, stopped runs resume."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -7,48 +7,73 @@ from pathlib import Path
 import torch
 
 from lr2ppo.config.load import load_config
-from lr2ppo.config.schema import EvaluateConfig, RunConfig
+from lr2ppo.config.schema import EvaluateConfig, RewardConfig, RunConfig
 from lr2ppo.distributed.commands import run_command
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
-from lr2ppo.runs.lookup import FINISHED
-from lr2ppo.runs.stages import LR2PPO
+from lr2ppo.runs.lookup import FINISHED, NEWEST, OF_REWARD
+from lr2ppo.runs.stages import LR2PPO, STAGES, Stage
 from lr2ppo.stages.evaluate import is_evaluated
 from lr2ppo.stages.trainings import SEED, Training, belongs, check_trained, settings_for
 from lr2ppo.terminal import say
 from lr2ppo.training.run_folder import find_source, run_folder
 
 SPLIT = "test"
+FRESH = "--fresh"
 
 
-def run_pipeline(name: str, preset: Path, settings: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[str]:
-    """Train and evaluate all stages of LR2PPO of the run NAME, or NAME-SEED for each seed, that are not finished.
+def run_pipeline(
+    name: str,
+    preset: Path,
+    settings: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    stages: Sequence[str] = (),
+    options: Sequence[str] = (),
+    evaluates: bool = True,
+) -> list[str]:
+    """Train and evaluate the stages of LR2PPO of the run NAME, or NAME-SEED for each seed, that are not finished.
 
-    A setting applies to every stage with its key, `STAGE:key=value` only to that stage; `{seed}` in it is replaced by
-    the seed. A run starts from those of the same name, unless `ranker` or `reward` is given. Returns the runs as
-    STAGE/NAME. Raises `UserError` before any run starts if a setting cannot be used, a given run is missing, or a
-    finished run has other settings or other data; exits with the exit code of a command that fails.
+    Without `stages`, all that the preset's stage 3 needs. A setting applies to every stage with its key,
+    `STAGE:key=value` only to that stage; `{seed}` in it is replaced by the seed. A run starts from those of the same
+    name, unless `ranker` or `reward` is given. `options` are those of `lr2ppo train`; with `--fresh`, finished runs are
+    trained again. Returns the runs as STAGE/NAME. Raises `UserError` before any run starts if a setting cannot be used,
+    a given run is missing, or a finished run has other settings or other data; exits with the exit code of a command
+    that fails.
     """
+    planned = [STAGES[stage] for stage in stages] or stages_of(preset)
     _check_own_keys(settings, seeds)
     evaluation: EvaluateConfig = load_config(preset / "evaluate.yaml", "evaluate", [f"split={SPLIT}"])
-    trainings = [training for run in _runs(name, seeds) for training in _plan(*run, preset, settings)]
+    trainings = [training for run in _runs(name, seeds) for training in _plan(*run, preset, planned, settings)]
     _check_sources(trainings)
+    if FRESH in options:
+        for training in trainings:
+            _start(*training.command(preset), *options)
+        return [training.name for training in trainings]
     finished = [training for training in trainings if training.is_finished]
     _check_finished(finished)
     for training in trainings:
         if training in finished:
             say(f"== {training.name}: finished already")
         else:
-            _start(*training.command(preset))
+            _start(*training.command(preset), *options)
     # The preset and the data may have changed meanwhile: the rows of a table must be of the same.
     check_trained(trainings)
     alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
-    for training in trainings:
+    for training in trainings if evaluates else ():
         if is_evaluated(training.folder, evaluation, training.config.data, alone):
             say(f"== {training.name}: evaluated already")
         else:
             _start(*training.evaluation(preset, SPLIT))
     return [training.name for training in trainings]
+
+
+def stages_of(preset: Path) -> list[Stage]:
+    """The stages that lead to the preset's stage 3, in training order.
+
+    Direct fine-tuning is one of them if the preset's reward model starts from a fine-tuned ranker.
+    """
+    reward: RewardConfig = load_config(preset / "reward.yaml", "reward")
+    return [stage for stage in STAGES.values() if stage.name in LR2PPO or reward.ranker.startswith(f"{stage.name}/")]
 
 
 def _runs(name: str, seeds: Sequence[int]) -> Iterator[tuple[str, list[str]]]:
@@ -64,24 +89,29 @@ def _check_own_keys(settings: Sequence[str], seeds: Sequence[int]) -> None:
     own = {"name": "its NAME"} | ({"seed": "--seeds"} if seeds else {})
     for setting in settings:
         prefix, colon, rest = setting.partition(":")
-        key = (rest if colon and prefix in LR2PPO else setting).partition("=")[0]
+        key = (rest if colon and prefix in STAGES else setting).partition("=")[0]
         if key in own:
             raise UserError(f"{setting}: the pipeline gives every run its {key}, by {own[key]}; remove this setting")
 
 
-def _plan(name: str, own: Sequence[str], preset: Path, settings: Sequence[str]) -> Iterator[Training]:
+def _plan(
+    name: str, own: Sequence[str], preset: Path, stages: Sequence[Stage], settings: Sequence[str]
+) -> Iterator[Training]:
     """Yield the training of each stage of a run, after its config is checked."""
     seed = own[0].partition("=")[2] if own else SEED
     given = [setting.replace(SEED, seed) for setting in settings]
-    unknown = [setting for setting in given if not any(belongs(setting, stage) for stage in LR2PPO.values())]
+    unknown = [setting for setting in given if not any(belongs(setting, stage) for stage in stages)]
     if unknown:
         # The first stage's message names the nearest key.
-        load_config(preset / "pointwise.yaml", "pointwise", [unknown[0].partition(":")[2] or unknown[0]])
+        load_config(preset / f"{stages[0].name}.yaml", stages[0].name, [unknown[0].partition(":")[2] or unknown[0]])
         raise UserError(f"{unknown[0]}: is not a setting of any stage")
-    for stage in LR2PPO.values():
-        # The given ones last, so that they win.
-        mine = [f"name={name}", *own, *(f"{key}={name}" for key in stage.sources)]
+    before: list[str] = []
+    for stage in stages:
+        # The last of those that it can start from; the given ones win, so they come last.
+        last = {key: [known for known in before if known in allowed][-1:] for key, allowed in stage.sources.items()}
+        mine = [f"name={name}", *own, *(f"{key}={found}/{name}" for key, names in last.items() for found in names)]
         mine += settings_for(stage, given)
+        before.append(stage.name)
         config: RunConfig = load_config(preset / f"{stage.name}.yaml", stage.name, mine)
         yield Training(stage, config, run_folder(config), mine)
 
@@ -94,8 +124,8 @@ def _check_sources(trainings: Sequence[Training]) -> None:
         for key, (usual, *_) in training.stage.sources.items():
             reference: str = getattr(config, key)
             places = {config.logs / usual / reference, config.logs / reference, Path(reference)}
-            # The newest is known once the run starts.
-            if reference != "newest" and not before & places:
+            # Others are known once the run starts.
+            if reference not in (NEWEST, OF_REWARD) and not before & places:
                 find_source(config, key, reference)
         before.add(training.folder)
 
@@ -115,8 +145,8 @@ def _check_finished(trainings: Sequence[Training]) -> None:
 def _sources(training: Training) -> list[Path]:
     """The folders of the runs of the same name that a run starts from."""
     name, logs = training.folder.name, training.config.logs
-    usual = {key: stages[0] for key, stages in training.stage.sources.items()}
-    return [logs / stage / name for key, stage in usual.items() if getattr(training.config, key) == name]
+    references = [getattr(training.config, key) for key in training.stage.sources]
+    return [logs / reference for reference in references if Path(reference).name == name and reference != name]
 
 
 def _start(*arguments: str) -> None:

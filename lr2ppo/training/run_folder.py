@@ -22,13 +22,17 @@ from lr2ppo.files import check_no_links, write_text
 from lr2ppo.runs.lock import lock_run
 from lr2ppo.runs.lookup import (
     FINISHED,
+    NEWEST,
     NO_RUN,
+    OF_REWARD,
     PLACE_KEYS,
     SOURCES,
+    explain_missing,
     find_source_run,
     read_inputs,
     read_run,
     read_settings,
+    source_runs,
     weights_fingerprint,
 )
 from lr2ppo.runs.stages import STAGES
@@ -87,11 +91,15 @@ def resolve_sources(config: C, started: Path | None) -> tuple[C, dict[str, Path]
     `UserError` if a run is missing or has not finished, or if a stage without a model in its config is given `none`.
     """
     kept = {} if started is None else read_run(started)
-    sources = {}
-    for key in STAGES[config.stage].sources:
+    sources: dict[str, Path] = {}
+    # A ranker that is the reward model's is known after it.
+    for key in sorted(STAGES[config.stage].sources, key=lambda key: getattr(config, key) == OF_REWARD):
         reference: str = getattr(config, key)
-        is_kept = reference == "newest" and key in kept
-        folder = find_source(config, key, kept[key] if is_kept else reference)
+        is_kept = reference in (NEWEST, OF_REWARD) and key in kept
+        if reference == OF_REWARD and not is_kept:
+            folder: Path | None = _ranker_of(sources.get("reward"))
+        else:
+            folder = find_source(config, key, kept[key] if is_kept else reference)
         if started is not None and folder is not None and is_kept:
             _check_known(started, key, folder)
         if folder is not None:
@@ -109,6 +117,18 @@ def _check_known(started: Path, key: str, source: Path) -> None:
             f"{started}: {key}: found {source}, which is in another folder, and it is not known which weights it had; "
             f"if the run shall start from it, give {key}={source}"
         )
+
+
+def _ranker_of(reward: Path | None) -> Path:
+    """The ranker that a reward model started from; raises `UserError` if there is none."""
+    if reward is None:
+        raise UserError(f"ranker: found {OF_REWARD}, but the run has no reward model; give ranker=RUN")
+    sources = source_runs(reward)
+    ranker = sources.get("ranker")
+    if ranker is None:
+        why = explain_missing(reward, "ranker") if "ranker" in sources else "it starts from none"
+        raise UserError(f"ranker: found {OF_REWARD}, the ranker that {reward} starts from, but {why}; give ranker=RUN")
+    return ranker
 
 
 def find_source(config: RunConfig, key: str, reference: str) -> Path | None:
