@@ -1,14 +1,15 @@
 #!/bin/sh
 # The mini benchmark's data for one seed: clips, tiny encoders and features. Existing ones are reused.
-# sh scripts/mini_data.sh SEED DATA
+# sh scripts/mini_data.sh SEED DATA [WORLD]   (WORLD: uniform, the default, or varied)
 set -eu
 CDPATH='' cd -- "$(dirname "$0")/.."
 . scripts/launch.sh
-if [ $# -ne 2 ]; then
-    usage "scripts/mini_data.sh SEED DATA" "sh scripts/mini_data.sh 2 data/mini-2"
+if [ $# -lt 2 ] || [ $# -gt 3 ]; then
+    usage "scripts/mini_data.sh SEED DATA [uniform|varied]" "sh scripts/mini_data.sh 2 data/varied-2 varied"
 fi
 seed=$1
 data=$2
+world=${3:-uniform}
 encoders=pretrained_models/$(basename "$data")
 
 step() { printf '\n== %s\n' "$1"; }
@@ -17,7 +18,7 @@ step "clips: $data"
 if [ -d "$data" ]; then
     echo "already exists"
 else
-    "$PYTHON" -m lr2ppo mini "$data" --seed "$seed"
+    "$PYTHON" -m lr2ppo mini "$data" --seed "$seed" --world "$world"
 fi
 
 step "encoders: $encoders"

@@ -19,6 +19,8 @@ SOURCE_TRAIN = "first_stage_data.json"
 TARGET_PAIRS = "first_second_data_pair/first_second_data_pair_10pct.json"
 # Other shares of the pairs of a clip, in percent.
 PAIRS_OF_SHARE = "first_second_data_pair/first_second_data_pair_{share}pct.json"
+# Clips and pairs a clip, such as 40x5.
+PAIRS_OF_REGIME = "first_second_data_pair/first_second_data_pair_{regime}.json"
 TARGET_TRAIN = "first_second_stage_data.json"
 VALIDATION = "val_data.json"
 TEST = "test_data.json"
