@@ -308,6 +308,8 @@ class PPOTraining(TrainingSettings):
     actor: PPOOptimizer
     # Only of the policy partial_order; null: as the actor's.
     critic: PPOOptimizer | None = None
+    # By how many standard errors weights must be better than the start's on validation; earlier versions lack this key.
+    standard_errors: NotNegative = 0.0
 
 
 class PPOLoss(Section):

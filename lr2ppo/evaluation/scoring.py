@@ -28,11 +28,15 @@ LOGGED_CASES = 3
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's results on validation clips: mean `metrics`; for display, `histograms` by name and scored `cases`."""
+    """A model's results on validation clips: mean `metrics`; for display, `histograms` by name and scored `cases`.
+
+    `ndcg` is a ranker's NDCG over whole lists, of each clip.
+    """
 
     metrics: dict[str, float]
     histograms: dict[str, Scores] = field(default_factory=dict)
     cases: list[tuple[Clip, Scores]] = field(default_factory=list)
+    ndcg: Scores = field(default_factory=lambda: np.empty(0))
 
 
 def score_clips(
@@ -184,6 +188,7 @@ def validation_ndcg(model: RelevanceRanker, dataset: ClipDataset, processes: Pro
         {name: float(metrics[name].mean()) for name in CUTOFFS},
         {f"validation_scores/grade {grade}": flat[grades == grade] for grade in np.unique(grades).tolist()},
         list(zip(dataset.clips[:LOGGED_CASES], scores[:LOGGED_CASES], strict=True)),
+        metrics["ndcg"],
     )
 
 

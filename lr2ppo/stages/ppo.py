@@ -1,6 +1,6 @@
 """Stage 3: improve the ranker (the actor) by rewards, with the policy that its config names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, collate
 from lr2ppo.data.samplers import wrap_around
 from lr2ppo.distributed.processes import Processes, autocast
 from lr2ppo.errors import UserError
-from lr2ppo.evaluation.scoring import score_clips
+from lr2ppo.evaluation.scoring import Scores, score_clips, validation_ndcg
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
 from lr2ppo.ops.linear import use_fast_linear
@@ -49,7 +49,9 @@ def train(
         models.append(source)
     batches = run.read(policy_type.draw(run.clips.clips, config), *models)
     updates = count_updates(batches, config)
-    policy = policy_type.open(run, ranker, source, score_start(run, ranker), updates)
+    start_scores, start_ndcg = evaluate_start(run, ranker)
+    may_select = partial(exceeds, start=start_ndcg, standard_errors=config.train.standard_errors)
+    policy = policy_type.open(run, ranker, source, start_scores, updates)
 
     rewarded_by = f"reward model {run.sources['reward']}" if "reward" in run.sources else "rewards without a model"
     sources = f"actor {run.sources['ranker']}, {rewarded_by}"
@@ -60,15 +62,21 @@ def train(
         if run.is_new:
             run.record_ndcg()
         if steps_made:
-            update(run, policy, rollouts, steps_made)
+            update(run, policy, rollouts, may_select, steps_made)
         for batch in run.batches():
             rollouts.append(policy.roll_out(batch))
             if len(rollouts) == config.train.batches_per_rollout:
-                update(run, policy, rollouts)
+                update(run, policy, rollouts, may_select)
             run.save_checkpoint(partial(pack_rollouts, rollouts, 0), len(rollouts))
 
 
-def update(run: TrainingRun[PPOConfig], policy: Policy[R], rollouts: list[R], steps_made: int = 0) -> None:
+def update(
+    run: TrainingRun[PPOConfig],
+    policy: Policy[R],
+    rollouts: list[R],
+    may_select: Callable[[Scores], bool],
+    steps_made: int = 0,
+) -> None:
     """Learn from the stored rollouts, then clear them; a run that resumes skips the steps already made."""
     steps = rollouts * run.config.train.passes
     for number in range(steps_made, len(steps)):
@@ -81,23 +89,35 @@ def update(run: TrainingRun[PPOConfig], policy: Policy[R], rollouts: list[R], st
     rollouts.clear()
     run.advance({policy.shown: values[policy.shown]})
     if run.evaluates:
-        run.record_ndcg()
+        run.record_ndcg(may_select)
 
 
-def score_start(run: TrainingRun[PPOConfig], ranker: RelevanceRanker) -> StartScores:
-    """Score all labels once by the ranker that the actor starts from, and look them up for each batch.
+def exceeds(found: Scores, start: Scores, standard_errors: float) -> bool:
+    """Whether the mean gain of clips' NDCG over the start's is so many standard errors above 0 (paired, `[clips]`).
+
+    Validation clips are few: of many steps, the best by a little is better by chance (Breiman et al. 1984).
+    """
+    gain = found - start
+    error = float(gain.std(ddof=1)) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
+    return float(gain.mean()) > standard_errors * error
+
+
+def evaluate_start(run: TrainingRun[PPOConfig], ranker: RelevanceRanker) -> tuple[StartScores, Scores]:
+    """Score all labels by the ranker that the actor starts from, to look them up, and its NDCG of validation clips.
 
     Frames in random order are those of evaluation.
     """
+    clips_at_once = run.config.train.clips_per_batch
     use_fast_linear(ranker).to(run.processes.device)
     with autocast(run.config.compute.precision, run.processes.device):
-        scores = score_clips(ranker, run.clips, run.processes, run.config.train.clips_per_batch)
+        scores = score_clips(ranker, run.clips, run.processes, clips_at_once)
+        start_ndcg = validation_ndcg(ranker, run.validation, run.processes, clips_at_once).ndcg
     table = pad_sequence([torch.from_numpy(own).float() for own in scores], batch_first=True)
 
     def look_up(batch: ClipBatch) -> Tensor:
         return table[batch.clips.cpu().unsqueeze(1), batch.labels.cpu()].to(batch.labels.device)
 
-    return look_up
+    return look_up, start_ndcg
 
 
 def count_updates(batches: int, config: PPOConfig) -> int:

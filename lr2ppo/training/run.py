@@ -16,7 +16,7 @@ from lr2ppo.data.samplers import Draw, EpochSampler, training_loader, whole_list
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.distributed.signals import StopRequest
 from lr2ppo.errors import UserError
-from lr2ppo.evaluation.scoring import Evaluation, validation_ndcg
+from lr2ppo.evaluation.scoring import Evaluation, Scores, validation_ndcg
 from lr2ppo.files import remove_partial_files, write_json
 from lr2ppo.models.weights import Model
 from lr2ppo.runs.lookup import (
@@ -234,12 +234,15 @@ class TrainingRun(Generic[C]):
         """Whether to evaluate after this step: every `train.evaluate_every` steps, and after the last."""
         return self.step % self.config.train.evaluate_every == 0 or self.step == self.steps
 
-    def record(self, evaluation: Evaluation) -> None:
-        """Log an evaluation with the means of the observed values since the last one; save the best weights."""
+    def record(self, evaluation: Evaluation, may_select: bool = True) -> None:
+        """Log an evaluation with the means of the observed values since the last one; save the best weights.
+
+        Without `may_select`, the weights are not the best, whatever their metric.
+        """
         self._store.check_unchanged()
         state, metric = self.state, evaluation.metrics[self.stage.selects]
         best_step_before = None if state.best is None else state.best_step
-        improved = state.best is None or metric > state.best
+        improved = state.best is None or (may_select and metric > state.best)
         if improved:
             state.best, state.best_step = metric, self.step
             self._model.save(self.folder / "best")
@@ -249,10 +252,14 @@ class TrainingRun(Generic[C]):
             self._run_log.record(self.step, seconds, means, evaluation, best_step_before, improved, left)
         self._progress.evaluated(metric, state.best)
 
-    def record_ndcg(self) -> None:
-        """Evaluate the run's model, a ranker, on the validation clips, and record the result."""
+    def record_ndcg(self, may_select: Callable[[Scores], bool] = lambda _: True) -> None:
+        """Evaluate the run's model, a ranker, on the validation clips, and record the result.
+
+        `may_select` says of the NDCG of each clip whether it may be that of the best weights.
+        """
         with self._model.unsharded() as model:
-            self.record(validation_ndcg(model, self.validation, self.processes, self.config.train.clips_per_batch))
+            found = validation_ndcg(model, self.validation, self.processes, self.config.train.clips_per_batch)
+            self.record(found, may_select(found.ndcg))
 
     def save_checkpoint(self, stored: Callable[[], ProcessState] = ProcessState, substep: int = 0) -> None:
         """Write a checkpoint if one is due; call it after each batch is fully processed.
