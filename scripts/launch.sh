@@ -35,12 +35,12 @@ exec_stage() {
     launch "$@"
 }
 
-# starts_from STAGE SOURCE ARGUMENT...: whether the preset's stage starts from a run of this name of the stage SOURCE
-starts_from() {
-    from="^ranker: *$2/"
-    grep -q "$from" "configs/$PRESET/$1.yaml" || return 1
+# fine_tunes ARGUMENT...: whether the preset's stage 3 starts from a fine-tuned ranker, and the arguments name no other
+# start of stage 2 than stage 1
+fine_tunes() {
+    grep -q '^ranker: *finetune/' "configs/$PRESET/ppo.yaml" || return 1
     for argument in "$@"; do
-        case $argument in "ranker=$2/"* | ranker=none) return 1 ;; esac
+        case $argument in ranker=finetune/* | ranker=none) return 1 ;; esac
     done
 }
 

@@ -50,9 +50,7 @@ SOURCES = sorted({key for stage in STAGES.values() for key in stage.sources})
 PLACE_KEYS = ("logs", "device", "data.root", "data.workers", "safety.checkpoint_", "safety.keep")
 # Settings in which runs differ that are made the same way: their names and seeds, and where they ran.
 OWN_KEYS = ("name", "seed", "safety.", *PLACE_KEYS, *SOURCES)
-# Values of a config key that do not name a source run: none, the newest one, and the ranker of the reward model.
-NEWEST, OF_REWARD = "newest", "of_reward"
-NO_RUN = (None, "none", NEWEST, OF_REWARD)
+NEWEST = "newest"
 # The preset of published checkpoints, and its data section as in configs/lrmovienet.
 PUBLISHED_PRESET = "lrmovienet"
 PUBLISHED_DATA = {
@@ -168,15 +166,25 @@ def read_settings(folder: Path) -> dict[str, Any]:
         return dict(config_leaves(tree))
 
 
+def is_newest(reference: object) -> bool:
+    """Whether a reference is `newest` or `STAGE/newest`: which run that is, is known when a run starts."""
+    return reference in (NEWEST, *(f"{stage}/{NEWEST}" for stage in STAGES))
+
+
+def names_run(reference: object) -> bool:
+    """Whether the value of a config key names a source run."""
+    return reference not in (None, "none") and not is_newest(reference)
+
+
 def find_source_run(reference: str, stages: tuple[str, ...], preset: str, logs: Path) -> Path:
     """Find a finished run to start from: `newest`, the last one trained on a preset, or a reference for `find_run`.
 
-    `newest` and NAME are runs of the first stage, STAGE/NAME and a path may be of any of them. Raises `UserError` if
-    there is none, or if it has not finished.
+    `newest` and NAME are runs of the first stage, `STAGE/newest`, STAGE/NAME and a path may be of any of them. Raises
+    `UserError` if there is none, or if it has not finished.
     """
-    stage = stages[0]
+    stage = next((each for each in stages if reference == f"{each}/{NEWEST}"), stages[0])
     command = f"PRESET={shlex.quote(preset)} sh {STAGES[stage].script} NAME"
-    if reference != NEWEST:
+    if not is_newest(reference):
         folder = find_run(reference, stages if Path(reference).parent.name else (stage,), logs)
         if read_finished(folder) is None:
             raise UserError(f"{folder}: this run has not finished; wait for it, or train another: {command}")
@@ -200,7 +208,7 @@ def source_runs(folder: Path) -> dict[str, Path | None]:
     it is not known which weights it had: see `explain_missing`.
     """
     config = read_run(folder)
-    keys = [key for key in STAGES[config["stage"]].sources if config.get(key) not in NO_RUN]
+    keys = [key for key in STAGES[config["stage"]].sources if names_run(config.get(key))]
     return {key: _source_run(folder, config, key) for key in keys}
 
 

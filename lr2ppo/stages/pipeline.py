@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from lr2ppo.config.load import load_config
-from lr2ppo.config.schema import EvaluateConfig, RewardConfig, RunConfig
+from lr2ppo.config.schema import EvaluateConfig, PPOConfig, RunConfig
 from lr2ppo.distributed.commands import run_command
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
-from lr2ppo.runs.lookup import FINISHED, NEWEST, OF_REWARD
+from lr2ppo.runs.lookup import FINISHED, is_newest
 from lr2ppo.runs.stages import LR2PPO, STAGES, Stage
 from lr2ppo.stages.evaluate import is_evaluated
 from lr2ppo.stages.trainings import SEED, Training, belongs, check_trained, settings_for
@@ -70,10 +70,10 @@ def run_pipeline(
 def stages_of(preset: Path) -> list[Stage]:
     """The stages that lead to the preset's stage 3, in training order.
 
-    Direct fine-tuning is one of them if the preset's reward model starts from a fine-tuned ranker.
+    Direct fine-tuning is one of them if the preset's stage 3 starts from a fine-tuned ranker.
     """
-    reward: RewardConfig = load_config(preset / "reward.yaml", "reward")
-    return [stage for stage in STAGES.values() if stage.name in LR2PPO or reward.ranker.startswith(f"{stage.name}/")]
+    ppo: PPOConfig = load_config(preset / "ppo.yaml", "ppo")
+    return [stage for stage in STAGES.values() if stage.name in LR2PPO or ppo.ranker.startswith(f"{stage.name}/")]
 
 
 def _runs(name: str, seeds: Sequence[int]) -> Iterator[tuple[str, list[str]]]:
@@ -105,15 +105,20 @@ def _plan(
         # The first stage's message names the nearest key.
         load_config(preset / f"{stages[0].name}.yaml", stages[0].name, [unknown[0].partition(":")[2] or unknown[0]])
         raise UserError(f"{unknown[0]}: is not a setting of any stage")
-    before: list[str] = []
     for stage in stages:
-        # The last of those that it can start from; the given ones win, so they come last.
-        last = {key: [known for known in before if known in allowed][-1:] for key, allowed in stage.sources.items()}
-        mine = [f"name={name}", *own, *(f"{key}={found}/{name}" for key, names in last.items() for found in names)]
+        file = load_config(preset / f"{stage.name}.yaml", stage.name)
+        sources = {key: _source_stage(getattr(file, key), allowed) for key, allowed in stage.sources.items()}
+        # The given ones last, so that they win.
+        mine = [f"name={name}", *own]
+        mine += [f"{key}={source}/{name}" for key, source in sources.items() if STAGES[source] in stages]
         mine += settings_for(stage, given)
-        before.append(stage.name)
         config: RunConfig = load_config(preset / f"{stage.name}.yaml", stage.name, mine)
         yield Training(stage, config, run_folder(config), mine)
+
+
+def _source_stage(reference: str, allowed: Sequence[str]) -> str:
+    """The stage of the run that a preset's key names: the usual one, unless it is `STAGE/newest`."""
+    return next((stage for stage in allowed if reference.startswith(f"{stage}/")), allowed[0])
 
 
 def _check_sources(trainings: Sequence[Training]) -> None:
@@ -125,7 +130,7 @@ def _check_sources(trainings: Sequence[Training]) -> None:
             reference: str = getattr(config, key)
             places = {config.logs / usual / reference, config.logs / reference, Path(reference)}
             # Others are known once the run starts.
-            if reference not in (NEWEST, OF_REWARD) and not before & places:
+            if not is_newest(reference) and not before & places:
                 find_source(config, key, reference)
         before.add(training.folder)
 

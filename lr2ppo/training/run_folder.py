@@ -22,17 +22,14 @@ from lr2ppo.files import check_no_links, write_text
 from lr2ppo.runs.lock import lock_run
 from lr2ppo.runs.lookup import (
     FINISHED,
-    NEWEST,
-    NO_RUN,
-    OF_REWARD,
     PLACE_KEYS,
     SOURCES,
-    explain_missing,
     find_source_run,
+    is_newest,
+    names_run,
     read_inputs,
     read_run,
     read_settings,
-    source_runs,
     weights_fingerprint,
 )
 from lr2ppo.runs.stages import STAGES
@@ -91,15 +88,11 @@ def resolve_sources(config: C, started: Path | None) -> tuple[C, dict[str, Path]
     `UserError` if a run is missing or has not finished, or if a stage without a model in its config is given `none`.
     """
     kept = {} if started is None else read_run(started)
-    sources: dict[str, Path] = {}
-    # A ranker that is the reward model's is known after it.
-    for key in sorted(STAGES[config.stage].sources, key=lambda key: getattr(config, key) == OF_REWARD):
+    sources = {}
+    for key in STAGES[config.stage].sources:
         reference: str = getattr(config, key)
-        is_kept = reference in (NEWEST, OF_REWARD) and key in kept
-        if reference == OF_REWARD and not is_kept:
-            folder: Path | None = _ranker_of(sources.get("reward"))
-        else:
-            folder = find_source(config, key, kept[key] if is_kept else reference)
+        is_kept = is_newest(reference) and key in kept
+        folder = find_source(config, key, kept[key] if is_kept else reference)
         if started is not None and folder is not None and is_kept:
             _check_known(started, key, folder)
         if folder is not None:
@@ -119,18 +112,6 @@ def _check_known(started: Path, key: str, source: Path) -> None:
         )
 
 
-def _ranker_of(reward: Path | None) -> Path:
-    """The ranker that a reward model started from; raises `UserError` if there is none."""
-    if reward is None:
-        raise UserError(f"ranker: found {OF_REWARD}, but the run has no reward model; give ranker=RUN")
-    sources = source_runs(reward)
-    ranker = sources.get("ranker")
-    if ranker is None:
-        why = explain_missing(reward, "ranker") if "ranker" in sources else "it starts from none"
-        raise UserError(f"ranker: found {OF_REWARD}, the ranker that {reward} starts from, but {why}; give ranker=RUN")
-    return ranker
-
-
 def find_source(config: RunConfig, key: str, reference: str) -> Path | None:
     """Find the finished run that a run starts from, as `find_source_run`; None for `none`.
 
@@ -147,7 +128,7 @@ def check_resumable(folder: Path, config: RunConfig, store: FeatureStore) -> Non
     """Raise `UserError` if a run started with other settings, or with features of other encoders, than it has now."""
     before, now = read_settings(folder), dict(config_leaves(config.model_dump(mode="json")))
     # The runs that it started from may have moved.
-    compared_by_weights = {key for key in SOURCES if key in read_inputs(folder) and now.get(key) not in NO_RUN}
+    compared_by_weights = {key for key in SOURCES if key in read_inputs(folder) and names_run(now.get(key))}
     # What a finished run was trained with cannot change.
     may_change = PLACE_KEYS if (folder / FINISHED).is_file() else CHANGEABLE_KEYS
     differing = [

@@ -1,4 +1,4 @@
-"""Stage 3 starts from the ranker of its reward model, and leaves it only for weights that are clearly better."""
+"""Stage 3 may start from a fine-tuned ranker, and leaves its start only for weights that are clearly better."""
 
 import json
 from collections.abc import Callable
@@ -55,21 +55,18 @@ def test_a_residual_reward_model_starts_with_its_rankers_preferences_and_learns_
 
 
 @pytest.mark.slow
-def test_stage_3_takes_the_ranker_that_its_reward_model_started_from(
+def test_stage_3_starts_from_the_newest_fine_tuned_ranker_if_it_is_named_so(
     alone: Processes, tiny_overrides: Overrides
 ) -> None:
     logs = run_pointwise(alone, tiny_overrides()).logs
+    run_reward(alone, tiny_overrides())
+    settings = ("ranker=finetune/newest", "policy.name=exact", "train.epochs=1", "train.actor.learning_rate=0")
+    with pytest.raises(UserError, match=r"found no finished finetune run .* train one first: .* sh finetune.sh NAME"):
+        run_ppo(alone, tiny_overrides(*settings))
     run_finetune(alone, tiny_overrides("ranker=a"))
-    run_reward(alone, tiny_overrides("ranker=finetune/a", "train.epochs=1"))
-    run_reward(alone, tiny_overrides("ranker=none", "train.epochs=1"), "alone")
-    settings = ("ranker=of_reward", "policy.name=exact", "train.epochs=1", "train.actor.learning_rate=0")
-    run_ppo(alone, tiny_overrides(*settings, "reward=a"))
+    run_ppo(alone, tiny_overrides(*settings))
     start, found = weights(logs / "finetune" / "a"), weights(logs / "ppo" / "a")
     assert all(torch.equal(start[name], found[name]) for name in start)
-    with pytest.raises(
-        UserError, match=r"ranker: found of_reward, .*reward/alone starts from, but it starts from none"
-    ):
-        run_ppo(alone, tiny_overrides(*settings, "reward=alone"), "without")
 
 
 @pytest.mark.slow
