@@ -109,8 +109,10 @@ class VariedWorld:
         frames = int(rng.integers(1, MOST_FRAMES + 1))
         images, visible = draw_frames(self.things, candidates, present, frames, scene, name, root, rng)
         names = tuple(NOUNS[noun] for noun in candidates)
-        # Only in the target does a mention hint at what is in the picture.
-        told = tell(names, scene, present if domain == "target" else np.arange(labels), rng)
+        # If the source named any label alike often, a mention would still hint at a high grade: in short lists more
+        # labels are mentioned and more are visible.
+        absent = np.setdiff1d(np.arange(labels), present)
+        told = tell(names, scene, absent if domain == "source" else present, rng)
         salience = {"source": source_salience(visible), "target": target_salience(visible, told)}
         scales = SCALES[domain]
         return Clip(

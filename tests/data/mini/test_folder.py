@@ -2,11 +2,13 @@
 
 import hashlib
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from lr2ppo.cli import main
 from lr2ppo.data import annotations
 from lr2ppo.data.annotations import Need, graded, read_clips
 from lr2ppo.data.mini import WORLDS, write_mini, write_table
@@ -23,6 +25,7 @@ FILES: dict[str, tuple[str, Need, int]] = {
 }
 # Of the annotation files of seed 7 as they were before there was another world.
 UNIFORM_FINGERPRINT = "71553e3ee1586c3e7e087d15e2392b443b830c574e82b7ec48c23ce073c79213"
+REGIMES_FINGERPRINT = "5eee675d8b6b5f6f42c2826f3e6fa05739681c990f844f59f7e16dfcb014e522"
 
 
 @pytest.fixture(scope="module", params=WORLDS)
@@ -39,6 +42,10 @@ def world(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def contents(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
 
 
 def test_the_same_seed_writes_the_same_bytes(name: str, world: Path, tmp_path: Path) -> None:
@@ -117,11 +124,10 @@ def test_a_smaller_share_of_annotated_pairs_is_part_of_a_larger_one(world: Path)
 
 def test_the_uniform_world_is_what_it_was(tmp_path: Path) -> None:
     write_mini(tmp_path, seed=7, sizes=SIZES)
-    content = hashlib.sha256()
-    for path in sorted(tmp_path.rglob("*.json")):
-        if "x" not in path.stem.removeprefix("first_second_data_pair_"):
-            content.update(path.read_bytes())
-    assert content.hexdigest() == UNIFORM_FINGERPRINT
+    regimes = set(tmp_path.rglob("first_second_data_pair_*x*.json"))
+    assert len(regimes) == 4
+    assert fingerprint(set(tmp_path.rglob("*.json")) - regimes) == UNIFORM_FINGERPRINT
+    assert fingerprint(regimes) == REGIMES_FINGERPRINT
 
 
 def test_a_table_has_a_row_for_each_label(name: str, tmp_path: Path) -> None:
@@ -129,3 +135,9 @@ def test_a_table_has_a_row_for_each_label(name: str, tmp_path: Path) -> None:
     header, *rows = (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()
     assert header == "clip,frames,description,label,grade"
     assert {row.split(",")[0] for row in rows} == {"clip-000", "clip-001", "clip-002"}
+
+
+def test_the_command_writes_the_world_it_names(name: str, world: Path, tmp_path: Path) -> None:
+    sizes = [f"--{split}={size}" for split, size in SIZES.items()]
+    main(["mini", str(tmp_path / "made"), "--seed=7", f"--world={name}", *sizes])
+    assert contents(tmp_path / "made") == contents(world)

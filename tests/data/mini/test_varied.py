@@ -130,6 +130,15 @@ def test_descriptions_say_what_counts(drawn: dict[str, list[Drawn]]) -> None:
     assert kinds == {False, True}
 
 
+def test_only_the_targets_mentions_hint_at_grades(drawn: dict[str, list[Drawn]]) -> None:
+    gains = {}
+    for split in ("source", "training"):
+        grades = np.concatenate([graded(one.clip) for one in drawn[split]])
+        said = np.concatenate([one.told.headline | one.told.later for one in drawn[split]])
+        gains[split] = grades[said].mean() - grades[~said].mean()
+    assert gains["source"] < 0.1 < 0.8 < gains["training"]
+
+
 def test_texts_fit_the_tiny_encoder(drawn: dict[str, list[Drawn]]) -> None:
     clips = [one.clip for one in itertools.chain(*drawn.values())]
     captions = [f"a picture of a {one} and a {other} on the sand" for one, other in itertools.pairwise(NOUNS)]
