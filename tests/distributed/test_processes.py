@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from lr2ppo.distributed.processes import Processes, join_processes
-from lr2ppo.runs.lookup import METRICS
+from lr2ppo.evaluation.relevance import relevance_probabilities
+from lr2ppo.runs.lookup import METRICS, read_calibration
 from tests.conftest import REPOSITORY
 from tests.helpers.parallel_training import train_all
 from tests.helpers.workspace import Workspace
@@ -69,6 +71,18 @@ def test_two_processes_train_the_model_that_one_trains_on_batches_of_twice_the_s
     difference = torch.stack([(two[name] - one[name]).double().norm() for name in one]).norm()
     size = torch.stack([tensor.double().norm() for tensor in one.values()]).norm()
     assert difference / size < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("stage", ["pointwise", "finetune"])
+def test_two_processes_fit_the_probabilities_that_one_fits(parallel_logs: Path, stage: str, strategy: str) -> None:
+    one, two = (read_calibration(parallel_logs / stage / name) for name in ("one", strategy))
+    assert one is not None
+    assert two is not None
+    scores = np.linspace(one.mean - 2 * one.deviation, one.mean + 2 * one.deviation, 9)
+    wanted = relevance_probabilities(one, scores)
+    np.testing.assert_allclose(relevance_probabilities(two, scores), wanted, atol=1e-3)
 
 
 @pytest.mark.slow
