@@ -184,7 +184,7 @@ def test_the_page_shows_how_reliable_the_probabilities_are_of_runs_that_have_som
     section = text[text.index('<section id="probabilities">') :].partition("</section>")[0]
     assert section.count("<svg") == 1
     assert "pointwise/a: calibration error 0.123" in section
-    assert "Brier score 0.234, lower is better, 0.240 if" in section
+    assert "Brier score 0.234, and 0.240 if" in section
     # Evaluated by an earlier version.
     text = write_report(find_rows(["ppo/a", "reward/a"], copied), "test", tmp_path / "page.html").read_text("utf-8")
     assert "probabilities" not in text
