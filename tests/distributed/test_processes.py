@@ -7,13 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from lr2ppo.distributed.processes import Processes, join_processes
-from lr2ppo.evaluation.relevance import relevance_probabilities
 from lr2ppo.runs.lookup import METRICS, read_calibration
 from tests.conftest import REPOSITORY
 from tests.helpers.parallel_training import train_all
@@ -75,14 +73,12 @@ def test_two_processes_train_the_model_that_one_trains_on_batches_of_twice_the_s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("stage", ["pointwise", "finetune"])
-def test_two_processes_fit_the_probabilities_that_one_fits(parallel_logs: Path, stage: str, strategy: str) -> None:
-    one, two = (read_calibration(parallel_logs / stage / name) for name in ("one", strategy))
+def test_two_processes_fit_the_probabilities_that_one_fits(parallel_logs: Path, strategy: str) -> None:
+    one, two = (read_calibration(parallel_logs / "finetune" / name) for name in ("one", strategy))
     assert one is not None
     assert two is not None
-    scores = np.linspace(one.mean - 2 * one.deviation, one.mean + 2 * one.deviation, 9)
-    wanted = relevance_probabilities(one, scores)
-    np.testing.assert_allclose(relevance_probabilities(two, scores), wanted, atol=1e-3)
+    # The biases of `SHIFTS` shift all scores, and with them their mean.
+    assert two.model_dump(exclude={"mean"}) == pytest.approx(one.model_dump(exclude={"mean"}), rel=1e-4)
 
 
 @pytest.mark.slow
