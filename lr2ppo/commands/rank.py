@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     frames = arguments.frames[0] if len(arguments.frames) == 1 else arguments.frames
     ranked = ranker.rank(frames, split_labels(arguments.labels), arguments.description)
     if arguments.json:
-        rows = [{"label": each.label, "score": each.score} for each in ranked]
+        rows = [{"label": each.label, "score": each.score, "probability": each.probability} for each in ranked]
         print(json.dumps({"run": ranker.name, "by": arguments.by, "ranked": rows}, ensure_ascii=False))  # noqa: T201 (exact)
         return
     is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")

@@ -10,7 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from lr2ppo.inference.labels import RankedLabel
+from lr2ppo.inference.labels import RankedLabel, format_probability
 from lr2ppo.inference.ranker import LabelRanker
 from lr2ppo.runs.stages import STAGES
 
@@ -43,12 +43,16 @@ class Result:
 
 @dataclass(frozen=True)
 class RankRow:
-    """One label in an order: its rank from 1, its bar's length in percent, and how many places it rose."""
+    """One label in an order: its rank from 1, its bar's length in percent, and how many places it rose.
+
+    `probability` is empty if the run has no calibration.
+    """
 
     key: int
     label: str
     rank: int
     score: str
+    probability: str
     bar: float
     rise: int = 0
 
@@ -89,6 +93,7 @@ def render_result(result: Result) -> str:
         labels=labels if preferences is None else labels[: len(preferences)],
         matrix=None if preferences is None else matrix_cells(preferences),
         agreements=None if preferences is None else agreements(result, preferences),
+        uncalibrated=[order[0].probability is None for order in (before, after) if order is not None],
     )
 
 
@@ -105,13 +110,18 @@ def order_rows(
     scores = np.array([ranked.score for ranked in order], dtype=np.float64)
     span = np.ptp(scores)
     decimals = 2 if span >= 1 else 3 if span >= 0.1 else 4
-    bars = bar_lengths(scores).tolist()
+    lengths = bar_lengths(scores).tolist()
+    bars = [
+        length if ranked.probability is None else 100 * ranked.probability
+        for ranked, length in zip(order, lengths, strict=True)
+    ]
     return [
         RankRow(
             key=keys[ranked.label],
             label=ranked.label,
             rank=at + 1,
             score=f"{ranked.score:z.{decimals}f}".replace("-", "\N{MINUS SIGN}"),
+            probability="" if ranked.probability is None else format_probability(ranked.probability),
             bar=round(bars[at], 1),
             rise=0 if places is None else places[ranked.label] - at,
         )

@@ -26,12 +26,12 @@ ALWAYS_RECORDED = ("run", "weights", *COMPARED)
 
 @path_errors_as_user_errors()
 def rank_file(ranker: LabelRanker, annotations: Path, frames_root: Path, out: Path) -> tuple[int, int]:
-    """Write a line `{"id", "labels" best first, "scores", "inputs"}` for each clip that is not in `out` yet.
+    """Write a line `{"id", "labels" best first, "scores", "probabilities", "inputs"}` for each clip not in `out` yet.
 
-    `inputs` is a fingerprint of the clip: its labels, description and frames. Returns how many were written and how
-    many existed. The model's identity is kept beside `out`, in `OUT.run.json`. Raises `UserError`, before any work, if
-    a clip or a frame cannot be used, if another model or other inputs made a line of `out`, or if another process
-    writes `out`.
+    `probabilities` are those of `RankedLabel`, null where the run has no calibration; `inputs` is a fingerprint of the
+    clip: its labels, description and frames. Returns how many were written and how many existed. The model's identity
+    is kept beside `out`, in `OUT.run.json`. Raises `UserError`, before any work, if a clip or a frame cannot be used,
+    if another model or other inputs made a line of `out`, or if another process writes `out`.
     """
     # Beside the file itself, not a link that may lead to another later.
     out = check_output(out)
@@ -62,7 +62,14 @@ def _rank_clip(ranker: LabelRanker, clip: Clip, frames_root: Path) -> dict[str, 
         raise UserError(f"clip {clip.id}: its frames changed while they were read; run the same command again")
     order = np.argsort(-scores, kind="stable").tolist()
     labels = [clip.labels[place] for place in order]
-    return {"id": clip.id, "labels": labels, "scores": scores[order].tolist(), "inputs": inputs}
+    probabilities = ranker.probabilities(scores[order])
+    return {
+        "id": clip.id,
+        "labels": labels,
+        "scores": scores[order].tolist(),
+        "probabilities": None if probabilities is None else probabilities.tolist(),
+        "inputs": inputs,
+    }
 
 
 def _fingerprint(clip: Clip, frames_root: Path) -> str:

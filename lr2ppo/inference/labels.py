@@ -17,10 +17,16 @@ BAR = 24
 
 @dataclass(frozen=True)
 class RankedLabel:
-    """A label and its score; scores of one clip are comparable, higher is more relevant."""
+    """A label, its score, which orders the labels of a clip, and the probability that it is relevant.
+
+    Scores of one clip are comparable, higher is more relevant. `probability` is comparable between clips, too: that
+    people give the label a grade of at least 1, at least somewhat relevant, however high the scale's grades go. It
+    rises with the score; None where the run has no calibration.
+    """
 
     label: str
     score: float
+    probability: float | None = None
 
 
 def split_labels(text: str) -> list[str]:
@@ -53,16 +59,29 @@ def check_labels(labels: Sequence[str]) -> None:
 
 
 def format_ranking(ranked: Sequence[RankedLabel], full: str = "█") -> str:
-    """Format a table of rank, label, score and a bar, longest for the best and shortest for the worst label."""
+    """Format a table of rank, label, score, probability if there is one, and a bar.
+
+    A full bar is a probability of 1; without probabilities, bars are longest for the best and shortest for the worst.
+    """
     shown = [_printable(each.label) for each in ranked]
     width = max(_columns(label) for label in ["label", *shown])
     best, worst = ranked[0].score, ranked[-1].score
-    lines = [f"rank  label{' ' * (width - 5)}      score"]
+    lines = [f"rank  label{' ' * (width - 5)}      score{'' if ranked[0].probability is None else '  relevant'}"]
     for rank, (label, each) in enumerate(zip(shown, ranked, strict=True), start=1):
-        share = (each.score - worst) / (best - worst) if best > worst else 1.0
-        bar = full * (1 + round(share * (BAR - 1)))
-        lines.append(f"{rank:>4}  {label}{' ' * (width - _columns(label))}  {each.score:>9.4f}  {bar}")
+        line = f"{rank:>4}  {label}{' ' * (width - _columns(label))}  {each.score:>9.4f}"
+        if each.probability is None:
+            share = (each.score - worst) / (best - worst) if best > worst else 1.0
+            lines.append(f"{line}  {full * (1 + round(share * (BAR - 1)))}")
+        else:
+            bar = full * round(each.probability * BAR)
+            lines.append(f"{line}  {format_probability(each.probability):>8}  {bar}".rstrip())
     return "\n".join(lines)
+
+
+def format_probability(probability: float) -> str:
+    """Format a probability in whole percent; one that is neither 0 nor 1 is not shown as such."""
+    percent = 100 * probability
+    return "<1 %" if 0 < percent < 0.5 else ">99 %" if 99.5 <= percent < 100 else f"{percent:.0f} %"
 
 
 def _printable(text: str) -> str:

@@ -9,12 +9,14 @@ from typing import Any
 
 from lr2ppo.evaluation.comparison import METRIC_TITLES, are_comparable, compare, describe_best, describe_intervals
 from lr2ppo.evaluation.methods import in_markdown
+from lr2ppo.evaluation.relevance import reliability_line
 from lr2ppo.evaluation.results import evaluation_fault, read_by_split, read_table_rows, run_name, trained_on_note
 from lr2ppo.files import write_text
 from lr2ppo.inference.onnx import OnnxReport
 from lr2ppo.inference.trained import Trained
 from lr2ppo.models.weights import describe_model
 from lr2ppo.runs.lookup import CONVERTED_FROM, RESULTS, explain_missing, read_finished, read_run, source_runs
+from lr2ppo.runs.records import Calibration
 
 SPLITS = {"test": "test split", "val": "validation split, which selected the weights"}
 
@@ -45,11 +47,24 @@ def _what(trained: Trained) -> str:
             else f"\n- Reward model, temperature {trained.use.temperature:.3g}: gives "
             "the probability that people put one label before another."
         )
+        + _probabilities(trained.use.calibration)
         + (
             ""
             if trained.before is None
             else f"\n- `before/`: {_code(trained.before.use.name)}, the run it started from."
         )
+    )
+
+
+def _probabilities(calibration: Calibration | None) -> str:
+    if calibration is None:
+        return ""
+    mean, below, above = calibration.mean, calibration.slope_below, calibration.slope_above
+    return (
+        "\n- Probability that a label is relevant, with a grade of at least 1: "
+        f"`sigmoid({below:.4g} * log(sigmoid(z)) - {above:.4g} * log(sigmoid(-z)) {calibration.intercept:+.4g})` with "
+        f"`z = (score {-mean:+.4g}) / {calibration.deviation:.4g}`, fitted on {calibration.labels} labels of "
+        f"{calibration.clips} validation clips."
     )
 
 
@@ -82,6 +97,9 @@ def _table(split: str, results: dict[str, Any]) -> Iterator[str]:
             f"| {title} | {found['mean']:.3f} | {found['low']:.3f} to {found['high']:.3f} "
             f"| {results['chance'][name]:.3f} |"
         )
+    if reliability := results.get("reliability"):
+        line = reliability_line(reliability)
+        yield f"\n{line[:1].upper() + line[1:]}."
     if note := trained_on_note(results):
         yield f"\n{in_markdown(note[:1].upper() + note[1:])}."
 

@@ -23,6 +23,7 @@ from lr2ppo.data.frames import Choose, Frames, prepare_frames
 from lr2ppo.distributed.processes import choose_device
 from lr2ppo.encoders.extractor import ClipEncoder, EncoderPaths, open_encoders
 from lr2ppo.errors import UserError, path_errors_as_user_errors
+from lr2ppo.evaluation.relevance import relevance_probabilities
 from lr2ppo.evaluation.scoring import Scores, preference_table, score_batch
 from lr2ppo.files import UNWRITABLE, WEIGHTS_FILE
 from lr2ppo.inference.labels import RankedLabel, check_labels, check_texts
@@ -133,11 +134,12 @@ class LabelRanker:
         )
 
     def identity(self) -> dict[str, str | int | float | None]:
-        """Return what determines the scores: the run, its model, which frames it reads, and its encoders.
+        """Return what determines scores and probabilities: the run, its model, frames, encoders and calibration.
 
         Weights and encoders are given by their fingerprints.
         """
         kind, shape = describe_model(self._trained.weights)
+        calibration = self._use.calibration
         return {
             "run": self.name,
             "weights": fingerprint(self._model.state_dict()),
@@ -146,6 +148,7 @@ class LabelRanker:
             "frames": self._use.frames,
             "frame_order": self._use.frame_order,
             **self._clips.encoding.fingerprints(),
+            "calibration": None if calibration is None else calibration.model_dump_json(),
         }
 
     @property
@@ -174,8 +177,17 @@ class LabelRanker:
         ranked = []
         for query, scores in zip(queries, self.score_batch(queries), strict=True):
             order = np.argsort(-scores, kind="stable")
-            ranked.append([RankedLabel(query.labels[place], float(scores[place])) for place in order])
+            found = self.probabilities(scores)
+            probabilities = [None] * len(scores) if found is None else found.tolist()
+            ranked.append(
+                [RankedLabel(query.labels[place], float(scores[place]), probabilities[place]) for place in order]
+            )
         return ranked
+
+    def probabilities(self, scores: Scores) -> Scores | None:
+        """Return the probability that labels of these scores are relevant, as in `RankedLabel`; None if unknown."""
+        calibration = self._use.calibration
+        return None if calibration is None else relevance_probabilities(calibration, scores)
 
     @torch.inference_mode()
     def score_batch(self, queries: Sequence[Query]) -> list[Scores]:

@@ -18,11 +18,13 @@ from lr2ppo.runs.lookup import (
     find_run,
     has_own_weights,
     is_exported,
+    read_calibration,
     read_data,
     read_run,
     read_temperature,
     source_runs,
 )
+from lr2ppo.runs.records import Calibration
 from lr2ppo.runs.stages import STAGES
 
 # Subfolders of an exported folder: its reward model, and the run it started from.
@@ -37,6 +39,7 @@ class Use(Section):
     frame_order: Literal["even", "random"]
     encoders: Encoding | None
     temperature: Positive | None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,14 @@ class Trained:
     run: Path | None = None
 
     def by_reward(self) -> "Trained":
-        """The reward model in place of the ranker; raises `UserError` if there is none."""
+        """The reward model in place of the ranker; raises `UserError` if there is none.
+
+        Its scores, the shares of pairs won, are about the other labels of a list: they have no calibration.
+        """
         if self.reward is None:
             raise UserError(self.no_reward)
-        return replace(self, weights=self.reward, before=None)
+        use = self.use.model_copy(update={"calibration": None})
+        return replace(self, use=use, weights=self.reward, before=None)
 
 
 def open_trained(reference: str | Path, logs: Path) -> Trained:
@@ -101,6 +108,7 @@ def _open_run(folder: Path) -> Trained:
         frame_order=data.frame_order,
         encoders=encoding,
         temperature=None if reward is None else read_temperature(reward),
+        calibration=read_calibration(folder),
     )
     return Trained(
         use=use,

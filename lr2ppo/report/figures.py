@@ -300,18 +300,38 @@ def draw_calibration(bins: Sequence[Mapping[str, float]]) -> str:
     """Draw the reward model's accuracy by confidence."""
 
     def plot(axes: Axes) -> None:
-        predicted, observed = [each["predicted"] for each in bins], [each["observed"] for each in bins]
-        share = np.array([each["pairs"] for each in bins]) / sum(each["pairs"] for each in bins)
-        colour = stage_colour("reward")
-        axes.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1, linestyle="dotted")
-        axes.plot(predicted, observed, color=colour, linewidth=1.2)
-        axes.scatter(predicted, observed, s=15 + 350 * share, color=colour, linewidths=0, alpha=0.85, zorder=3)
+        observed = _plot_bins(bins, "pairs", 0.5, stage_colour("reward"), axes)
         axes.set_xlim(0.48, 1.02)
         axes.set_ylim(min(0.45, *observed) - 0.03, 1.03)
         axes.set_xlabel("confidence")
         axes.set_ylabel("accuracy")
 
     return draw(plot, "Calibration")
+
+
+def draw_reliability(bins: Sequence[Mapping[str, float]], stage: str) -> str:
+    """Draw the share of relevant labels by the probability that a ranker's run gives them."""
+
+    def plot(axes: Axes) -> None:
+        _plot_bins(bins, "labels", 0, stage_colour(stage), axes)
+        axes.set_xlim(-0.04, 1.04)
+        axes.set_ylim(-0.04, 1.04)
+        axes.set_xlabel("probability of relevance")
+        axes.set_ylabel("share of relevant labels")
+
+    return draw(plot, "Reliability")
+
+
+def _plot_bins(
+    bins: Sequence[Mapping[str, float]], counted: str, lowest: float, colour: str, axes: Axes
+) -> list[float]:
+    """Plot observed against predicted shares, with dots as large as the bins' shares of all; return the observed."""
+    predicted, observed = [each["predicted"] for each in bins], [each["observed"] for each in bins]
+    share = np.array([each[counted] for each in bins]) / sum(each[counted] for each in bins)
+    axes.plot([lowest, 1], [lowest, 1], color=MUTED, linewidth=1, linestyle="dotted")
+    axes.plot(predicted, observed, color=colour, linewidth=1.2)
+    axes.scatter(predicted, observed, s=15 + 350 * share, color=colour, linewidths=0, alpha=0.85, zorder=3)
+    return observed
 
 
 def stage_colour(stage: str) -> str:

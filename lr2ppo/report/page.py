@@ -85,6 +85,7 @@ def render_report(rows: Sequence[ReportedRow], split: str, frames: Path | None =
         published=published_section(runs),
         training=[(stage.title, figures.draw_training(stage, own), _best_steps(own)) for stage, own in stages],
         reward=reward_section(runs),
+        reliability=reliability_section(runs),
         cases=None if compared is None else cases_section(compared, frames),
         facts=[run_facts(run) for run in runs],
     )
@@ -212,6 +213,25 @@ def reward_section(runs: Sequence[ReportedRun]) -> dict[str, Any]:
             for name, judgement in judged
         ],
     }
+
+
+def reliability_section(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
+    """Return each ranker's reliability diagram with its figures; runs evaluated by earlier versions have none."""
+    found = [
+        (run, run.evaluation.results["reliability"])
+        for run in runs
+        if run.evaluation is not None and run.evaluation.results.get("reliability") is not None
+    ]
+    return [
+        {
+            "name": run.name,
+            "picture": figures.draw_reliability(reliability["bins"], run.stage),
+            "error": reliability["calibration_error"],
+            "brier": reliability["brier"],
+            "constant": reliability["relevant"] * (1 - reliability["relevant"]),
+        }
+        for run, reliability in found
+    ]
 
 
 def cases_section(compared: Compared, frames: Path | None) -> dict[str, Any]:

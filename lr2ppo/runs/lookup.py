@@ -28,7 +28,7 @@ from lr2ppo.files import (
     refuse_link,
     require_own,
 )
-from lr2ppo.runs.records import Evaluated, Finished, TrainedOn, check_record, check_row
+from lr2ppo.runs.records import Calibration, Evaluated, Finished, TrainedOn, check_record, check_row
 from lr2ppo.runs.stages import STAGES, stage_for_model
 
 CONFIG, FINISHED, PROGRESS = "config.yaml", "finished.json", "progress.json"
@@ -435,6 +435,15 @@ def read_temperature(folder: Path) -> float:
     if not 0 < temperature < math.inf:
         raise UserError(f"{folder}: found temperature {temperature}, wanted a number above 0; train it again")
     return temperature
+
+
+def read_calibration(folder: Path) -> Calibration | None:
+    """Read how a run's scores become probabilities; None if it was not fitted, as in runs of earlier versions.
+
+    Raises `UserError` if it is damaged.
+    """
+    found = (read_finished(folder) or {}).get("calibration")
+    return None if found is None else Calibration.model_validate(found)
 
 
 def _has_only_weights(folder: Path) -> bool:

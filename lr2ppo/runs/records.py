@@ -15,6 +15,11 @@ Seconds = Annotated[Finite, Field(ge=-1e12, le=1e12)]
 # A loss may be infinite; a finite one is a 32-bit number.
 Logged = Annotated[float, Field(ge=-4e38, le=4e38)] | Annotated[float, Field(allow_inf_nan=True)]
 
+Share = Annotated[float, Field(ge=0, le=1)]
+# Within these bounds the log-odds of every 32-bit score are finite.
+STEEPEST = 1e6
+Slope = Annotated[float, Field(ge=0, le=STEEPEST)]
+
 
 class Record(BaseModel):
     """A part of a file: values have their types exactly, and further keys are kept."""
@@ -32,6 +37,22 @@ class Machine(Record):
     processes: Whole
 
 
+class Calibration(Record):
+    """How a ranker's scores become probabilities of relevance, fitted on the validation clips.
+
+    With `z = (score - mean) / deviation`, the log-odds are `intercept + slope_below * log(sigmoid(z)) - slope_above *
+    log(sigmoid(-z))`.
+    """
+
+    mean: Annotated[float, Field(ge=-4e38, le=4e38)]
+    deviation: Annotated[float, Field(ge=1e-60, le=4e38)]
+    slope_below: Slope
+    slope_above: Slope
+    intercept: Finite
+    clips: Whole
+    labels: Whole
+
+
 class Finished(Record):
     """`finished.json`; runs that were not trained here lack most of it."""
 
@@ -44,6 +65,7 @@ class Finished(Record):
     warnings: list[str] = []
     commit: str | None = None
     machine: Machine | None = None
+    calibration: Calibration | None = None
 
 
 class Progress(Record):
@@ -85,6 +107,23 @@ class Judgement(Record):
     calibration: Annotated[list[Bin], Field(min_length=1)]
 
 
+class ReliabilityBin(Record):
+    """Labels of about one probability, and the share of them that is relevant."""
+
+    predicted: Share
+    observed: Share
+    labels: Annotated[Whole, Field(ge=1)]
+
+
+class Reliability(Record):
+    """How reliable a ranker's probabilities of relevance are."""
+
+    calibration_error: Share
+    brier: Share
+    relevant: Share
+    bins: Annotated[list[ReliabilityBin], Field(min_length=1)]
+
+
 class TrainedOn(Record):
     """`trained_on.json`: ids of clips that a run and its sources were trained on, and those runs whose are unknown.
 
@@ -115,6 +154,7 @@ class SplitResult(Evaluated):
     trained_on_unknown: list[str] = []
     selected_on: list[str] = []
     judgement: Judgement | None = None
+    reliability: Reliability | None = None
 
 
 class Case(Record):

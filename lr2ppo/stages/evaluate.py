@@ -21,6 +21,7 @@ from lr2ppo.evaluation.comparison import (
     describe_intervals,
     describe_size,
 )
+from lr2ppo.evaluation.relevance import describe_reliability, reliability_line
 from lr2ppo.evaluation.results import (
     CASES,
     chance_means,
@@ -49,6 +50,7 @@ from lr2ppo.runs.lookup import (
     find_groups,
     find_run,
     has_weights,
+    read_calibration,
     read_data,
     read_finished,
     read_temperature,
@@ -74,7 +76,7 @@ def evaluate(config: EvaluateConfig) -> None:
         check_inside(folder / name)
     data = run_data(folder, config.root)
     # Before they are loaded: if they change in between, they are not taken for those evaluated.
-    weights = weights_fingerprint(folder)
+    weights, calibration = weights_fingerprint(folder), read_calibration(folder)
     model = load_model(folder / "best")
     store = open_store(data)
     check_fit(model.encoder.config, store, data.frames, str(folder))
@@ -91,6 +93,9 @@ def evaluate(config: EvaluateConfig) -> None:
         store.check_unchanged()
         if not processes.is_main:
             return
+        if calibration is not None:
+            grades = [graded(clip) for clip in dataset.clips]
+            judgement["reliability"] = describe_reliability(calibration, scores, grades)
         row = Row(run_name(folder), [measure_run(run_name(folder), dataset.clips, scores)])
         comparison = compare([row], config.bootstrap_samples, config.seed)
         results: dict[str, Any] = {name: asdict(estimate) for name, estimate in comparison.estimates[0].items()}
@@ -154,6 +159,8 @@ def show_evaluation(
     if last := results["last"]:
         values = ", ".join(f"{METRIC_TITLES[name]} {value:.3f}" for name, value in last.items())
         say(f"\nby the weights of the last step: {values}")
+    if reliability := results.get("reliability"):
+        say(f"\n{reliability_line(reliability)}")
     if note := trained_on_note(results):
         say(f"\n{note}")
     report = write_report(find_rows([str(folder)], config.logs), config.split, folder / REPORT)

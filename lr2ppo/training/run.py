@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 from lr2ppo.config.schema import RunConfig
-from lr2ppo.data.annotations import Need
+from lr2ppo.data.annotations import Need, graded
 from lr2ppo.data.dataset import ClipBatch, open_store
 from lr2ppo.data.features.encoders import write_features_file
 from lr2ppo.data.features.store import FeatureStore
@@ -16,9 +16,12 @@ from lr2ppo.data.samplers import Draw, EpochSampler, training_loader, whole_list
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.distributed.signals import StopRequest
 from lr2ppo.errors import UserError
-from lr2ppo.evaluation.scoring import Evaluation, Scores, validation_ndcg
+from lr2ppo.evaluation.relevance import fit_calibration
+from lr2ppo.evaluation.scoring import Evaluation, Scores, score_clips, validation_ndcg
 from lr2ppo.files import remove_partial_files, write_json
-from lr2ppo.models.weights import Model
+from lr2ppo.models import RelevanceRanker
+from lr2ppo.models.weights import Model, load_kind
+from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.runs.lookup import (
     FINISHED,
     INPUTS,
@@ -28,7 +31,7 @@ from lr2ppo.runs.lookup import (
     read_trained_on,
     weights_fingerprint,
 )
-from lr2ppo.runs.records import TrainedOn
+from lr2ppo.runs.records import Calibration, TrainedOn
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.training.checkpoint import (
     Checkpoint,
@@ -329,6 +332,7 @@ class TrainingRun(Generic[C]):
         for number, (name, learner) in enumerate(self.learners.items()):
             last = self.folder / LAST
             learner.save(last / name if number else last)
+        calibration = self._calibrate()
         if not self.processes.is_main:
             return
         state, seconds = self.state, round(time.monotonic() - self._started, 1)
@@ -343,12 +347,32 @@ class TrainingRun(Generic[C]):
             "finished": time.time(),
             **describe_program(),
             "machine": describe_machine(self.processes),
+            "calibration": None if calibration is None else calibration.model_dump(),
         }
         write_json(self.folder / FINISHED, facts)
         self._run_log.finish(self.step, best_validation(self.folder))
         best = f"best weights (step {state.best_step}) are in {self.folder / 'best'}"
         self._log(f"finished in {seconds:.0f} s; {best}")
         remove_checkpoints(self.folder / CHECKPOINTS)
+
+    def _calibrate(self) -> Calibration | None:
+        """Fit the probabilities of a ranker's best weights on the validation clips; every process must call it.
+
+        None for a reward model, if it cannot be fitted, and on other processes than the main one.
+        """
+        if self.stage.model != "RelevanceRanker":
+            return None
+        # The main process may still write them.
+        self.processes.barrier()
+        # In full precision, as labels are ranked.
+        ranker = use_fast_linear(load_kind(self.folder / "best", RelevanceRanker)).to(self.processes.device)
+        scores = score_clips(ranker, self.validation, self.processes, self.config.train.clips_per_batch)
+        if not self.processes.is_main:
+            return None
+        calibration = fit_calibration(scores, [graded(clip) for clip in self.validation.clips])
+        if calibration is None:
+            self._log("labels get no probabilities: on the validation clips, relevant ones do not score higher")
+        return calibration
 
     def _observed_means(self) -> dict[str, float]:
         """The means of observed values over batches and processes, with learning rates and gradient norms."""

@@ -153,6 +153,18 @@ def test_scores_that_differ_little_are_shown_with_more_digits() -> None:
     assert Page(render_result(Result(RUN, ranked("ab", [0.0312, 0.0309])))).texts["score"] == ["0.0312", "0.0309"]
 
 
+def test_bars_of_labels_with_probabilities_are_as_long_as_these() -> None:
+    sure, unsure = RankedLabel("a", 0.168, 0.75), RankedLabel("b", 0.156, 0.5)
+    html = render_result(Result(RUN, [sure, unsure], ranked("ba", [0.4, 0.1])))
+    assert re.findall(r"width: ([\d.]+)%", html) == ["100.0", "2.0", "75.0", "50.0"]
+    assert [text.replace("\xa0", " ") for text in Page(html).texts["score"]] == ["0.400", "0.100", "75 %", "50 %"]
+    assert "a: score 0.1680, probability 75 %" in html
+    assert "The other bars range from" in html
+    both = render_result(Result(RUN, [sure, unsure], [unsure, sure]))
+    assert "can be compared between lists and clips." in both
+    assert "range from" not in both
+
+
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9))
 def test_bars_are_as_long_as_scores_are_high(scores: list[float]) -> None:
     bars = bar_lengths(np.array(scores))

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lr2ppo.distributed.processes import Processes, join_processes
-from lr2ppo.runs.lookup import METRICS
+from lr2ppo.runs.lookup import METRICS, read_calibration
 from tests.conftest import REPOSITORY
 from tests.helpers.parallel_training import train_all
 from tests.helpers.workspace import Workspace
@@ -69,6 +69,16 @@ def test_two_processes_train_the_model_that_one_trains_on_batches_of_twice_the_s
     difference = torch.stack([(two[name] - one[name]).double().norm() for name in one]).norm()
     size = torch.stack([tensor.double().norm() for tensor in one.values()]).norm()
     assert difference / size < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_fit_the_probabilities_that_one_fits(parallel_logs: Path, strategy: str) -> None:
+    one, two = (read_calibration(parallel_logs / "finetune" / name) for name in ("one", strategy))
+    assert one is not None
+    assert two is not None
+    # The biases of `SHIFTS` shift all scores, and with them their mean.
+    assert two.model_dump(exclude={"mean"}) == pytest.approx(one.model_dump(exclude={"mean"}), rel=1e-4)
 
 
 @pytest.mark.slow

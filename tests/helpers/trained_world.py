@@ -1,6 +1,7 @@
 """Trained runs of all stages on a few generated clips, with untrained encoders."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lr2ppo.data.captions import read_captions
 from lr2ppo.data.mini import SIZES, write_mini
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.encoders import pretrain
+from lr2ppo.files import read_json, write_json
 from lr2ppo.stages.evaluate import evaluate
 from tests.conftest import REPOSITORY
 from tests.helpers.parallel_training import TRAIN
@@ -86,6 +88,14 @@ class TrainedWorld:
             if json.loads(finished.read_text(encoding="utf-8"))["best_step"] > 0:
                 return
         raise AssertionError(f"{stage}/{name} did not improve with any of {len(SEEDS)} seeds")
+
+    def calibrated(self, logs: Path, calibration: object) -> Path:
+        """Copy the runs to `logs`, and give the rankers this calibration; return `logs`."""
+        shutil.copytree(self.logs, logs)
+        for run in ("pointwise/one", "pointwise/flatten", "ppo/one"):
+            path = logs / run / "finished.json"
+            write_json(path, read_json(path) | {"calibration": calibration})
+        return logs
 
     def cases(self, run: str) -> list[dict[str, Any]]:
         """Read the cases that evaluation wrote for the test clips."""

@@ -21,6 +21,15 @@ from lr2ppo.runs.stages import STAGES
 from lr2ppo.training.trained_on import join_trained_on
 from tests.conftest import FRAMES, REPOSITORY, WIDTH
 
+CALIBRATION = {
+    "mean": 0.5,
+    "deviation": 0.4,
+    "slope_below": 1.0,
+    "slope_above": 3.0,
+    "intercept": -1.5,
+    "clips": 4,
+    "labels": 24,
+}
 SHAPE = ModelConfig(
     head="pooled",
     attention="scaled",
@@ -61,6 +70,7 @@ def make_run(logs: Path, stage: str, data: Path, encoders: Path) -> None:
         "seconds": 1.0,
         "finished": 1.7e9,
         "commit": "none",
+        "calibration": None if stage == "reward" else CALIBRATION,
     }
     (folder / "finished.json").write_text(json.dumps(finished), encoding="utf-8")
     (folder / "progress.json").write_text(json.dumps({"step": 2, "steps": 2, "seconds_left": 0.0}), encoding="utf-8")
@@ -80,6 +90,9 @@ def make_run(logs: Path, stage: str, data: Path, encoders: Path) -> None:
     if stage == "reward":
         gap, bins = {"gap": 1, "pairs": 9, **interval}, {"predicted": 0.8, "observed": 0.7, "pairs": 9}
         results["judgement"] = {"temperature": 1.5, "by_gap": [gap], "calibration": [bins]}
+    else:
+        bins = {"predicted": 0.8, "observed": 0.7, "labels": 9}
+        results["reliability"] = {"calibration_error": 0.1, "brier": 0.2, "relevant": 0.3, "bins": [bins]}
     write_evaluation(folder, "test", results, cases)
     text = TextEncoder.load(encoders / "roberta", None)
     image = ImageEncoder.load(encoders / "vit")

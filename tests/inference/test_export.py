@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import re
 import shlex
 import shutil
@@ -21,6 +22,7 @@ from lr2ppo.inference.trained import open_trained
 from lr2ppo.models import RelevanceRanker
 from lr2ppo.models.weights import load_kind
 from tests.helpers.trained_world import TrainedWorld
+from tests.helpers.untrained_world import CALIBRATION
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,44 @@ def test_an_exported_folder_ranks_as_the_run_does(
     assert run.before is not None
     assert (found.before.name, found.before.has_preferences) == ("pointwise/one", False)
     assert found.before.rank_batch(queries) == run.before.rank_batch(queries)
+
+
+def test_an_exported_folder_keeps_the_probabilities_and_its_card_says_how_they_are_computed(
+    trained_world: TrainedWorld, tmp_path: Path
+) -> None:
+    logs = trained_world.calibrated(tmp_path / "logs", CALIBRATION)
+    run = LabelRanker.load("ppo/one", logs=logs, device="cpu")
+    export.export(open_trained("ppo/one", logs), tmp_path / "out")
+    found = LabelRanker.load(tmp_path / "out", device="cpu")
+    queries = trained_world.queries()
+    assert None not in {label.probability for clip in found.rank_batch(queries) for label in clip}
+    assert found.rank_batch(queries) == run.rank_batch(queries)
+    assert found.before is not None
+    assert run.before is not None
+    assert found.before.rank_batch(queries) == run.before.rank_batch(queries)
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    ((formula, standardized),) = re.findall(r"`(sigmoid\(.*)` with `z = (.*)`, fitted on 24 labels of 4", card)
+    sigmoid = "lambda x: 1 / (1 + math.exp(-x))"
+    for label in found.rank(queries[0].frames, queries[0].labels, queries[0].description):
+        names = {"math": math, "log": math.log, "score": label.score}
+        names["sigmoid"] = eval(sigmoid, names)  # noqa: S307 (the card's formula is Python)
+        names["z"] = eval(standardized, names)  # noqa: S307
+        assert eval(formula, names) == pytest.approx(label.probability, abs=1e-3)  # noqa: S307
+
+
+def test_folders_of_earlier_versions_have_no_probabilities_and_damaged_ones_are_refused(
+    trained_world: TrainedWorld, exported: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "out"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del config["use"]["calibration"]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (ranked,) = LabelRanker.load(folder, device="cpu").rank_batch(trained_world.queries()[:1])
+    assert {label.probability for label in ranked} == {None}
+    config["use"]["calibration"] = CALIBRATION | {"slope_below": "steep"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UserError, match=r"config\.json: is not from an exported model .*\ncalibration.slope_below"):
+        LabelRanker.load(folder, device="cpu")
 
 
 def test_an_exported_folder_of_the_name_of_a_run_is_not_taken_for_it_nor_the_run_for_the_folder(

@@ -1,12 +1,13 @@
 """Trained models in use: raw clips get the scores of evaluation, only with the encoders that the run names."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from lr2ppo.errors import UserError
 from lr2ppo.evaluation.scoring import preference_table
 from lr2ppo.files import WEIGHTS_FILE, read_json, write_json
 from lr2ppo.inference.file import rank_file
+from lr2ppo.inference.labels import RankedLabel, format_ranking
 from lr2ppo.inference.trained import open_trained
 from lr2ppo.models import PartialOrderModel
 from lr2ppo.models.weights import describe_model, load_kind
@@ -40,6 +42,7 @@ from lr2ppo.stages.evaluate import evaluate
 from lr2ppo.tensors import read_tensors, write_tensors
 from tests.conftest import REPOSITORY
 from tests.helpers.trained_world import TrainedWorld
+from tests.helpers.untrained_world import CALIBRATION
 
 
 @pytest.fixture(scope="module")
@@ -625,41 +628,108 @@ def run_rank(*arguments: str) -> None:
     main(["rank", *arguments, "--device", "cpu"])
 
 
-def test_the_command_prints_a_table_or_json(
-    trained_world: TrainedWorld,
-    ranker: LabelRanker,
-    capsys: pytest.CaptureFixture[str],
+@pytest.fixture(scope="module")
+def calibrated(trained_world: TrainedWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The logs folder of runs whose scores have this calibration."""
+    return trained_world.calibrated(tmp_path_factory.mktemp("calibrated") / "logs", CALIBRATION)
+
+
+def probability_of(score: float) -> float:
+    """The probability of relevance by `CALIBRATION`."""
+    z = (score - 0.5) / 0.4
+    logit = -1.5 + 1.0 * -math.log1p(math.exp(-z)) + 3.0 * math.log1p(math.exp(z))
+    return 1 / (1 + math.exp(-logit))
+
+
+def test_scores_of_all_clips_become_probabilities_in_the_same_way(
+    trained_world: TrainedWorld, calibrated: Path, tmp_path: Path
 ) -> None:
+    ranker = LabelRanker.load("ppo/one", logs=calibrated, device="cpu")
+    assert ranker.before is not None
+    for each in (ranker, ranker.before):
+        ranked = [label for clip in each.rank_batch(trained_world.queries()) for label in clip]
+        wanted = [probability_of(label.score) for label in ranked]
+        assert [label.probability for label in ranked] == pytest.approx(wanted)
+    annotations, out = trained_world.data / "test_data.json", tmp_path / "ranked.jsonl"
+    rank_file(ranker, annotations, trained_world.data, out)
+    for line in out.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        assert row["probabilities"] == pytest.approx([probability_of(score) for score in row["scores"]])
+    # The share of pairs that a label wins depends on the others: a single pair has a winner also if both are relevant.
+    by_reward = LabelRanker.load("ppo/one", logs=calibrated, by="reward", device="cpu")
+    assert {label.probability for clip in by_reward.rank_batch(trained_world.queries()) for label in clip} == {None}
+
+
+def test_labels_have_no_probability_where_the_run_has_no_calibration(
+    trained_world: TrainedWorld, tmp_path: Path, query: Query
+) -> None:
+    logs = trained_world.calibrated(tmp_path / "logs", None)
+    finished = logs / "ppo" / "one" / "finished.json"
+    for content in (read_json(finished), {key: value for key, value in read_json(finished).items() if value}):
+        write_json(finished, content)
+        ranker = LabelRanker.load("ppo/one", logs=logs, device="cpu")
+        assert {label.probability for label in ranker.rank_batch([query])[0]} == {None}
+    out = tmp_path / "ranked.jsonl"
+    rank_file(ranker, trained_world.data / "test_data.json", trained_world.data, out)
+    assert json.loads(out.read_text(encoding="utf-8").splitlines()[0])["probabilities"] is None
+    write_json(finished, read_json(finished) | {"calibration": CALIBRATION})
+    again = LabelRanker.load("ppo/one", logs=logs, device="cpu")
+    with pytest.raises(UserError, match=r"was started with another model: calibration None, now .*give another --out"):
+        rank_file(again, trained_world.data / "test_data.json", trained_world.data, out)
+
+
+@pytest.mark.parametrize("damage", [{"slope_above": -2.0}, {"mean": "0.5"}, {"deviation": 0}])
+def test_a_damaged_calibration_is_refused(
+    trained_world: TrainedWorld, tmp_path: Path, damage: dict[str, object]
+) -> None:
+    logs = trained_world.calibrated(tmp_path / "logs", CALIBRATION | damage)
+    message = rf"ppo/one: finished.json is damaged \(calibration.{next(iter(damage))}: found .*train the run again"
+    with pytest.raises(UserError, match=message):
+        LabelRanker.load("ppo/one", logs=logs, device="cpu")
+
+
+@pytest.mark.parametrize("calibration", [None, CALIBRATION])
+def test_the_command_prints_a_table_or_json(
+    trained_world: TrainedWorld, capsys: pytest.CaptureFixture[str], tmp_path: Path, calibration: object
+) -> None:
+    logs = trained_world.calibrated(tmp_path / "logs", calibration)
     frames = trained_world.data / "frames" / "test-0000"
-    arguments = [
-        "ppo/one",
-        "--logs",
-        str(trained_world.logs),
-        "--frames",
-        str(frames),
-        "--labels",
-        "boat, 船, night sky",
-    ]
-    wanted = ranker.rank(frames, ["boat", "船", "night sky"])
+    arguments = ["ppo/one", "--logs", str(logs), "--frames", str(frames), "--labels", "boat, 船, night sky"]
+    wanted = LabelRanker.load("ppo/one", logs=logs, device="cpu").rank(frames, ["boat", "船", "night sky"])
     run_rank(*arguments)
     header, *lines = capsys.readouterr().out.splitlines()
-    assert header.split() == ["rank", "label", "score"]
-    assert [line.split("  ")[-1].strip("█") for line in lines] == [""] * 3
+    assert header.split() == ["rank", "label", "score"] + ["relevant"] * (calibration is not None)
     for rank, (line, each) in enumerate(zip(lines, wanted, strict=True), start=1):
         assert line.split()[0] == str(rank)
         assert each.label in line
         assert f"{each.score:.4f}" in line
+        if each.probability is not None:
+            assert f" {each.probability:.0%}".replace("%", " %") in line
+            # A full bar, of 24 blocks, is a probability of 1.
+            assert line.count("█") == round(24 * each.probability)
+    if calibration is None:
+        assert [line.split("  ")[-1].strip("█") for line in lines] == [""] * 3
+        assert {line.count("█") for line in lines} >= {1, 24}
     # A Chinese character takes two columns.
-    ends = {line.index("█") + line.count("船") for line in lines}
+    ends = {line.index("." if calibration else "█") + line.count("船") for line in lines}
     assert len(ends) == 1
     run_rank(*arguments, "--json")
     printed = json.loads(capsys.readouterr().out)
     assert (printed["run"], printed["by"]) == ("ppo/one", "ranker")
-    assert [each["label"] for each in printed["ranked"]] == [each.label for each in wanted]
+    assert printed["ranked"] == [asdict(each) for each in wanted]
     run_rank(*arguments, "--json", "--by", "reward")
     printed = json.loads(capsys.readouterr().out)
     # Of 3 labels, one that wins all its pairs wins 2.
     assert {each["score"] for each in printed["ranked"]} <= {0, 0.25, 0.5, 0.75, 1}
+
+
+@pytest.mark.parametrize(
+    ("probability", "shown"), [(0.0, "0 %"), (0.004, "<1 %"), (0.126, "13 %"), (0.996, ">99 %"), (1.0, "100 %")]
+)
+def test_a_label_is_not_shown_as_certain_unless_it_is(probability: float, shown: str) -> None:
+    assert (
+        format_ranking([RankedLabel("boat", 1.0, probability)]).splitlines()[1].split("1.0000")[1].strip(" █") == shown
+    )
 
 
 @pytest.mark.parametrize(

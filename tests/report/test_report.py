@@ -169,6 +169,27 @@ def test_the_page_shows_results_training_reward_and_facts(page: Path) -> None:
     assert "Peak memory" in text
 
 
+def test_the_page_shows_how_reliable_the_probabilities_are_of_runs_that_have_some(logs: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(logs, tmp_path / "logs")
+    bins = [{"predicted": 0.2, "observed": 0.1, "labels": 60}, {"predicted": 0.8, "observed": 0.9, "labels": 42}]
+    reliability = {"calibration_error": 0.123, "brier": 0.234, "relevant": 0.4, "bins": bins}
+    for stage in LR2PPO:
+        path = copied / stage / "a" / "results.json"
+        results = json.loads(path.read_text(encoding="utf-8"))
+        results["test"].pop("reliability", None)
+        if stage == "pointwise":
+            results["test"]["reliability"] = reliability
+        path.write_text(json.dumps(results), encoding="utf-8")
+    text = write_report(find_rows(["pointwise/a", "ppo/a"], copied), "test", tmp_path / "page.html").read_text("utf-8")
+    section = text[text.index('<section id="probabilities">') :].partition("</section>")[0]
+    assert section.count("<svg") == 1
+    assert "pointwise/a: calibration error 0.123" in section
+    assert "Brier score 0.234, and 0.240 if" in section
+    # Evaluated by an earlier version.
+    text = write_report(find_rows(["ppo/a", "reward/a"], copied), "test", tmp_path / "page.html").read_text("utf-8")
+    assert "probabilities" not in text
+
+
 def test_runs_that_were_not_evaluated_still_show_their_training(logs: Path, tmp_path: Path) -> None:
     shutil.copytree(logs / "pointwise" / "a", tmp_path / "pointwise" / "bare")
     for name in ("results.json", "cases.json", "finished.json"):

@@ -11,8 +11,11 @@ import yaml
 
 from lr2ppo import LabelRanker
 from lr2ppo.config.load import load_config
+from lr2ppo.data.annotations import graded
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
+from lr2ppo.evaluation.relevance import describe_reliability, fit_calibration
+from lr2ppo.evaluation.results import cases_clips
 from lr2ppo.files import file_fingerprint, read_json, write_json
 from lr2ppo.inference.export import export
 from lr2ppo.inference.trained import open_trained
@@ -21,13 +24,14 @@ from lr2ppo.models.weights import save_model
 from lr2ppo.report import write_report
 from lr2ppo.report.load import find_rows
 from lr2ppo.runs.listing import read_status
-from lr2ppo.runs.lookup import weights_fingerprint
+from lr2ppo.runs.lookup import read_calibration, weights_fingerprint
+from lr2ppo.runs.records import Calibration
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.stages.evaluate import evaluate, is_evaluated, run_data, show_table
 from tests.conftest import REPOSITORY
 from tests.helpers.parallel_training import TRAIN
 from tests.helpers.trained_world import TrainedWorld
-from tests.helpers.untrained_world import SHAPE, make_untrained_world
+from tests.helpers.untrained_world import CALIBRATION, SHAPE, make_untrained_world
 
 pytestmark = pytest.mark.slow
 
@@ -133,6 +137,53 @@ def test_evaluations_of_earlier_versions_and_of_runs_without_weights_stay_readab
     evaluated("ppo/one")
     (logs / "ppo" / "one" / "best" / "model.safetensors").unlink()
     table(logs, "ppo/one")
+
+
+@pytest.mark.parametrize("run", ["pointwise/flatten", "ppo/one"])
+def test_probabilities_are_fitted_on_the_validation_clips_with_the_best_weights(
+    trained_world: TrainedWorld, run: str, tmp_path: Path
+) -> None:
+    logs = shutil.copytree(trained_world.logs, tmp_path / "logs")
+    settings = [f"name={run}", f"logs={logs}", "device=cpu", "workers=0", "bootstrap_samples=20", "split=val"]
+    evaluate(load_config(CONFIG, "evaluate", settings))
+    clips, scores = cases_clips(read_json(logs / run / "cases.json")["val"])
+    wanted, found = fit_calibration(scores, [graded(clip) for clip in clips]), read_calibration(logs / run)
+    assert (wanted is None) == (found is None)
+    if wanted is not None and found is not None:
+        assert found.model_dump() == pytest.approx(wanted.model_dump(), rel=1e-3, abs=1e-6)
+    assert read_json(logs / "reward" / "one" / "finished.json")["calibration"] is None
+
+
+def test_an_evaluation_tells_how_reliable_the_probabilities_are(
+    logs: Path, evaluated: Evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated("ppo/one")
+    clips, scores = cases_clips(read_json(logs / "ppo" / "one" / "cases.json")["test"])
+    found = read_json(logs / "ppo" / "one" / "results.json")["test"]["reliability"]
+    wanted = describe_reliability(Calibration.model_validate(CALIBRATION), scores, [graded(clip) for clip in clips])
+    assert found == wanted
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("probabilities")]
+    assert f"calibration error {found['calibration_error']:.3f}, Brier score {found['brier']:.3f} (" in line
+    export(open_trained("ppo/one", logs), logs.parent / "out")
+    assert line[1:] in (logs.parent / "out" / "README.md").read_text(encoding="utf-8")
+    finished = logs / "ppo" / "one" / "finished.json"
+    write_json(finished, read_json(finished) | {"calibration": None})
+    for run in ("ppo/one", "reward/one"):
+        evaluated(run)
+        assert "probabilities" not in capsys.readouterr().out
+        assert "reliability" not in read_json(logs / run / "results.json")["test"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("brier", 2.0), ("calibration_error", None), ("bins", []), ("bins", [{"predicted": 0.5}])]
+)
+def test_damaged_figures_of_reliability_are_refused(logs: Path, key: str, value: object) -> None:
+    path = logs / "ppo" / "one" / "results.json"
+    results = read_json(path)
+    results["test"]["reliability"][key] = value
+    write_json(path, results)
+    with pytest.raises(UserError, match=rf"results\.json: it is damaged \(reliability\.{key}.*evaluate the run again"):
+        write_report(find_rows(["ppo/one"], logs), "test", logs / "report.html")
 
 
 def test_an_evaluation_says_if_the_run_has_not_finished(

@@ -135,6 +135,8 @@ def test_a_run_stopped_and_continued_ends_with_the_same_bytes_and_rows(
     world.train(stage, name)
     assert world.rows(stage, name) == world.rows(stage, "whole")
     assert world.weights(stage, name) == world.weights(stage, "whole")
+    continued, whole = (read_json(world.logs / stage / run / "finished.json") for run in (name, "whole"))
+    assert continued["calibration"] == whole["calibration"]
 
 
 def test_a_run_whose_folder_is_removed_ends_and_does_not_train_into_nothing(
