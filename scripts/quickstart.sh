@@ -20,5 +20,5 @@ done in $(($(date +%s) - started)) s. Where to look next:
   logs/quickstart.html             the report, in the browser: results, training curves, clips before and after
   logs/ppo/quickstart/cases.json   every test clip: labels, grades, scores, order
   .venv/bin/tensorboard --logdir logs     all curves, in the browser
-  PRESET=mini sh ppo.sh mine loss.margin=0.1 && sh ppo_eval.sh ppo/mine     your own variation
+  PRESET=mini sh ppo.sh mine policy.kl_weight=0.5 && sh ppo_eval.sh ppo/mine     your own variation
 END

@@ -118,7 +118,15 @@ def _apply_override(tree: dict[str, Any], override: str, schema: type[Section]) 
             place.clear()
             if sections == ["policy"]:
                 _remove(tree, PPOConfig.of_policy)
-    place[last] = value
+    place[last] = _of_same_stage(value, place.get(last)) if isinstance(value, str) else value
+
+
+def _of_same_stage(value: str, before: object) -> str:
+    """A run's name alone, in place of `STAGE/newest`, is a run of that stage; any other value as it is."""
+    stage, slash, which = before.partition("/") if isinstance(before, str) else ("", "", "")
+    if not slash or which != "newest" or stage not in CONFIGS or "/" in value or value == "none":
+        return value
+    return f"{stage}/{value}"
 
 
 def _remove(tree: dict[str, Any], keys: Sequence[str]) -> None:

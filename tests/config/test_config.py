@@ -97,8 +97,8 @@ def test_the_lrmovienet_presets_batches_hold_the_published_numbers_of_pairs() ->
     assert batches // ppo.batches_per_rollout == 412
 
 
-def test_the_pooled_preset_differs_only_by_its_model() -> None:
-    for stage in IN_PRESETS:
+def test_the_pooled_preset_differs_only_by_its_model_and_in_stage_3() -> None:
+    for stage in set(IN_PRESETS) - {"ppo"}:
         published, pooled = (
             load_config(MINI.parent / preset / f"{stage}.yaml", stage).model_dump(exclude={"preset", "model"})
             for preset in ("lrmovienet", "lrmovienet_pooled")
@@ -487,3 +487,24 @@ def test_the_parameters_of_a_loss_are_overridden_and_checked() -> None:
     assert loss.parameters == {"sigma": 1.0, "mu": 1.0, "k": 5}
     for override, found in (("loss.k=0", "loss.k: found 0"), ("loss.sigma=0", "loss.sigma: found 0")):
         assert found in message_of(MINI / "pointwise.yaml", "pointwise", "loss.name=lambdarank", override)
+
+
+def test_the_recommended_recipe_is_that_of_both_our_presets() -> None:
+    mini, pooled = (load_config(MINI.parent / preset / "ppo.yaml", "ppo") for preset in ("mini", "lrmovienet_pooled"))
+    assert (mini.policy, mini.ranker, mini.reward) == (pooled.policy, pooled.ranker, pooled.reward)
+    assert mini.policy.name == "exact"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("mine", "finetune/mine"),
+        ("newest", "finetune/newest"),
+        ("pointwise/mine", "pointwise/mine"),
+        ("logs/x/mine", "logs/x/mine"),
+        ("none", "none"),
+    ],
+)
+def test_a_runs_name_alone_is_of_the_stage_that_the_preset_names(given: str, found: str) -> None:
+    assert load_config(MINI / "ppo.yaml", "ppo", [f"ranker={given}"]).ranker == found
+    assert load_config(MINI.parent / "lrmovienet" / "ppo.yaml", "ppo", [f"ranker={given}"]).ranker == given

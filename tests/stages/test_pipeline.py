@@ -40,7 +40,7 @@ def settings(root: Path, *more: str) -> list[str]:
     return [
         *SHORT,
         "train.max_labels=6",
-        "ppo:loss.margin=0.5",
+        "ppo:policy.kl_weight=0.5",
         f"data.root={root / 'data'}",
         f"logs={root / 'logs'}",
         *more,
@@ -74,15 +74,17 @@ def test_stages_not_yet_done_are_trained_and_evaluated_over_seeds(
     capfd.readouterr()
     runs = run_pipeline("study", PRESET, settings(root), seeds=(1, 2))
     printed = capfd.readouterr().out
-    assert (printed.count(": finished already"), printed.count(": evaluated already")) == (5, 4)
+    assert (printed.count(": finished already"), printed.count(": evaluated already")) == (6, 5)
     assert (logs / "ppo" / "study-1" / "finished.json").read_bytes() == kept
-    assert runs == [f"{stage}/study-{seed}" for seed in (1, 2) for stage in ("pointwise", "reward", "ppo")]
+    # Stage 2a too: the preset's stage 3 starts from it.
+    assert runs == [f"{stage}/study-{seed}" for seed in (1, 2) for stage in ("pointwise", "finetune", "reward", "ppo")]
     for run in runs:
         assert "test" in json.loads((logs / run / "results.json").read_text(encoding="utf-8"))
     for seed in (1, 2):
         config = yaml.safe_load((logs / "ppo" / f"study-{seed}" / "config.yaml").read_text(encoding="utf-8"))
-        assert (config["seed"], config["loss"]["margin"]) == (seed, 0.5)
-        assert all(config[source].endswith(f"study-{seed}") for source in ("ranker", "reward"))
+        assert (config["seed"], config["policy"]["kl_weight"]) == (seed, 0.5)
+        assert config["ranker"].endswith(f"finetune/study-{seed}")
+        assert config["reward"].endswith(f"reward/study-{seed}")
 
 
 @pytest.mark.slow
@@ -94,8 +96,8 @@ def test_finished_runs_of_other_settings_data_or_sources_are_not_taken_for_those
         UserError, match=r"(?s)pointwise/study-1: .*another name, or train it again.*loss\.beta: found 0\.9, "
     ):
         run_pipeline("study", PRESET, settings(root, "pointwise:loss.beta=0.9"), seeds=(1,))
-    with pytest.raises(UserError, match=r"(?s)ppo/study-1: .*loss\.margin: found 0\.7"):
-        run_pipeline("study", PRESET, settings(root, "ppo:loss.margin=0.7"), seeds=(1,))
+    with pytest.raises(UserError, match=r"(?s)ppo/study-1: .*policy\.kl_weight: found 0\.7"):
+        run_pipeline("study", PRESET, settings(root, "ppo:policy.kl_weight=0.7"), seeds=(1,))
     # A run that resumes may have another batch on each process; one that has finished was trained with its own.
     with pytest.raises(UserError, match=r"(?s)reward/study-1: .*train\.clips_per_batch: found 5"):
         run_pipeline("study", PRESET, settings(root, "reward:train.clips_per_batch=5"), seeds=(1,))
@@ -143,14 +145,14 @@ def test_runs_that_moved_with_their_data_are_those_asked_for_and_evaluated_again
 ) -> None:
     run_pipeline("study", PRESET, settings(root), seeds=(1,))
     printed = capfd.readouterr().out
-    assert (printed.count(": finished already"), printed.count(": evaluated already")) == (3, 3)
+    assert (printed.count(": finished already"), printed.count(": evaluated already")) == (4, 4)
     change_grade(root, "test_data.json")
     run_pipeline("study", PRESET, settings(root), seeds=(1,))
     printed = capfd.readouterr().out
-    assert (printed.count(": finished already"), printed.count(": evaluated already")) == (3, 0)
+    assert (printed.count(": finished already"), printed.count(": evaluated already")) == (4, 0)
     assert f"root={root / 'data'}" in printed
     run_pipeline("study", PRESET, settings(root), seeds=(1,))
-    assert capfd.readouterr().out.count(": evaluated already") == 3
+    assert capfd.readouterr().out.count(": evaluated already") == 4
 
 
 @pytest.mark.parametrize(
