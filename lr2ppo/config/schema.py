@@ -308,8 +308,11 @@ class PPOTraining(TrainingSettings):
     actor: PPOOptimizer
     # Only of the policy partial_order; null: as the actor's.
     critic: PPOOptimizer | None = None
-    # By how many standard errors weights must be better than the start's on validation; earlier versions lack this key.
-    standard_errors: NotNegative = 0.0
+    # Whether only the layers above the label encoder learn; earlier versions lack this key.
+    frozen_trunk: bool = False
+    # How many of its standard errors a gain on validation must exceed for later weights to be taken; negative: the
+    # latest that are not clearly worse. Earlier versions lack this key.
+    standard_errors: Number = 0.0
 
 
 class PPOLoss(Section):

@@ -36,7 +36,7 @@ class ExactPolicy:
     """Raise the expected advantage of each pair's two orders, at a cost for moving away from the start."""
 
     rollout = JudgedPairs
-    shown = "advantage"
+    shown = "reward"
 
     def __init__(
         self,
@@ -90,7 +90,8 @@ class ExactPolicy:
         self.actor.step(losses.policy_loss, rollout.batch.ids)
         means = {
             "policy_loss": losses.policy_loss,
-            "advantage": losses.advantage,
+            # Expected, above the mean of both orders.
+            "reward": losses.advantage,
             "kl_to_start": losses.kl_to_start,
             "agreement": ((first > second) == (rollout.margin > 0)).float(),
         }

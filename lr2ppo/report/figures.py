@@ -181,12 +181,13 @@ PANELS: Mapping[str, Sequence[Panel]] = {
         Panel("Gradient norm", {"train/gradient_norm": "norm"}, NORM),
     ),
     "ppo": (
-        Panel("Validation NDCG", NDCG_CURVES, "The goal: should rise from stage 1's level and stay there."),
+        Panel("Validation NDCG", NDCG_CURVES, "The goal: should rise from the start's level and stay there."),
         Panel(
             "Reward and value",
             {"train/reward": "reward", "train/value": "value"},
-            "Value is the critic's estimate: it should learn to follow the reward.",
+            "Should rise. Value, if there is a critic, is its estimate: it should learn to follow the reward.",
         ),
+        Panel("KL to the start", {"train/kl_to_start": "KL"}, "How far the policy has moved from where it started."),
         Panel(
             "Advantage",
             {"train/advantage": "advantage"},
@@ -277,6 +278,37 @@ def draw_reward_against_ndcg(run: ReportedRun) -> str:
         axes.set_ylabel("validation NDCG")
 
     return draw(plot, "Reward against NDCG")
+
+
+def draw_distance_from_start(runs: Sequence[tuple[str, ReportedRun]]) -> str:
+    """Draw validation NDCG and reward of named runs of stage 3 against the root of the KL to their start.
+
+    The KL grows with the square of a small step, so that its root is a distance (Gao et al. 2023). Rewards are drawn
+    as their rise since the first, since only their differences mean something.
+    """
+    names, own = zip(*runs, strict=True)
+    colours = series_colours([run.stage for run in own])
+
+    def plot(axes: Axes) -> None:
+        right = axes.twinx()
+        for name, run, colour in zip(names, own, colours, strict=True):
+            curves = ("train/kl_to_start", "train/reward", "validation/ndcg")
+            distance, reward, ndcg = (dict(zip(*run.curves[curve], strict=True)) for curve in curves)
+            steps = [step for step in ndcg if step in distance and step in reward]
+            # The KL never falls below 0 but for rounding.
+            across = np.sqrt([max(distance[step], 0.0) for step in steps])
+            rise = [reward[step] - reward[steps[0]] for step in steps]
+            axes.plot(
+                across, [ndcg[step] for step in steps], "o-", color=colour, markersize=3, linewidth=1.2, label=name
+            )
+            right.plot(across, rise, color=colour, linewidth=1, linestyle="dashed")
+        axes.set_xlabel("root of the KL to the start")
+        axes.set_ylabel("validation NDCG (dots)")
+        right.set_ylabel("rise of the reward (dashed)")
+        if len(runs) > 1:
+            axes.legend(loc="best")
+
+    return draw(plot, "Distance from the start", WIDE)
 
 
 def draw_accuracy_by_gap(by_gap: Sequence[Mapping[str, float]]) -> str:

@@ -102,19 +102,29 @@ class ReportedRow:
         return Row(self.name, measured) if len(measured) == len(self.runs) else None
 
 
+def _started_from(row: Sequence[Path]) -> list[list[Path]]:
+    """The rows of the runs that a row's runs started from, and of those that these started from, each once.
+
+    Without those that no longer exist. Runs may share the run that they started from.
+    """
+    rows: dict[tuple[Path, ...], list[Path]] = {}
+    sources = [source_runs(folder) for folder in row]
+    for key in sources[0]:
+        found = {folder.resolve(): folder for own in sources if (folder := own.get(key)) is not None}
+        for own in [list(found.values()), *_started_from(list(found.values()))] if found else ():
+            rows.setdefault(tuple(folder.resolve() for folder in own), own)
+    return list(rows.values())
+
+
 def find_rows(references: Sequence[str], logs: Path) -> list[list[Path]]:
     """Return the folders of the runs of each row, `RUN` or `RUN,RUN,...`, rows in stage order.
 
-    For a single row, add those of the runs that its runs started from. Raises `UserError` if a run does not exist or
+    For a single row, add those of all runs that its runs started from. Raises `UserError` if a run does not exist or
     is named twice.
     """
     rows = find_groups(references, logs)
     if len(rows) == 1:
-        sources = [source_runs(folder) for folder in rows[0]]
-        for key in sources[0]:
-            # Without those that no longer exist. Runs may share the run that they started from.
-            found = [folder for own in sources if (folder := own.get(key)) is not None]
-            rows.append(list({folder.resolve(): folder for folder in found}.values()))
+        rows += _started_from(rows[0])
     return sorted(filter(None, rows), key=lambda row: list(STAGES).index(read_run(row[0])["stage"]))
 
 

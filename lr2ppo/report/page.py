@@ -32,7 +32,7 @@ from lr2ppo.files import write_text
 from lr2ppo.report import figures
 from lr2ppo.report.cases import describe_grades, frames_root, page_clips
 from lr2ppo.report.load import ReportedRow, ReportedRun, SplitResults, gather_rows, preset_differences
-from lr2ppo.runs.lookup import CONVERTED_FROM, best_validation
+from lr2ppo.runs.lookup import CONVERTED_FROM, best_validation, read_settings, source_runs
 from lr2ppo.runs.stages import STAGES
 from lr2ppo.version import __version__
 
@@ -196,6 +196,11 @@ def reward_section(runs: Sequence[ReportedRun]) -> dict[str, Any]:
         for run in runs
         if {"train/reward", "validation/ndcg"} <= run.curves.keys()
     ]
+    moved = [
+        (_named_with_pairs(run), run)
+        for run in runs
+        if {"train/reward", "train/kl_to_start", "validation/ndcg"} <= run.curves.keys()
+    ]
     judged = [
         (run.name, run.evaluation.results["judgement"])
         for run in runs
@@ -203,6 +208,7 @@ def reward_section(runs: Sequence[ReportedRun]) -> dict[str, Any]:
     ]
     return {
         "paths": paths,
+        "distance": figures.draw_distance_from_start(moved) if moved else None,
         "judged": [
             {
                 "name": name,
@@ -213,6 +219,14 @@ def reward_section(runs: Sequence[ReportedRun]) -> dict[str, Any]:
             for name, judgement in judged
         ],
     }
+
+
+def _named_with_pairs(run: ReportedRun) -> str:
+    """A run's name with the file of its reward model's pairs, in which runs that are compared often differ."""
+    reward = source_runs(run.folder).get("reward")
+    if reward is None:
+        return run.name
+    return f"{run.name} ({Path(str(read_settings(reward)['data.train'])).stem})"
 
 
 def reliability_section(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:

@@ -195,7 +195,8 @@ class _Planner:
 
     def _identify(self, config: RunConfig) -> str:
         """A hash of all that the weights of a run depend on but its features: those are compared before it is used."""
-        leaves = config_leaves(config.model_dump(mode="json"))
+        # Without defaults, so that a new setting names no earlier run anew.
+        leaves = config_leaves(config.model_dump(mode="json", exclude_defaults=True))
         facts = {key: value for key, value in leaves if not key.startswith(NO_FACTS)}
         if config.safety.on_nonfinite != "stop":
             facts["safety.on_nonfinite"] = config.safety.on_nonfinite

@@ -1,6 +1,6 @@
 """Stage 3: improve the ranker (the actor) by rewards, with the policy that its config names."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, collate
 from lr2ppo.data.samplers import wrap_around
 from lr2ppo.distributed.processes import Processes, autocast
 from lr2ppo.errors import UserError
-from lr2ppo.evaluation.scoring import Scores, score_clips, validation_ndcg
+from lr2ppo.evaluation.scoring import score_clips
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
 from lr2ppo.ops.linear import use_fast_linear
@@ -42,6 +42,7 @@ def train(
     config = run.config
     policy_type = policy_type or POLICIES[config.policy.name]
     ranker = load_kind(run.sources["ranker"] / "best", RelevanceRanker, config.train.dropout)
+    ranker.encoder.requires_grad_(not config.train.frozen_trunk)
     models: list[RelevanceRanker | PartialOrderModel] = [ranker]
     source: Reward = reward
     if source is None and "reward" in run.sources:
@@ -49,9 +50,7 @@ def train(
         models.append(source)
     batches = run.read(policy_type.draw(run.clips.clips, config), *models)
     updates = count_updates(batches, config)
-    start_scores, start_ndcg = evaluate_start(run, ranker)
-    may_select = partial(exceeds, start=start_ndcg, standard_errors=config.train.standard_errors)
-    policy = policy_type.open(run, ranker, source, start_scores, updates)
+    policy = policy_type.open(run, ranker, source, score_start(run, ranker), updates)
 
     rewarded_by = f"reward model {run.sources['reward']}" if "reward" in run.sources else "rewards without a model"
     sources = f"actor {run.sources['ranker']}, {rewarded_by}"
@@ -60,23 +59,17 @@ def train(
         with run.fitting():
             rollouts, steps_made = unpack_rollouts(policy.rollout, run.stored, run.clips, processes)
         if run.is_new:
-            run.record_ndcg()
+            run.record_ndcg(config.train.standard_errors)
         if steps_made:
-            update(run, policy, rollouts, may_select, steps_made)
+            update(run, policy, rollouts, steps_made)
         for batch in run.batches():
             rollouts.append(policy.roll_out(batch))
             if len(rollouts) == config.train.batches_per_rollout:
-                update(run, policy, rollouts, may_select)
+                update(run, policy, rollouts)
             run.save_checkpoint(partial(pack_rollouts, rollouts, 0), len(rollouts))
 
 
-def update(
-    run: TrainingRun[PPOConfig],
-    policy: Policy[R],
-    rollouts: list[R],
-    may_select: Callable[[Scores], bool],
-    steps_made: int = 0,
-) -> None:
+def update(run: TrainingRun[PPOConfig], policy: Policy[R], rollouts: list[R], steps_made: int = 0) -> None:
     """Learn from the stored rollouts, then clear them; a run that resumes skips the steps already made."""
     steps = rollouts * run.config.train.passes
     for number in range(steps_made, len(steps)):
@@ -89,35 +82,23 @@ def update(
     rollouts.clear()
     run.advance({policy.shown: values[policy.shown]})
     if run.evaluates:
-        run.record_ndcg(may_select)
+        run.record_ndcg(run.config.train.standard_errors)
 
 
-def exceeds(found: Scores, start: Scores, standard_errors: float) -> bool:
-    """Whether the mean gain of clips' NDCG over the start's is so many standard errors above 0 (paired, `[clips]`).
-
-    Validation clips are few: of many steps, the best by a little is better by chance (Breiman et al. 1984).
-    """
-    gain = found - start
-    error = float(gain.std(ddof=1)) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
-    return float(gain.mean()) > standard_errors * error
-
-
-def evaluate_start(run: TrainingRun[PPOConfig], ranker: RelevanceRanker) -> tuple[StartScores, Scores]:
-    """Score all labels by the ranker that the actor starts from, to look them up, and its NDCG of validation clips.
+def score_start(run: TrainingRun[PPOConfig], ranker: RelevanceRanker) -> StartScores:
+    """Score all labels once by the ranker that the actor starts from, and look them up for each batch.
 
     Frames in random order are those of evaluation.
     """
-    clips_at_once = run.config.train.clips_per_batch
     use_fast_linear(ranker).to(run.processes.device)
     with autocast(run.config.compute.precision, run.processes.device):
-        scores = score_clips(ranker, run.clips, run.processes, clips_at_once)
-        start_ndcg = validation_ndcg(ranker, run.validation, run.processes, clips_at_once).ndcg
+        scores = score_clips(ranker, run.clips, run.processes, run.config.train.clips_per_batch)
     table = pad_sequence([torch.from_numpy(own).float() for own in scores], batch_first=True)
 
     def look_up(batch: ClipBatch) -> Tensor:
         return table[batch.clips.cpu().unsqueeze(1), batch.labels.cpu()].to(batch.labels.device)
 
-    return look_up, start_ndcg
+    return look_up
 
 
 def count_updates(batches: int, config: PPOConfig) -> int:

@@ -38,6 +38,8 @@ class State:
     processes: Whole = 1
     best: float | None = None
     best_step: Whole = 0
+    # The NDCG of each validation clip at the step with the highest mean, if later steps are compared with it.
+    highest: list[float] = field(default_factory=list)
     seconds: float = 0.0
     # The size of `metrics.jsonl`: later rows are written again.
     metrics_bytes: Whole = 0

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
+import numpy as np
+
 from lr2ppo.config.schema import RunConfig
 from lr2ppo.data.annotations import Need, graded
 from lr2ppo.data.dataset import ClipBatch, open_store
@@ -115,6 +117,18 @@ def open_all(
     clips = [clip for dataset in (inputs.datasets[0], *inputs.datasets[2:]) for clip in dataset.clips]
     trained_on = kept or join_trained_on(clips, inputs.datasets[1].clips, sources.values(), config.data.root)
     return Opened(config, sources, store, inputs, trained_on, (warning,) if warning else ())
+
+
+def exceeds(found: Scores, highest: Scores, standard_errors: float) -> bool:
+    """Whether the mean gain of clips' NDCG over the highest mean so far exceeds so many of its standard errors.
+
+    Shapes: found, highest: [clips]. With a negative number, the latest weights are taken that are not clearly worse:
+    of many steps measured on few clips, the highest is higher than it should be (one standard error: Breiman et al.
+    1984).
+    """
+    gain = found - highest
+    error = float(gain.std(ddof=1)) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
+    return float(gain.mean()) > standard_errors * error
 
 
 class TrainingRun(Generic[C]):
@@ -237,15 +251,19 @@ class TrainingRun(Generic[C]):
         """Whether to evaluate after this step: every `train.evaluate_every` steps, and after the last."""
         return self.step % self.config.train.evaluate_every == 0 or self.step == self.steps
 
-    def record(self, evaluation: Evaluation, may_select: bool = True) -> None:
+    def record(self, evaluation: Evaluation, standard_errors: float = 0.0) -> None:
         """Log an evaluation with the means of the observed values since the last one; save the best weights.
 
-        Without `may_select`, the weights are not the best, whatever their metric.
+        A ranker's weights replace the best if their gain exceeds so many of its standard errors: see `exceeds`.
         """
         self._store.check_unchanged()
         state, metric = self.state, evaluation.metrics[self.stage.selects]
         best_step_before = None if state.best is None else state.best_step
-        improved = state.best is None or (may_select and metric > state.best)
+        improved = state.best is None or metric > state.best
+        if standard_errors:
+            improved = state.best is None or exceeds(evaluation.ndcg, np.array(state.highest), standard_errors)
+            if state.best is None or evaluation.ndcg.mean() > np.mean(state.highest):
+                state.highest = evaluation.ndcg.tolist()
         if improved:
             state.best, state.best_step = metric, self.step
             self._model.save(self.folder / "best")
@@ -255,14 +273,11 @@ class TrainingRun(Generic[C]):
             self._run_log.record(self.step, seconds, means, evaluation, best_step_before, improved, left)
         self._progress.evaluated(metric, state.best)
 
-    def record_ndcg(self, may_select: Callable[[Scores], bool] = lambda _: True) -> None:
-        """Evaluate the run's model, a ranker, on the validation clips, and record the result.
-
-        `may_select` says of the NDCG of each clip whether it may be that of the best weights.
-        """
+    def record_ndcg(self, standard_errors: float = 0.0) -> None:
+        """Evaluate the run's model, a ranker, on the validation clips, and `record` the result."""
         with self._model.unsharded() as model:
             found = validation_ndcg(model, self.validation, self.processes, self.config.train.clips_per_batch)
-            self.record(found, may_select(found.ndcg))
+            self.record(found, standard_errors)
 
     def save_checkpoint(self, stored: Callable[[], ProcessState] = ProcessState, substep: int = 0) -> None:
         """Write a checkpoint if one is due; call it after each batch is fully processed.
@@ -309,6 +324,10 @@ class TrainingRun(Generic[C]):
                 remove_partial_files(self.folder)
                 with checkpoint.fitting():
                     cut_metrics(self.folder, checkpoint.state.metrics_bytes)
+                    if checkpoint.state.highest and len(checkpoint.state.highest) != len(self.validation):
+                        raise ValueError(
+                            f"highest has {len(checkpoint.state.highest)} clips, wanted {len(self.validation)}"
+                        )
             # Also in a run that resumes: its encoders may have moved.
             write_features_file(self.folder, self._store.encoding, self._store.paths)
             write_json(self.folder / INPUTS, self.fingerprints)

@@ -25,7 +25,10 @@ OVERRIDES = {
     "finetune": ["ranker=one", "train.epochs=3", "train.pairs_per_clip=4", "train.evaluate_every=100", "loss.name=dpo"],
     "reward": ["model.dropout=0", "ranker=one", "train.epochs=3", "train.pairs_per_clip=4", "train.evaluate_every=100"],
     "distill": ["ranker=one", "reward=one", "train.pairs_per_clip=7", "train.evaluate_every=100"],
-    "ppo": ["ranker=one", "reward=one", "train.pairs_per_clip=7", "train.passes=1", "train.evaluate_every=100"],
+    "ppo": [
+        *("ranker=pointwise/one", "reward=one", "train.pairs_per_clip=7", "train.evaluate_every=100"),
+        *("policy.name=partial_order", "train.actor.learning_rate=3e-4"),
+    ],
 }
 
 

@@ -58,7 +58,9 @@ class TrainedWorld:
         world.train("pointwise", "one")
         world.train("pointwise", "flatten", *FLATTEN)
         world.train("reward", "one", "ranker=one")
-        world._train_until_better("ppo", "one", "ranker=one", "reward=one", "train.batches_per_rollout=1", *QUICKLY)
+        world._train_until_better(
+            "ppo", "one", "ranker=pointwise/one", "reward=one", "train.batches_per_rollout=1", *QUICKLY
+        )
         for run in ("pointwise/one", "pointwise/flatten", "reward/one", "ppo/one"):
             overrides = [f"name={run}", f"logs={world.logs}", "device=cpu", "workers=0", "bootstrap_samples=50"]
             evaluate(load_config(MINI / "evaluate.yaml", "evaluate", overrides))

@@ -27,7 +27,13 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
     "pooled": {},
     "flatten": {
         **{stage: ["model.head=flatten", "model.attention=published"] for stage in ("pointwise", "reward")},
-        "ppo": ["loss.weighting=batch", "train.batches_per_rollout=3", "train.dropout=0.1"],
+        "ppo": [
+            "policy.name=partial_order",
+            "ranker=pointwise/newest",
+            "train.standard_errors=0",
+            "train.batches_per_rollout=3",
+            "train.dropout=0.1",
+        ],
     },
     "random-frames": {stage: ["data.frame_order=random", "data.frames=2"] for stage in STAGES},
 }

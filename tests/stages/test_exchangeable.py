@@ -27,6 +27,7 @@ from lr2ppo.stages.evaluate import evaluate
 from lr2ppo.training.learner import Learner
 from lr2ppo.training.run import TrainingRun
 from tests.conftest import LABELS, REPOSITORY
+from tests.stages.test_stages import PUBLISHED
 
 Overrides = Callable[..., list[str]]
 PRESET = REPOSITORY / "configs" / "mini"
@@ -35,7 +36,8 @@ SHORT = ("name=a", "data.frames=3", "train.epochs=2", "train.clips_per_batch=8")
 
 def run_stage(stage: str, processes: Processes, overrides: list[str], **more: Any) -> Path:
     stages: dict[str, Callable[..., None]] = {"pointwise": pointwise.train, "reward": reward.train, "ppo": ppo.train}
-    config = load_config(PRESET / f"{stage}.yaml", stage, [*SHORT, *overrides])
+    published = PUBLISHED if stage == "ppo" else ()
+    config = load_config(PRESET / f"{stage}.yaml", stage, [*published, *SHORT, *overrides])
     torch.manual_seed(config.seed)
     stages[stage](config, processes, False, **more)
     folder: Path = config.logs / stage / "a"

@@ -15,7 +15,7 @@ from lr2ppo.errors import UserError
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
 from lr2ppo.stages import finetune, reward
-from lr2ppo.stages.ppo import exceeds
+from lr2ppo.training.run import exceeds
 from tests.stages.test_stages import PRESET, run_pointwise, run_ppo, run_reward
 
 Overrides = Callable[..., list[str]]
@@ -78,7 +78,7 @@ def test_weights_that_are_hardly_better_than_the_start_are_not_taken(
     # After two updates some clips are better and some are not.
     settings = ("policy.name=exact", "train.epochs=1", "train.evaluate_every=1", "train.actor.learning_rate=1e-3")
     start = weights(logs / "pointwise" / "a")
-    for name, errors, keeps in (("any", 0, False), ("clear", 1000, True)):
+    for name, errors, keeps in (("any", -1000, False), ("clear", 1000, True)):
         run_ppo(alone, tiny_overrides(*settings, f"train.standard_errors={errors}"), name)
         assert torch.equal(start["score.weight"], weights(logs / "ppo" / name)["score.weight"]) == keeps
 
@@ -91,4 +91,6 @@ def test_a_gain_must_exceed_its_standard_errors() -> None:
     assert not exceeds(found, start, 1.01 * 0.025 / error)
     assert not exceeds(start, start, 0.0)
     assert exceeds(found, start, 0.0)
+    assert exceeds(start - (found - start), start, -1.01 * 0.025 / error)
+    assert not exceeds(start - (found - start), start, -0.99 * 0.025 / error)
     assert exceeds(np.array([0.6]), np.array([0.5]), 5.0)

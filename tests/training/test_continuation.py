@@ -41,7 +41,8 @@ SETTINGS = {
     "distill": ["train.epochs=2", "train.pairs_per_clip=4", "train.evaluate_every=3", "ranker=whole", "reward=whole"],
     "ppo": [
         *("train.epochs=3", "train.pairs_per_clip=5", "train.evaluate_every=2", "train.dropout=0.1"),
-        *("train.batches_per_rollout=3", "train.passes=2", "ranker=whole", "reward=whole"),
+        *("train.batches_per_rollout=3", "train.passes=2", "ranker=pointwise/whole", "reward=whole"),
+        *("policy.name=partial_order", "train.standard_errors=-1"),
     ],
 }
 

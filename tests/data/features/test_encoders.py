@@ -225,7 +225,7 @@ def test_a_run_is_not_evaluated_on_features_of_other_encoders(others: TrainedWor
 
 @pytest.mark.parametrize("stage", ["reward", "ppo"])
 def test_a_run_does_not_start_from_one_of_other_encoders(others: TrainedWorld, stage: str) -> None:
-    sources = ["ranker=one"] + ["reward=one"] * (stage == "ppo")
+    sources = ["ranker=pointwise/one"] + ["reward=one"] * (stage == "ppo")
     with pytest.raises(UserError, match=rf"pointwise/one: was {OTHERS}"):
         others.train(stage, "mixed", *sources)
     assert not (others.logs / stage / "mixed").exists()
@@ -237,7 +237,7 @@ def test_two_source_runs_of_other_encoders_are_refused_even_if_the_features_name
         others.logs / "reward" / "one" / FEATURES_FILE, lambda facts: facts["encoders"].update(text_encoder="b@1")
     )
     with pytest.raises(UserError, match=r"reward/one: was trained on features of other encoders than .*pointwise/one"):
-        others.train("ppo", "mixed", "ranker=one", "reward=one")
+        others.train("ppo", "mixed", "ranker=pointwise/one", "reward=one")
 
 
 def test_features_that_name_no_encoders_give_a_warning(others: TrainedWorld, capsys: Any) -> None:
