@@ -101,8 +101,8 @@ def _check_settings(config: CompareConfig) -> None:
     for settings in (config.settings, *config.data.values(), config.overrides):
         _check_known(settings, used, config)
     for name, row in config.trained_rows.items():
-        if row.stages != [stage for stage in STAGES if stage in row.stages]:
-            raise UserError(f"rows.{name}.stages: found {row.stages}, wanted them in the order {', '.join(STAGES)}")
+        if len(set(row.stages)) < len(row.stages):
+            raise UserError(f"rows.{name}.stages: found {row.stages}, wanted each stage once")
         _check_sources(name, row)
         _check_tuned(name, row)
         _check_overrides(name, row, config.overrides)
@@ -127,9 +127,9 @@ def _check_overrides(name: str, row: RowConfig, overrides: Sequence[str]) -> Non
 
 def _check_sources(name: str, row: RowConfig) -> None:
     """Raise `UserError` if a stage of a row has no stage before it to start from."""
-    for stage in row.stages:
+    for place, stage in enumerate(row.stages):
         for allowed in STAGES[stage].sources.values():
-            if not set(allowed).intersection(row.stages):
+            if not set(allowed).intersection(row.stages[:place]):
                 raise UserError(
                     f"rows.{name}: {stage} starts from a run of {' or '.join(allowed)}, found {', '.join(row.stages)}; "
                     "add that stage before it"

@@ -260,7 +260,11 @@ def test_a_failing_run_ends_the_set_with_what_it_said(
         ),
         (
             {"rows": {"stage 1": {"stages": ["pointwise"]}, "x": {"stages": ["reward", "pointwise"]}}},
-            "rows.x.stages: found ['reward', 'pointwise'], wanted them in the order pointwise, finetune, reward",
+            "rows.x: reward starts from a run of pointwise or finetune, found reward, pointwise; add that stage before it",
+        ),
+        (
+            {"rows": {"stage 1": {"stages": ["pointwise"]}, "x": {"stages": ["pointwise", "pointwise"]}}},
+            "rows.x.stages: found ['pointwise', 'pointwise'], wanted each stage once",
         ),
         ({"rows": {"stage 1": {"stages": ["pointwise"]}, "x": {"stages": ["pointwize"]}}}, "found 'pointwize'"),
         ({"settings": ["train.epocs=3"]}, "train.epocs=3: unknown key 'train.epocs'; did you mean train.epochs?"),
