@@ -1,6 +1,6 @@
 #!/bin/sh
-# Everything on the mini benchmark for one seed: data, encoders, features, the three stages and their evaluation.
-# sh scripts/mini.sh NAME SEED DATA [key=value ...]   (overrides go to the three training stages)
+# Everything on the mini benchmark for one seed: data, encoders, features, all stages and their evaluation.
+# sh scripts/mini.sh NAME SEED DATA [key=value ...]   (overrides go to the training stages)
 # Existing data and encoders are reused; runs called NAME are trained again.
 set -eu
 CDPATH='' cd -- "$(dirname "$0")/.."
@@ -20,11 +20,13 @@ sh scripts/mini_data.sh "$seed" "$data"
 
 step "stage 1, the pointwise ranker"
 launch pointwise --fresh "name=$name" "seed=$seed" "data.root=$data" "$@"
+step "stage 2a, direct fine-tuning"
+launch finetune --fresh "name=$name" "seed=$seed" "data.root=$data" "ranker=$name" "$@"
 step "stage 2, the reward model"
 launch reward --fresh "name=$name" "seed=$seed" "data.root=$data" "ranker=$name" "$@"
 step "stage 3, LR2PPO"
 launch ppo --fresh "name=$name" "seed=$seed" "data.root=$data" "ranker=$name" "reward=$name" "$@"
 
-for stage in pointwise reward ppo; do
+for stage in pointwise finetune reward ppo; do
     evaluate "name=$stage/$name" >"logs/$stage/$name/evaluation.txt"
 done

@@ -10,7 +10,7 @@ PRESET=mini
 sh scripts/mini.sh quickstart 7 data/mini
 
 printf '\n== the test clips, ordered by each stage\n'
-evaluate --table pointwise/quickstart ppo/quickstart reward/quickstart
+evaluate --table pointwise/quickstart finetune/quickstart reward/quickstart ppo/quickstart
 echo
 "$PYTHON" -m lr2ppo report ppo/quickstart -o logs/quickstart.html
 

@@ -195,9 +195,14 @@ class _Planner:
 
     def _identify(self, config: RunConfig) -> str:
         """A hash of all that the weights of a run depend on but its features: those are compared before it is used."""
-        # Without defaults, so that a new setting names no earlier run anew.
-        leaves = config_leaves(config.model_dump(mode="json", exclude_defaults=True))
-        facts = {key: value for key, value in leaves if not key.startswith(NO_FACTS)}
+        # Without defaults, so that a new setting names no earlier run anew; names decide which defaults there are.
+        changed = {key for key, _ in config_leaves(config.model_dump(mode="json", exclude_defaults=True))}
+        leaves = {
+            key: value
+            for key, value in config_leaves(config.model_dump(mode="json"))
+            if key in changed or key.endswith(".name")
+        }
+        facts = {key: value for key, value in leaves.items() if not key.startswith(NO_FACTS)}
         if config.safety.on_nonfinite != "stop":
             facts["safety.on_nonfinite"] = config.safety.on_nonfinite
         files = [self._content(config.data.root / name) for name in config.annotations.values()]

@@ -260,7 +260,7 @@ def test_a_failing_run_ends_the_set_with_what_it_said(
         ),
         (
             {"rows": {"stage 1": {"stages": ["pointwise"]}, "x": {"stages": ["reward", "pointwise"]}}},
-            "rows.x: reward starts from a run of pointwise or finetune, found reward, pointwise; add that stage before it",
+            "rows.x: reward starts from a run of pointwise or finetune, found reward, pointwise; add that stage before",
         ),
         (
             {"rows": {"stage 1": {"stages": ["pointwise"]}, "x": {"stages": ["pointwise", "pointwise"]}}},
