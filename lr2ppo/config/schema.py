@@ -494,12 +494,22 @@ class PPOConfig(RunConfig):
     train: PPOTraining
     # Configs of earlier versions lack this section.
     policy: PolicyConfig = PartialOrder()
-    # Only of the policy partial_order; null: the published values.
+    # Only of the policy partial_order, which has the published values by default.
     loss: PPOLoss | None = None
 
     @property
     def reads_grades(self) -> bool:
         return isinstance(self.policy, SampledLists) and self.policy.reward == "grades"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_loss(cls, tree: Any) -> Any:
+        policy = tree.get("policy") if isinstance(tree, dict) else None
+        usual = "partial_order"
+        is_published = policy is None or (isinstance(policy, dict) and policy.get("name", usual) == usual)
+        if isinstance(tree, dict) and is_published and tree.get("loss") is None:
+            return tree | {"loss": {}}
+        return tree
 
     @model_validator(mode="after")
     def _check_policy(self) -> Self:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from lr2ppo.distributed.processes import Processes, join_processes
 from lr2ppo.runs.lookup import METRICS, read_calibration
 from tests.conftest import REPOSITORY
-from tests.helpers.parallel_training import train_all
+from tests.helpers.parallel_training import POLICIES, train_all
 from tests.helpers.workspace import Workspace
 
 
@@ -55,17 +55,22 @@ def parallel_logs(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("model", ["pointwise", "finetune", "reward", "distill", "ppo", "ppo/critic"])
+@pytest.mark.parametrize(
+    "model", ["pointwise", "finetune", "reward", "distill", "ppo", "ppo/critic", "exact", "plackett_luce"]
+)
 def test_two_processes_train_the_model_that_one_trains_on_batches_of_twice_the_size(
     parallel_logs: Path, model: str, strategy: str
 ) -> None:
     stage, _, part = model.partition("/")
+    prefix = ""
+    if model in POLICIES:
+        stage, prefix = "ppo", f"{model}-"
     one, two = (
-        load_file(parallel_logs / stage / name / "checkpoints" / "last" / part / "model.safetensors")
+        load_file(parallel_logs / stage / f"{prefix}{name}" / "checkpoints" / "last" / part / "model.safetensors")
         for name in ("one", strategy)
     )
     assert one.keys() == two.keys()
-    one = {name: tensor for name, tensor in one.items() if name not in SHIFTS.get(model, ())}
+    one = {name: tensor for name, tensor in one.items() if name not in SHIFTS.get(stage if prefix else model, ())}
     difference = torch.stack([(two[name] - one[name]).double().norm() for name in one]).norm()
     size = torch.stack([tensor.double().norm() for tensor in one.values()]).norm()
     assert difference / size < 1e-6

@@ -25,11 +25,14 @@ OVERRIDES = {
     "finetune": ["ranker=one", "train.epochs=3", "train.pairs_per_clip=4", "train.evaluate_every=100", "loss.name=dpo"],
     "reward": ["model.dropout=0", "ranker=one", "train.epochs=3", "train.pairs_per_clip=4", "train.evaluate_every=100"],
     "distill": ["ranker=one", "reward=one", "train.pairs_per_clip=7", "train.evaluate_every=100"],
+    # The published policy; others are trained with `policy.name` of `POLICIES`, as runs called POLICY-one and so on.
     "ppo": [
         *("ranker=pointwise/one", "reward=one", "train.pairs_per_clip=7", "train.evaluate_every=100"),
         *("policy.name=partial_order", "train.actor.learning_rate=3e-4"),
     ],
 }
+
+POLICIES = ("exact", "plackett_luce")
 
 
 def train_all(processes: Processes, logs: Path, data: Path, strategy: str) -> None:
@@ -43,6 +46,11 @@ def train_all(processes: Processes, logs: Path, data: Path, strategy: str) -> No
         config = load_config(REPOSITORY / "configs" / "mini" / f"{stage}.yaml", stage, [*common, *OVERRIDES[stage]])
         torch.manual_seed(config.seed)
         train(config, processes, False)
+    for policy in POLICIES:
+        own = [f"policy.name={policy}", f"name={policy}-{name}", "train.batches_per_rollout=2", "train.passes=2"]
+        config = load_config(REPOSITORY / "configs" / "mini" / "ppo.yaml", "ppo", [*common, *OVERRIDES["ppo"], *own])
+        torch.manual_seed(config.seed)
+        TRAIN["ppo"](config, processes, False)
 
 
 if __name__ == "__main__":

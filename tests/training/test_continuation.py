@@ -140,6 +140,25 @@ def test_a_run_stopped_and_continued_ends_with_the_same_bytes_and_rows(
     assert continued["calibration"] == whole["calibration"]
 
 
+@pytest.mark.parametrize("policy", ["exact", "grpo"])
+def test_other_policies_continue_with_the_same_bytes_and_rows(
+    world: World, stop_at: Any, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    more = (f"policy.name={policy}", "train.frozen_trunk=true")
+    for moment in (1, 5):
+        with monkeypatch.context():
+            stop_at(moment)
+            with pytest.raises(SystemExit):
+                world.train("ppo", f"stopped-{policy}", *more)
+        monkeypatch.undo()
+    for name in (f"stopped-{policy}", f"whole-{policy}"):
+        world.train("ppo", name, *more)
+    assert world.rows("ppo", f"stopped-{policy}") == world.rows("ppo", f"whole-{policy}")
+    assert world.weights("ppo", f"stopped-{policy}") == world.weights("ppo", f"whole-{policy}")
+    start, trained = (world.weights(*run) for run in (("pointwise", "whole"), ("ppo", f"whole-{policy}")))
+    assert start["best/model.safetensors"] != trained["checkpoints/last/model.safetensors"]
+
+
 def test_a_run_whose_folder_is_removed_ends_and_does_not_train_into_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
