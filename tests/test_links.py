@@ -26,7 +26,7 @@ EVALUATE = (
 )
 TRAIN = f"train pointwise --config {MINI}/pointwise.yaml data.root=data device=cpu data.workers=0 train.epochs=1"
 RESUME = f"{TRAIN} name=half"
-PPO = f"{TRAIN} name=new ranker=pointwise/one reward=one data.frames={SHAPE.frames}".replace("pointwise", "ppo")
+PPO = f"{TRAIN} name=new reward=one data.frames={SHAPE.frames}".replace("pointwise", "ppo") + " ranker=pointwise/one"
 ENCODERS = "--text encoders/roberta --image encoders/vit --device cpu"
 FLAT = {"head": "flatten", "attention": "published", "heads": 8, "text_tokens": 5}
 PUBLISHED = (

@@ -29,7 +29,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def test_every_stage_is_trained_and_evaluated(workspace: Workspace) -> None:
-    for stage in ("pointwise", "reward", "ppo"):
+    for stage in ("pointwise", "finetune", "reward", "ppo"):
         folder = workspace.root / "logs" / stage / "tiny"
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))["test"]
         assert results["clips"] == 8

@@ -165,7 +165,7 @@ def test_the_page_shows_results_training_reward_and_facts(page: Path) -> None:
     ):
         assert part in text
     assert "train.epochs" in text
-    assert "preset: 5" in text
+    assert "preset: 16" in text
     assert "Peak memory" in text
 
 
@@ -260,8 +260,8 @@ def test_grades_of_another_scale_have_colours_and_a_legend(logs: Path, page: Pat
 def test_changes_from_the_preset_are_reported(logs: Path) -> None:
     run = gather_run(logs / "ppo" / "a", "test")
     changed = preset_differences(run)
-    assert changed["train.epochs"] == 5
-    assert "loss.margin" not in changed
+    assert changed["train.epochs"] == 16
+    assert "train.clips_per_batch" not in changed
     assert "name" not in changed
     # A run of someone else must not name files to show.
     for preset in (str(REPOSITORY / "configs" / "mini"), "../configs/mini", ".."):

@@ -399,10 +399,10 @@ def test_a_row_is_of_different_runs_of_one_stage_and_says_which_settings_differ(
     (two / "config.yaml").write_text(yaml.safe_dump(config | own), encoding="utf-8")
     table(logs, "ppo/one,ppo/two")
     assert "differ in" not in capsys.readouterr().out
-    config["train"]["epochs"], config["loss"]["margin"] = 77, 0.7
+    config["train"]["epochs"], config["policy"]["kl_weight"] = 77, 0.7
     (two / "config.yaml").write_text(yaml.safe_dump(config | own), encoding="utf-8")
     table(logs, "ppo/one,ppo/two")
     printed = capsys.readouterr().out
-    assert "note: its runs differ in train.epochs, loss.margin" in printed or (
-        "note: its runs differ in loss.margin, train.epochs" in printed
+    assert "note: its runs differ in train.epochs, policy.kl_weight" in printed or (
+        "note: its runs differ in policy.kl_weight, train.epochs" in printed
     )

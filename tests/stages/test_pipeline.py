@@ -113,13 +113,13 @@ def test_finished_runs_of_other_settings_data_or_sources_are_not_taken_for_those
     kept = (ranker / "finished.json").read_bytes()
     (ranker / "finished.json").unlink()
     with pytest.raises(
-        UserError, match=r"reward/study-1: is finished, but .*pointwise/study-1, which it starts from, is not"
+        UserError, match=r"finetune/study-1: is finished, but .*pointwise/study-1, which it starts from, is not"
     ):
         run_pipeline("study", PRESET, settings(root), seeds=(1,))
     (ranker / "finished.json").write_bytes(kept)
     # Trained again under its name: the runs of later stages started from other weights.
     save_model(ranker / "best", RelevanceRanker(describe_model(ranker / "best")[1]))
-    with pytest.raises(UserError, match=r"(?s)reward/study-1: .*the weights of its ranker run: found other content"):
+    with pytest.raises(UserError, match=r"(?s)finetune/study-1: .*the weights of its ranker run: found other content"):
         run_pipeline("study", PRESET, settings(root), seeds=(1,))
 
 

@@ -40,7 +40,12 @@ def train(tiny_world: Path, tmp_path: Path, alone: Processes) -> Train:
 
     def run(stage: str, *more: str) -> None:
         settings = [f"logs={tmp_path / 'logs'}", f"data.root={data}", "name=new", "device=cpu", "train.epochs=1"]
-        settings += [f"data.frames={SHAPE.frames}", *(f"{key}=one" for key in STAGES[stage].sources)]
+        settings += [
+            f"data.frames={SHAPE.frames}",
+            *(f"{key}={usual}/one" for key, (usual, *_) in STAGES[stage].sources.items()),
+        ]
+        # The published policy reads the reward model twice.
+        settings += ["policy.name=partial_order"] * (stage == "ppo")
         settings += (
             more
             if "model" not in STAGES[stage].config.model_fields

@@ -21,7 +21,6 @@ PRESET = REPOSITORY / "configs" / "mini"
 PUBLISHED = (
     "ranker=pointwise/newest",
     "policy.name=partial_order",
-    "loss.weighting=pair",
     "train.passes=2",
     "train.evaluate_every=10",
     "train.standard_errors=0",
