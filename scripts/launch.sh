@@ -40,7 +40,7 @@ exec_stage() {
 fine_tunes() {
     grep -q '^ranker: *finetune/' "configs/$PRESET/ppo.yaml" || return 1
     for argument in "$@"; do
-        case $argument in ranker=finetune/* | ranker=none) return 1 ;; esac
+        case $argument in ranker=finetune/* | ranker=none | --print-config) return 1 ;; esac
     done
 }
 

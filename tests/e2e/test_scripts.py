@@ -178,3 +178,25 @@ def test_the_repository_scripts_are_plain_shell_with_a_usage_line() -> None:
         first, second = script.read_text(encoding="utf-8").splitlines()[:2]
         assert first == "#!/bin/sh"
         assert f"sh {script.name} " in second
+
+
+def test_stage_2_fine_tunes_first_and_stage_3_starts_from_that(workspace: Workspace) -> None:
+    given = ("ranker=tiny", "data.root=data/tiny", "train.epochs=1", "finetune:train.learning_rate=1e-4")
+    logs = workspace.root / "logs"
+    workspace.ok("sh", "reward_pair_dataloader.sh", "both", *given)
+    before = (logs / "finetune" / "both" / "finished.json").read_bytes()
+    shutil.rmtree(logs / "reward" / "both")
+    printed = workspace.ok("sh", "reward_pair_dataloader.sh", "both", *given)
+    assert "== finetune/both: finished already" in printed
+    assert (logs / "finetune" / "both" / "finished.json").read_bytes() == before
+    workspace.ok("sh", "ppo.sh", "both", "ranker=both", "reward=both", "data.root=data/tiny", "train.epochs=1")
+    config = (logs / "ppo" / "both" / "config.yaml").read_text(encoding="utf-8")
+    assert "ranker: logs/finetune/both\n" in config
+    assert "reward: logs/reward/both\n" in config
+    assert "ranker: logs/pointwise/tiny\n" in (logs / "reward" / "both" / "config.yaml").read_text(encoding="utf-8")
+    assert "learning_rate: 0.0001\n" in (logs / "finetune" / "both" / "config.yaml").read_text(encoding="utf-8")
+    # The reward model alone, from a given ranker.
+    workspace.ok(
+        "sh", "reward_pair_dataloader.sh", "alone", "ranker=finetune/both", "data.root=data/tiny", "train.epochs=1"
+    )
+    assert not (logs / "finetune" / "alone").exists()
