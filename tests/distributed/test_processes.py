@@ -31,12 +31,16 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return Workspace.make(tmp_path_factory.mktemp("processes"))
 
 
-# Biases that shift all scores equally, in losses of differences: their gradient is only rounding.
+# Biases that shift all scores equally, in losses of differences, or all logits of a softmax: their gradient is only
+# rounding.
 SHIFTS = {
     "finetune": ("score.bias", "encoder.head.mlp.fc2.bias"),
     "distill": ("score.bias", "encoder.head.mlp.fc2.bias"),
     "reward": ("score.bias", "block.norm_out.bias"),
-    "ppo": ("score.bias", "encoder.head.mlp.fc2.bias"),
+    "ppo": (
+        *("score.bias", "encoder.head.mlp.fc2.bias", "encoder.head.text_pool.bias", "encoder.head.frame_pool.bias"),
+        "encoder.fusion.attention.keys.bias",
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 """Every policy of stage 3 learns the reward model's order, and what it reads is checked before any work."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,77 +16,79 @@ from lr2ppo.policies.sampled_lists import sample_orders
 from lr2ppo.stages import ppo
 from tests.stages.test_stages import PRESET, run_pointwise, run_ppo, run_reward
 
-Overrides = Callable[..., list[str]]
 POLICIES = ("exact", "plackett_luce", "grpo", "reinforce")
-LISTS = ["train.epochs=20", "train.clips_per_batch=8", "train.actor.learning_rate=3e-3"]
+LISTS = ["train.epochs=15", "train.clips_per_batch=8", "train.actor.learning_rate=3e-3"]
 
 
-def best(logs: Path, stage: str = "ppo") -> float:
-    finished = json.loads((logs / stage / "a" / "finished.json").read_text(encoding="utf-8"))
-    value: float = finished["best_metric"]
+@pytest.fixture(scope="module")
+def trained(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides for runs of stage 3 beside trained runs of stages 1 and 2."""
+    alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
+    overrides = [f"data.root={tiny_world}", f"logs={tmp_path_factory.mktemp('policies') / 'logs'}"]
+    run_pointwise(alone, overrides)
+    run_reward(alone, overrides)
+    return overrides
+
+
+def best(folder: Path) -> float:
+    value: float = json.loads((folder / "finished.json").read_text(encoding="utf-8"))["best_metric"]
     return value
 
 
-def metrics(logs: Path) -> list[dict[str, float]]:
-    lines = (logs / "ppo" / "a" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+def metrics(folder: Path) -> list[dict[str, float]]:
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
+
+
+def train(processes: Processes, trained: list[str], name: str, *settings: str) -> Path:
+    config = run_ppo(processes, [*trained, *LISTS, *settings], name)
+    return config.logs / "ppo" / name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_policy_learns_the_order_of_the_reward_model(
-    policy: str, alone: Processes, tiny_overrides: Overrides
-) -> None:
-    logs = run_pointwise(alone, tiny_overrides()).logs
-    run_reward(alone, tiny_overrides())
-    run_ppo(alone, tiny_overrides(f"policy.name={policy}", *LISTS))
-    rows = metrics(logs)
+def test_every_policy_learns_the_order_of_the_reward_model(policy: str, alone: Processes, trained: list[str]) -> None:
+    folder = train(alone, trained, policy, f"policy.name={policy}")
+    rows = metrics(folder)
     assert rows[0]["validation/ndcg"] < 0.7
-    assert best(logs) > 0.95
+    assert best(folder) > 0.95
     assert rows[-1]["train/kl_to_start"] > rows[1]["train/kl_to_start"] > 0
-    assert not (logs / "ppo" / "a" / "checkpoints" / "last" / "critic").exists()
+    assert not (folder / "checkpoints" / "last" / "critic").exists()
 
 
 @pytest.mark.slow
-def test_a_heavy_kl_keeps_the_exact_policy_at_its_start(alone: Processes, tiny_overrides: Overrides) -> None:
-    logs = run_pointwise(alone, tiny_overrides()).logs
-    run_reward(alone, tiny_overrides())
-    run_ppo(alone, tiny_overrides("policy.name=exact", "policy.kl_weight=1000", *LISTS))
-    rows = metrics(logs)
+def test_a_heavy_kl_keeps_the_exact_policy_at_its_start(alone: Processes, trained: list[str]) -> None:
+    rows = metrics(train(alone, trained, "heavy", "policy.name=exact", "policy.kl_weight=1000"))
     assert rows[-1]["validation/ndcg"] == pytest.approx(rows[0]["validation/ndcg"], abs=0.02)
 
 
 @pytest.mark.slow
-def test_grades_reward_lists_without_a_reward_model(alone: Processes, tiny_overrides: Overrides) -> None:
-    logs = run_pointwise(alone, tiny_overrides()).logs
-    graded = ["policy.name=grpo", "policy.reward=grades", "reward=none", f"data.train={VALIDATION}"]
-    run_ppo(alone, tiny_overrides(*graded, *LISTS, "train.epochs=40"))
-    assert best(logs) > 0.95
+def test_grades_reward_lists_without_a_reward_model(alone: Processes, trained: list[str]) -> None:
+    graded = ["policy.name=grpo", "policy.reward=grades", "reward=none"]
+    folder = train(alone, trained, "graded", *graded, f"data.train={VALIDATION}", "train.epochs=30")
+    assert best(folder) > 0.95
     with pytest.raises(UserError, match="found None, wanted a whole number"):
-        run_ppo(alone, tiny_overrides(*graded[:3], *LISTS), "ungraded")
+        train(alone, trained, "ungraded", *graded)
 
 
 @pytest.mark.slow
-def test_a_function_of_the_user_rewards_lists(alone: Processes, tiny_overrides: Overrides) -> None:
-    logs = run_pointwise(alone, tiny_overrides()).logs
-    run_reward(alone, tiny_overrides())
+def test_a_function_of_the_user_rewards_lists(alone: Processes, trained: list[str]) -> None:
     seen: set[int] = set()
 
     def early_names_first(clip: Clip, labels: Sequence[str]) -> float:
         seen.add(len(labels))
         return -sum(place * clip.labels.index(label) for place, label in enumerate(labels, start=1)) / 100
 
-    for name in ("reinforce", "exact"):
-        config: PPOConfig = load_config(
-            PRESET / "ppo.yaml", "ppo", tiny_overrides(f"policy.name={name}", "name=a", "data.frames=3", *LISTS)
-        )
-        if name == "exact":
-            with pytest.raises(UserError, match=r"policy\.name: found exact, .*; for a function, .* choose"):
-                ppo.train(config, alone, True, reward=early_names_first)
-        else:
-            ppo.train(config, alone, False, reward=early_names_first)
+    def config(policy: str) -> PPOConfig:
+        settings = [*trained, *LISTS, f"policy.name={policy}", "name=function", "data.frames=3", "ranker=pointwise/a"]
+        loaded: PPOConfig = load_config(PRESET / "ppo.yaml", "ppo", settings)
+        return loaded
+
+    with pytest.raises(UserError, match=r"policy\.name: found exact, .*; for a function, .* choose"):
+        ppo.train(config("exact"), alone, False, reward=early_names_first)
+    ppo.train(config("reinforce"), alone, False, reward=early_names_first)
     assert seen == {6}
-    rows = metrics(logs)
+    rows = metrics(config("reinforce").logs / "ppo" / "function")
     assert rows[-1]["train/reward"] > rows[1]["train/reward"]
 
 

@@ -324,15 +324,22 @@ def test_a_set_that_does_not_exist_is_answered_with_those_that_do() -> None:
     assert "main" in errors
 
 
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data of both worlds that the sets name."""
+    root = tmp_path_factory.mktemp("generated")
+    for world, folder in (("uniform", "mini-1"), ("varied", "varied-1")):
+        write_mini(root / "data" / folder, seed=1, sizes=dict.fromkeys(SIZES, 2), world=world)
+    return root
+
+
 @pytest.mark.parametrize(
     "file", sorted((REPOSITORY / "configs" / "compare").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_each_set_can_be_planned_on_generated_clips(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, generated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for world, folder in (("uniform", "mini-1"), ("varied", "varied-1")):
-        write_mini(tmp_path / "data" / folder, seed=1, sizes=dict.fromkeys(SIZES, 4), world=world)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(generated)
     config = load_config(file, "compare", ["seeds=[1]", f"preset={REPOSITORY / 'configs' / 'mini'}"])
     plan = make_plan(config)
     assert list(plan.attempts) == list(config.data)

@@ -68,7 +68,7 @@ def test_three_stages_turn_the_order_of_the_source_into_that_of_the_target(
 ) -> None:
     logs = run_pointwise(alone, tiny_overrides()).logs
     run_reward(alone, tiny_overrides())
-    run_ppo(alone, tiny_overrides())
+    run_ppo(alone, tiny_overrides("loss.weighting=pair"))
 
     source_loss = [row["train/loss"] for row in rows(logs, "pointwise")]
     assert source_loss[-1] < 0.5 * source_loss[0]
