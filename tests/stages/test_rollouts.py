@@ -66,7 +66,7 @@ def test_all_that_was_stored_is_restored_in_equal_shares(
                     assert torch.equal(getattr(first.batch, name), getattr(second.batch, name))
 
 
-@given(st.lists(st.integers(), min_size=1), st.integers(1, 9))
+@given(st.lists(st.integers(0, 99), min_size=1), st.integers(1, 9))
 def test_a_few_items_are_wrapped_around(items: list[int], world_size: int) -> None:
     wrapped = wrap_around(items, world_size)
     assert wrapped[: len(items)] == items
