@@ -233,6 +233,8 @@ def _plot_curves(stage: Stage, runs: Sequence[ReportedRun], names: Mapping[str, 
     """Plot a panel's curves; for several runs only one curve each, to keep them distinguishable."""
     is_published = stage.name in PUBLISHED and any(run.preset.startswith("lrmovienet") for run in runs)
     published = published_curve(PUBLISHED[stage.name]) if is_published else {}
+    # Policies differ in what they log.
+    names = {name: label for name, label in names.items() if any(name in run.curves for run in runs)}
     colours = [stage_colour(stage.name)]
     if len(runs) > 1:
         chosen = next((name for name in names if name in published), next(iter(names)))
@@ -308,7 +310,7 @@ def draw_distance_from_start(runs: Sequence[tuple[str, ReportedRun]]) -> str:
         if len(runs) > 1:
             axes.legend(loc="best")
 
-    return draw(plot, "Distance from the start", WIDE)
+    return draw(plot, "Distance from the start")
 
 
 def draw_accuracy_by_gap(by_gap: Sequence[Mapping[str, float]]) -> str:
