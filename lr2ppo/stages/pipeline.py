@@ -45,11 +45,7 @@ def run_pipeline(
     evaluation: EvaluateConfig = load_config(preset / "evaluate.yaml", "evaluate", [f"split={SPLIT}"])
     trainings = [training for run in _runs(name, seeds) for training in _plan(*run, preset, planned, settings)]
     _check_sources(trainings)
-    if FRESH in options:
-        for training in trainings:
-            _start(*training.command(preset), *options)
-        return [training.name for training in trainings]
-    finished = [training for training in trainings if training.is_finished]
+    finished = [training for training in trainings if training.is_finished and FRESH not in options]
     _check_finished(finished)
     for training in trainings:
         if training in finished:
