@@ -20,7 +20,7 @@ def fit_calibration(scores: Sequence[Scores], grades: Sequence[NDArray[np.int64]
     """Fit how scores become probabilities of relevance; None unless relevant labels score higher than others.
 
     Shapes, one entry per clip: scores: [labels], 32-bit numbers; grades: [labels]. Beta calibration (Kull et al. 2017,
-    "Beta calibration", AISTATS): logistic regression with a slope of its own, of at least 0, for low and for high
+    "Beta calibration", AISTATS): logistic regression with two slopes of at least 0, one for low and one for high
     scores. Its targets are smoothed (Platt 1999), so that the slopes are finite if the scores separate the labels.
     """
     flat, relevant = np.concatenate(scores), np.concatenate(grades) >= RELEVANT

@@ -82,7 +82,6 @@ class ExactLosses:
     policy_loss: Tensor
     advantage: Tensor
     kl_to_start: Tensor
-    first_probability: Tensor
 
 
 def exact_policy_loss(
@@ -107,7 +106,7 @@ def exact_policy_loss(
     advantage = (first - 0.5) * margin
     kl = first * (difference - start_difference) + F.softplus(start_difference) - F.softplus(difference)
     loss = mean(kl_weight * kl - advantage, total)
-    return ExactLosses(loss, advantage, kl, first)
+    return ExactLosses(loss, advantage, kl)
 
 
 def list_log_probabilities(scores: Tensor, mask: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from lr2ppo.config.schema import Exact, PPOConfig
@@ -14,7 +13,7 @@ from lr2ppo.data.samplers import Draw, random_pairs
 from lr2ppo.losses import exact_policy_loss
 from lr2ppo.models import RelevanceRanker
 from lr2ppo.policies.frozen_reward import FrozenReward, open_run_reward
-from lr2ppo.policies.policy import Reward, StartScores, open_learner
+from lr2ppo.policies.policy import Reward, StartScores, log_means, open_learner
 from lr2ppo.training.learner import Learner
 from lr2ppo.training.run import TrainingRun
 
@@ -88,12 +87,11 @@ class ExactPolicy:
             total=self.actor.processes.all_reduce,
         )
         self.actor.step(losses.policy_loss, rollout.batch.ids)
-        means = {
+        values = {
             "policy_loss": losses.policy_loss,
             # Expected, above the mean of both orders.
             "reward": losses.advantage,
             "kl_to_start": losses.kl_to_start,
             "agreement": ((first > second) == (rollout.margin > 0)).float(),
         }
-        stacked = torch.stack([tensor.detach().float().mean() for tensor in means.values()])
-        return dict(zip(means, stacked.tolist(), strict=True))
+        return log_means(values)

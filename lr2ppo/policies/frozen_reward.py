@@ -42,12 +42,16 @@ class FrozenReward:
     @torch.no_grad()
     def __call__(self, batch: ClipBatch, order: Tensor) -> Tensor:
         """Return the rewards `[B, N]` of orders `[B, N, S]` of a batch's labels."""
+        return self.model.score_orders(self.encode(batch), order)
+
+    @torch.no_grad()
+    def encode(self, batch: ClipBatch) -> Tensor:
+        """Return the vectors `[B, L, D]` of a batch's labels."""
         if self.vectors is None:
-            rewards: Tensor = self.model(order=order, **batch.inputs())
-            return rewards
+            encoded: Tensor = self.model.encoder(**batch.inputs())
+            return encoded
         rows = self.first_row[batch.clips.cpu()].unsqueeze(1) + batch.labels.cpu()
-        vectors = torch.from_numpy(self.vectors[rows.numpy()])
-        return self.model.score_orders(vectors.to(order.device), order)
+        return torch.from_numpy(self.vectors[rows.numpy()]).to(batch.labels.device)
 
     def margin(self, batch: ClipBatch, pairs: Tensor) -> Tensor:
         """Return the reward of each pair's order as given minus that of the other order: [B, P, 2] -> [B, P].

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lr2ppo.config.schema import PPOConfig, SampledLists
 from lr2ppo.data.annotations import Clip
 from lr2ppo.data.dataset import ClipBatch
+from lr2ppo.evaluation.scoring import preference_table
 from lr2ppo.ops.dcg import dcg, gains, ideal_dcg
 from lr2ppo.policies.frozen_reward import FrozenReward, open_run_reward
 from lr2ppo.policies.policy import BatchReward, ListReward, Reward
@@ -54,20 +56,17 @@ class ModelReward:
         return rewards
 
 
+@torch.no_grad()
 def preference_matrix(frozen_reward: FrozenReward, batch: ClipBatch, width: int) -> Tensor:
-    """Return the probability that people prefer each label to each other one: [B, width, width]."""
-    labels = batch.labels.shape[1]
-    first, second = torch.triu_indices(labels, labels, offset=1, device=batch.labels.device)
-    pairs = torch.stack([first, second], 1).expand(len(batch), -1, -1)
-    wins = torch.sigmoid(frozen_reward.margin(batch, pairs).float())
-    table = wins.new_zeros(len(batch), width, width)
-    table[:, first, second], table[:, second, first] = wins, 1 - wins
-    return table
+    """Return the probability that people prefer each label to each other one, 0 on padding: [B, width, width]."""
+    table = preference_table(frozen_reward.model, frozen_reward.encode(batch), temperature=1.0).float()
+    more = width - table.shape[-1]
+    return F.pad(table, (0, more, 0, more))
 
 
 def reward_by_grades(batch: ClipBatch, lists: Tensor, mask: Tensor) -> Tensor:
     """Return the NDCG of lists [B, G, K] by the grades of their clips: [B, G]."""
-    grades = torch.nn.functional.pad(batch.grades, (0, mask.shape[1] - batch.grades.shape[1]))
+    grades = F.pad(batch.grades, (0, mask.shape[1] - batch.grades.shape[1]))
     return expected_ndcg(grades, lists, mask)
 
 

@@ -16,7 +16,7 @@ from lr2ppo.losses import PPOLosses, ppo_losses
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
 from lr2ppo.policies.frozen_reward import FrozenReward, open_run_reward
-from lr2ppo.policies.policy import Reward, StartScores, open_learner
+from lr2ppo.policies.policy import Reward, StartScores, log_means, open_learner
 from lr2ppo.training.learner import Learner
 from lr2ppo.training.run import TrainingRun
 
@@ -128,7 +128,7 @@ def pair_losses(scores: Tensor, value: Tensor, rollout: PairRollout, loss: PPOLo
 
 def summarise(losses: PPOLosses, rollout: PairRollout, value: Tensor) -> dict[str, float]:
     """Return the values to log for a rollout's losses, as means over its pairs."""
-    means = {
+    values = {
         "policy_loss": losses.policy_loss,
         "value_loss": losses.value_loss,
         "rank_loss": losses.rank_loss,
@@ -141,5 +141,4 @@ def summarise(losses: PPOLosses, rollout: PairRollout, value: Tensor) -> dict[st
         "entropy": losses.entropy,
         "reversed": losses.reversed_order.float(),
     }
-    stacked = torch.stack([tensor.detach().mean() for tensor in means.values()])
-    return dict(zip(means, stacked.tolist(), strict=True))
+    return log_means(values)

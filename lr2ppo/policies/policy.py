@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
+import torch
 from torch import Tensor
 
 from lr2ppo.config.schema import PPOConfig, PPOOptimizer
@@ -70,3 +71,9 @@ def open_learner(run: TrainingRun[PPOConfig], model: M, optimizer: PPOOptimizer,
     """Set up a model of stage 3 to train for `updates` updates, or as long as its own schedule spans."""
     steps = optimizer.schedule_updates or updates
     return Learner(model, optimizer, steps, run.config.compute, run.processes, run.config.safety.on_nonfinite)
+
+
+def log_means(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the mean of each tensor, for the log, with one transfer from the device."""
+    stacked = torch.stack([tensor.detach().float().mean() for tensor in values.values()])
+    return dict(zip(values, stacked.tolist(), strict=True))

@@ -16,7 +16,7 @@ from lr2ppo.losses import clipped_policy_loss, list_kl, list_log_probabilities, 
 from lr2ppo.losses.reduction import mean
 from lr2ppo.models import RelevanceRanker
 from lr2ppo.policies.list_rewards import open_list_reward
-from lr2ppo.policies.policy import BatchReward, Reward, StartScores, open_learner
+from lr2ppo.policies.policy import BatchReward, Reward, StartScores, log_means, open_learner
 from lr2ppo.training.learner import Learner
 from lr2ppo.training.run import TrainingRun
 
@@ -97,14 +97,13 @@ class ListPolicy:
             policy_loss = clipped_policy_loss(log_probability, old, advantage, self.policy.ratio_clip, total)
         kl = list_kl(ordered, self._in_order(self.start_scores(batch), rollout.lists), mask)
         self.actor.step(policy_loss + self.policy.kl_weight * mean(kl.flatten(), total), batch.ids)
-        means = {
+        values = {
             "policy_loss": policy_loss,
             "reward": rollout.reward,
             "kl_to_start": kl,
             "ratio": (log_probability - rollout.log_probability.flatten()).exp(),
         }
-        stacked = torch.stack([tensor.detach().float().mean() for tensor in means.values()])
-        return dict(zip(means, stacked.tolist(), strict=True))
+        return log_means(values)
 
     @property
     def _lists(self) -> int:
