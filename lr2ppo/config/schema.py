@@ -153,7 +153,15 @@ class TrainingSettings(Section):
     evaluate_every: Count
 
 
-class PointwiseTraining(OptimizerConfig, TrainingSettings):
+class RankerTraining(TrainingSettings):
+    """Training of a ranker, whose best weights are chosen by the NDCG of validation clips."""
+
+    # How many of its standard errors a gain must exceed for later weights to be taken; negative: the latest that are
+    # not clearly worse. Earlier versions lack this key.
+    standard_errors: Number = 0.0
+
+
+class PointwiseTraining(OptimizerConfig, RankerTraining):
     max_labels: Count
     # Earlier versions always filled lists.
     fill_lists: bool = True
@@ -238,12 +246,12 @@ RankingLoss = Annotated[
 
 
 class PairTraining(OptimizerConfig, TrainingSettings):
-    """Training on annotated pairs."""
+    """Training on label pairs."""
 
     pairs_per_clip: Count
 
 
-class FinetuneTraining(PairTraining):
+class FinetuneTraining(PairTraining, RankerTraining):
     # Annotations in data.root whose graded clips are trained on beside the pairs; earlier versions lack these keys.
     graded: str | None = None
     graded_weight: NotNegative = 1.0
@@ -282,7 +290,7 @@ FinetuningLoss = Annotated[
 ]
 
 
-class DistillTraining(PairTraining):
+class DistillTraining(PairTraining, RankerTraining):
     visits_per_epoch: Count
 
 
@@ -299,7 +307,7 @@ class PPOOptimizer(OptimizerConfig):
     schedule_updates: Count | None
 
 
-class PPOTraining(TrainingSettings):
+class PPOTraining(RankerTraining):
     pairs_per_clip: Count
     visits_per_epoch: Count
     batches_per_rollout: Count
@@ -310,9 +318,6 @@ class PPOTraining(TrainingSettings):
     critic: PPOOptimizer | None = None
     # Whether only the layers above the label encoder learn; earlier versions lack this key.
     frozen_trunk: bool = False
-    # How many of its standard errors a gain on validation must exceed for later weights to be taken; negative: the
-    # latest that are not clearly worse. Earlier versions lack this key.
-    standard_errors: Number = 0.0
 
 
 class PPOLoss(Section):

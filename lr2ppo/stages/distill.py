@@ -34,7 +34,7 @@ def train(config: DistillConfig, processes: Processes, fresh: bool) -> None:
     sources = f"ranker from {run.sources['ranker']}, reward model {run.sources['reward']}"
     with run.training({"": learner}, steps, f"distillation: {len(run.clips)} target clips, {steps} steps; {sources}"):
         if run.is_new:
-            run.record_ndcg()
+            run.record_ndcg(config.train.standard_errors)
         for batch in run.batches():
             with learner.autocast():
                 first, second = batch.pair_scores(learner.parallel(**batch.inputs())).unbind(-1)
@@ -52,5 +52,5 @@ def train(config: DistillConfig, processes: Processes, fresh: bool) -> None:
                 learner.schedule.step()
                 run.advance({"loss": loss.item()})
                 if run.evaluates:
-                    run.record_ndcg()
+                    run.record_ndcg(config.train.standard_errors)
                 run.save_checkpoint()

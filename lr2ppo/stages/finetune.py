@@ -39,7 +39,7 @@ def train(config: FinetuneConfig, processes: Processes, fresh: bool) -> None:
     headline = f"direct fine-tuning: {pairs}{lists}, {steps} steps; ranker from {run.sources['ranker']}"
     with run.training({"": learner}, steps, headline):
         if run.is_new:
-            run.record_ndcg()
+            run.record_ndcg(config.train.standard_errors)
         for batch in run.batches():
             with learner.autocast():
                 scores = learner.parallel(**batch.inputs())
@@ -55,7 +55,7 @@ def train(config: FinetuneConfig, processes: Processes, fresh: bool) -> None:
                 learner.schedule.step()
                 run.advance({"loss": loss.item()})
                 if run.evaluates:
-                    run.record_ndcg()
+                    run.record_ndcg(config.train.standard_errors)
                 run.save_checkpoint()
 
 

@@ -38,7 +38,7 @@ def train(config: PointwiseConfig, processes: Processes, fresh: bool) -> None:
                 learner.schedule.step()
                 run.advance({"loss": loss.item()})
                 if run.evaluates:
-                    run.record_ndcg()
+                    run.record_ndcg(config.train.standard_errors)
                 run.save_checkpoint()
 
 

@@ -273,7 +273,7 @@ class TrainingRun(Generic[C]):
             self._run_log.record(self.step, seconds, means, evaluation, best_step_before, improved, left)
         self._progress.evaluated(metric, state.best)
 
-    def record_ndcg(self, standard_errors: float = 0.0) -> None:
+    def record_ndcg(self, standard_errors: float) -> None:
         """Evaluate the run's model, a ranker, on the validation clips, and `record` the result."""
         with self._model.unsharded() as model:
             found = validation_ndcg(model, self.validation, self.processes, self.config.train.clips_per_batch)
