@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,14 @@ from tests.conftest import REPOSITORY
 Overrides = Callable[..., list[str]]
 PRESET = REPOSITORY / "configs" / "mini"
 SHORT = ("data.frames=3", "train.epochs=1", "train.clips_per_batch=16", "device=cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process() -> Iterator[None]:
+    """Run the pipeline's commands in this process: scripts/reproduce.sh is tested as users run it, in tests/e2e."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "run_command", lambda *arguments: main(arguments))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +93,17 @@ def test_stages_not_yet_done_are_trained_and_evaluated_over_seeds(
         assert (config["seed"], config["policy"]["kl_weight"]) == (seed, 0.5)
         assert config["ranker"].endswith(f"finetune/study-{seed}")
         assert config["reward"].endswith(f"reward/study-{seed}")
+
+
+@pytest.mark.slow
+def test_finished_runs_are_trained_again_only_with_fresh(root: Path) -> None:
+    finished = {stage: root / "logs" / stage / "study-1" / "finished.json" for stage in ("pointwise", "finetune")}
+    kept = {stage: file.read_bytes() for stage, file in finished.items()}
+    common = [*SHORT, f"data.root={root / 'data'}", f"logs={root / 'logs'}", "ranker=study-1"]
+    for options in ((), ("--fresh",)):
+        run_pipeline("study", PRESET, common, (1,), ["finetune"], options, evaluates=False)
+        assert finished["pointwise"].read_bytes() == kept["pointwise"]
+        assert (finished["finetune"].read_bytes() == kept["finetune"]) == (not options)
 
 
 @pytest.mark.slow
