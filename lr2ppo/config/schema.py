@@ -341,7 +341,8 @@ class Exact(Section):
     """A policy over the two orders of a pair, whose expected advantage and gradient are computed exactly."""
 
     name: Literal["exact"]
-    kl_weight: Positive = 0.1
+    # Null: chosen on the validation clips before training.
+    kl_weight: Positive | None = 0.1
 
 
 class SampledLists(Section):

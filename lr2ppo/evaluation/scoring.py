@@ -126,6 +126,18 @@ def win_rates(margins: Scores) -> Scores:
     return rates
 
 
+def mean_margins(margins: Scores) -> Scores:
+    """Return each label's mean margin over all labels of its clip, itself included.
+
+    Shapes: margins: [2, pairs] as from `batch_margins`. Returns [labels].
+    """
+    labels = count_labels(margins)
+    first, second = np.triu_indices(labels, 1)
+    margin = margins.mean(0)
+    means: Scores = (np.bincount(first, margin, labels) - np.bincount(second, margin, labels)) / labels
+    return means
+
+
 def count_labels(margins: Scores) -> int:
     """Return the number of labels whose pairs these are."""
     return (1 + math.isqrt(1 + 8 * margins.shape[1])) // 2

@@ -10,12 +10,17 @@ from lr2ppo.config.schema import Exact, PPOConfig
 from lr2ppo.data.annotations import Clip
 from lr2ppo.data.dataset import ClipBatch
 from lr2ppo.data.samplers import Draw, random_pairs
+from lr2ppo.distributed.processes import autocast
+from lr2ppo.evaluation.scoring import clip_margins, mean_margins, ranking_metrics, score_clips
 from lr2ppo.losses import exact_policy_loss
-from lr2ppo.models import RelevanceRanker
-from lr2ppo.policies.frozen_reward import FrozenReward, open_run_reward
+from lr2ppo.models import PartialOrderModel, RelevanceRanker
+from lr2ppo.policies.frozen_reward import FrozenReward, check_reward_model, open_run_reward
 from lr2ppo.policies.policy import Reward, StartScores, log_means, open_learner
 from lr2ppo.training.learner import Learner
 from lr2ppo.training.run import TrainingRun
+
+# From hardly a step away from the start to hardly anything but the reward model.
+KL_WEIGHTS = (10.0, 3.0, 1.0, 0.3, 0.1)
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,11 @@ class ExactPolicy:
         actor: Learner[RelevanceRanker],
         frozen_reward: FrozenReward,
         start_scores: StartScores,
-        policy: Exact,
+        kl_weight: float,
     ) -> None:
         self.actor, self.frozen_reward, self.start_scores = actor, frozen_reward, start_scores
         self.learners: dict[str, Learner[Any]] = {"actor": actor}
-        self.kl_weight = policy.kl_weight
+        self.kl_weight = kl_weight
 
     @classmethod
     def draw(cls, clips: Sequence[Clip], config: PPOConfig) -> Draw:
@@ -64,8 +69,10 @@ class ExactPolicy:
         policy = run.config.policy
         if not isinstance(policy, Exact):
             raise TypeError(f"policy.name: found {policy.name}, wanted exact")
+        # Before the reward model's encoder is freed.
+        kl_weight = policy.kl_weight or choose_kl_weight(run, ranker, check_reward_model(run, reward))
         frozen_reward = open_run_reward(run, reward)
-        return cls(open_learner(run, ranker, run.config.train.actor, updates), frozen_reward, start_scores, policy)
+        return cls(open_learner(run, ranker, run.config.train.actor, updates), frozen_reward, start_scores, kl_weight)
 
     def roll_out(self, batch: ClipBatch) -> JudgedPairs:
         """Judge both orders of each pair by the reward model and by the start."""
@@ -94,4 +101,23 @@ class ExactPolicy:
             "kl_to_start": losses.kl_to_start,
             "agreement": ((first > second) == (rollout.margin > 0)).float(),
         }
-        return log_means(values)
+        return log_means(values) | {"kl_weight": self.kl_weight}
+
+
+def choose_kl_weight(run: TrainingRun[PPOConfig], ranker: RelevanceRanker, reward_model: PartialOrderModel) -> float:
+    """Return the KL weight whose best policy has the highest mean NDCG on the validation clips; the largest of several.
+
+    The best policy is known before training: a pair's score difference is that of the start plus the margin over the
+    KL weight (`exact_policy_loss`), so that a label's place is its score plus its mean margin over that weight.
+    """
+    processes, batch_size = run.processes, run.config.train.clips_per_batch
+    with autocast(run.config.compute.precision, processes.device):
+        scores = score_clips(ranker.to(processes.device), run.validation, processes, batch_size)
+        margins = clip_margins(reward_model.to(processes.device), run.validation, processes, batch_size)
+    means = [mean_margins(own) for own in margins]
+
+    def best_ndcg(kl_weight: float) -> float:
+        best = [own + mean / kl_weight for own, mean in zip(scores, means, strict=True)]
+        return float(ranking_metrics(run.validation.clips, best)["ndcg"].mean())
+
+    return max(KL_WEIGHTS, key=best_ndcg)

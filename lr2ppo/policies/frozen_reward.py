@@ -65,16 +65,22 @@ class FrozenReward:
         return margin
 
 
-def open_run_reward(run: TrainingRun[PPOConfig], reward: object) -> FrozenReward:
-    """Open the frozen reward of a run of stage 3; raises `UserError` if `reward` is no reward model."""
+def check_reward_model(run: TrainingRun[PPOConfig], reward: object) -> PartialOrderModel:
+    """Return the reward model of a run of stage 3; raises `UserError` if `reward` is none."""
     if not isinstance(reward, PartialOrderModel):
         raise UserError(
             f"policy.name: found {run.config.policy.name}, whose rewards are those of a reward model; for a function, "
             "or for the clips' grades, choose plackett_luce, grpo or reinforce"
         )
+    return reward
+
+
+def open_run_reward(run: TrainingRun[PPOConfig], reward: object) -> FrozenReward:
+    """Open the frozen reward of a run of stage 3; raises `UserError` if `reward` is no reward model."""
+    reward_model = check_reward_model(run, reward)
     config, features = run.config, run.fingerprints["features"]
     return open_frozen_reward(
-        reward, run.clips, features, run.processes, config.compute.precision, config.logs / "cache"
+        reward_model, run.clips, features, run.processes, config.compute.precision, config.logs / "cache"
     )
 
 

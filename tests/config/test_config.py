@@ -97,12 +97,14 @@ def test_the_lrmovienet_presets_batches_hold_the_published_numbers_of_pairs() ->
     assert batches // ppo.batches_per_rollout == 412
 
 
-def test_the_pooled_preset_differs_only_by_its_model_and_in_stage_3() -> None:
+def test_the_pooled_preset_differs_only_by_its_model_in_stage_3_and_in_the_choice_of_the_step() -> None:
     for stage in set(IN_PRESETS) - {"ppo"}:
         published, pooled = (
             load_config(MINI.parent / preset / f"{stage}.yaml", stage).model_dump(exclude={"preset", "model"})
             for preset in ("lrmovienet", "lrmovienet_pooled")
         )
+        if stage in ("finetune", "distill"):
+            assert (published["train"].pop("standard_errors"), pooled["train"].pop("standard_errors")) == (0, -1)
         assert pooled == published
 
 

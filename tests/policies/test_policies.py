@@ -1,6 +1,7 @@
 """Every policy of stage 3 learns the reward model's order, and what it reads is checked before any work."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,6 +61,24 @@ def test_every_policy_learns_the_order_of_the_reward_model(policy: str, alone: P
 def test_a_heavy_kl_keeps_the_exact_policy_at_its_start(alone: Processes, trained: list[str]) -> None:
     rows = metrics(train(alone, trained, "heavy", "policy.name=exact", "policy.kl_weight=1000"))
     assert rows[-1]["validation/ndcg"] == pytest.approx(rows[0]["validation/ndcg"], abs=0.02)
+
+
+@pytest.mark.slow
+def test_validation_chooses_how_far_the_exact_policy_leaves_its_start(
+    alone: Processes, trained: list[str], tiny_world: Path, tmp_path: Path
+) -> None:
+    exact = ("policy.name=exact", "policy.kl_weight=null", "train.epochs=1")
+    right = metrics(train(alone, trained, "right", *exact))
+    # By these grades every step towards the reward model's order is a bad one.
+    root = shutil.copytree(tiny_world, tmp_path / "data")
+    clips = json.loads((root / VALIDATION).read_text(encoding="utf-8"))
+    for clip in clips:
+        for label in clip["tags"]:
+            label["target"] = 2 - int(label["target"])
+    (root / VALIDATION).write_text(json.dumps(clips), encoding="utf-8")
+    wrong = metrics(train(alone, trained, "wrong", *exact, f"data.root={root}"))
+    assert right[-1]["train/kl_weight"] <= 1
+    assert wrong[-1]["train/kl_weight"] == 10
 
 
 @pytest.mark.slow
