@@ -341,7 +341,7 @@ class Exact(Section):
     """A policy over the two orders of a pair, whose expected advantage and gradient are computed exactly."""
 
     name: Literal["exact"]
-    # Null: chosen on the validation clips before training.
+    # Null: fitted to the validation clips before training.
     kl_weight: Positive | None = 0.1
 
 

@@ -4,23 +4,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit, log_expit
 from torch import Tensor
 
 from lr2ppo.config.schema import Exact, PPOConfig
-from lr2ppo.data.annotations import Clip
+from lr2ppo.data.annotations import Clip, better_worse_pairs, graded
 from lr2ppo.data.dataset import ClipBatch
 from lr2ppo.data.samplers import Draw, random_pairs
 from lr2ppo.distributed.processes import autocast
-from lr2ppo.evaluation.scoring import clip_margins, mean_margins, ranking_metrics, score_clips
+from lr2ppo.evaluation.scoring import Scores, clip_margins, mean_margins, score_clips
 from lr2ppo.losses import exact_policy_loss
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.policies.frozen_reward import FrozenReward, check_reward_model, open_run_reward
 from lr2ppo.policies.policy import Reward, StartScores, log_means, open_learner
+from lr2ppo.runs.records import STEEPEST
 from lr2ppo.training.learner import Learner
 from lr2ppo.training.run import TrainingRun
 
-# From hardly a step away from the start to hardly anything but the reward model.
-KL_WEIGHTS = (10.0, 3.0, 1.0, 0.3, 0.1)
+# From hardly anything but the reward model to hardly a step away from the start.
+KL_WEIGHTS = (0.1, 10.0)
 
 
 @dataclass(frozen=True)
@@ -105,19 +110,39 @@ class ExactPolicy:
 
 
 def choose_kl_weight(run: TrainingRun[PPOConfig], ranker: RelevanceRanker, reward_model: PartialOrderModel) -> float:
-    """Return the KL weight whose best policy has the highest mean NDCG on the validation clips; the largest of several.
-
-    The best policy is known before training: a pair's score difference is that of the start plus the margin over the
-    KL weight (`exact_policy_loss`), so that a label's place is its score plus its mean margin over that weight.
-    """
+    """Return the KL weight whose best policy predicts the validation clips' grades best."""
     processes, batch_size = run.processes, run.config.train.clips_per_batch
     with autocast(run.config.compute.precision, processes.device):
         scores = score_clips(ranker.to(processes.device), run.validation, processes, batch_size)
         margins = clip_margins(reward_model.to(processes.device), run.validation, processes, batch_size)
-    means = [mean_margins(own) for own in margins]
+    grades = [graded(clip) for clip in run.validation.clips]
+    return fit_kl_weight(scores, [mean_margins(own) for own in margins], grades)
 
-    def best_ndcg(kl_weight: float) -> float:
-        best = [own + mean / kl_weight for own, mean in zip(scores, means, strict=True)]
-        return float(ranking_metrics(run.validation.clips, best)["ndcg"].mean())
 
-    return max(KL_WEIGHTS, key=best_ndcg)
+def fit_kl_weight(scores: Sequence[Scores], margins: Sequence[Scores], grades: Sequence[NDArray[np.int64]]) -> float:
+    """Fit the KL weight whose best policy gives the highest likelihood to the order of labels of different grades.
+
+    Shapes, one entry per clip, each [labels]: the start's scores, mean margins and grades. The best policy is known
+    before training: a pair's score difference is that of the start plus the margin over the KL weight
+    (`exact_policy_loss`). So this is logistic regression on both differences, with weights of at least 0, and the KL
+    weight is the ratio of its two weights, within `KL_WEIGHTS`. Each clip counts alike, whatever its number of pairs.
+    """
+    differences, shares = [], []
+    for own_scores, own_margins, own_grades in zip(scores, margins, grades, strict=True):
+        better, worse = better_worse_pairs(own_grades).T
+        both = np.stack([own_scores, own_margins]).astype(np.float64)
+        differences.append(both[:, better] - both[:, worse])
+        shares.append(np.full(len(better), 1 / max(len(better), 1)))
+    features, share = np.concatenate(differences, 1), np.concatenate(shares) / len(shares)
+    scale = np.sqrt(np.square(features) @ share)
+    scale[scale == 0] = 1
+    features /= scale[:, None]
+
+    def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        """The negative log-likelihood, and its gradient."""
+        logits = weights @ features
+        return float(-log_expit(logits) @ share), -features @ (share * expit(-logits))
+
+    found = minimize(loss, [1.0, 1.0], jac=True, method="L-BFGS-B", bounds=[(0, STEEPEST)] * 2)
+    of_start, of_margin = found.x / scale
+    return float(np.clip(of_start / of_margin if of_margin > 0 else np.inf, *KL_WEIGHTS))

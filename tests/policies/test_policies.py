@@ -5,14 +5,18 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lr2ppo.config.load import load_config
 from lr2ppo.config.schema import PPOConfig
 from lr2ppo.data.annotations import VALIDATION, Clip
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
+from lr2ppo.policies.exact import fit_kl_weight
 from lr2ppo.policies.sampled_lists import sample_orders
 from lr2ppo.stages import ppo
 from tests.stages.test_stages import PRESET, run_pointwise, run_ppo, run_reward
@@ -41,8 +45,8 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines]
 
 
-def train(processes: Processes, trained: list[str], name: str, *settings: str) -> Path:
-    config = run_ppo(processes, [*trained, *LISTS, *settings], name)
+def train(processes: Processes, trained: list[str], name: str, *overrides: str) -> Path:
+    config = run_ppo(processes, [*trained, *LISTS, *overrides], name)
     return config.logs / "ppo" / name
 
 
@@ -81,6 +85,35 @@ def test_validation_chooses_how_far_the_exact_policy_leaves_its_start(
     assert wrong[-1]["train/kl_weight"] == 10
 
 
+@given(st.integers(0, 10**6), st.floats(0.5, 2.0))
+@settings(max_examples=30, deadline=None)
+def test_the_fitted_kl_weight_is_the_noise_of_the_reward_model_over_that_of_the_start(seed: int, unit: float) -> None:
+    rng = np.random.default_rng(seed)
+    grades = [rng.integers(0, 3, 20) for _ in range(200)]
+    start = [own + rng.normal(0, 1, 20) for own in grades]
+    margins = [own + rng.normal(0, 2, 20) for own in grades]
+    # The best weights of two estimates are their inverse variances: 1 and 1/4.
+    fitted = fit_kl_weight(start, margins, grades)
+    assert 2.5 < fitted < 6
+    assert fit_kl_weight([unit * own for own in start], margins, grades) == pytest.approx(fitted / unit, rel=0.02)
+    assert fit_kl_weight(margins, start, grades) == pytest.approx(1 / fitted, rel=0.02)
+
+
+@pytest.mark.parametrize(("of_start", "of_margin", "wanted"), [(1, -1, 10), (-1, 1, 0.1), (-1, -1, 10)])
+def test_the_fitted_kl_weight_leaves_out_what_orders_labels_wrongly(
+    of_start: int, of_margin: int, wanted: float
+) -> None:
+    rng = np.random.default_rng(0)
+    grades = [rng.integers(0, 3, 8) for _ in range(50)]
+    start = [of_start * own + rng.normal(0, 1, 8) for own in grades]
+    margins = [of_margin * own + rng.normal(0, 1, 8) for own in grades]
+    assert fit_kl_weight(start, margins, grades) == wanted
+
+
+def test_without_pairs_of_different_grades_both_estimates_count_alike() -> None:
+    assert fit_kl_weight([np.arange(3.0)], [np.arange(3.0)], [np.zeros(3, dtype=np.int64)]) == 1
+
+
 @pytest.mark.slow
 def test_grades_reward_lists_without_a_reward_model(alone: Processes, trained: list[str]) -> None:
     graded = ["policy.name=grpo", "policy.reward=grades", "reward=none"]
@@ -99,8 +132,8 @@ def test_a_function_of_the_user_rewards_lists(alone: Processes, trained: list[st
         return -sum(place * clip.labels.index(label) for place, label in enumerate(labels, start=1)) / 100
 
     def config(policy: str) -> PPOConfig:
-        settings = [*trained, *LISTS, f"policy.name={policy}", "name=function", "data.frames=3", "ranker=pointwise/a"]
-        loaded: PPOConfig = load_config(PRESET / "ppo.yaml", "ppo", settings)
+        overrides = [*trained, *LISTS, f"policy.name={policy}", "name=function", "data.frames=3", "ranker=pointwise/a"]
+        loaded: PPOConfig = load_config(PRESET / "ppo.yaml", "ppo", overrides)
         return loaded
 
     with pytest.raises(UserError, match=r"policy\.name: found exact, .*; for a function, .* choose"):
