@@ -1,0 +1,162 @@
+"""What a reward that no pair can express adds: `.venv/bin/python -m tests.policies.diversity SEED...`.
+
+Whoever browses a clip's labels wants the first ones to differ: of two labels of one family (boat, ship) the second is
+worth half. The reward is that, as alpha-NDCG of a list (Clarke et al. 2008), on 100 graded clips. Families are not in
+the data: a ranker has to learn them from rewards. Each seed has its own world and clips, `sh scripts/mini_data.sh SEED
+data/mini-SEED` makes them; a seed's runs are found again.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+
+from lr2ppo.config.load import load_config
+from lr2ppo.data.annotations import TEST, VALIDATION, Clip, graded
+from lr2ppo.data.dataset import open_dataset, open_store
+from lr2ppo.distributed.processes import Processes
+from lr2ppo.evaluation.relevance import relevance_probabilities
+from lr2ppo.evaluation.scoring import Scores, score_clips
+from lr2ppo.models import RelevanceRanker
+from lr2ppo.models.weights import load_kind
+from lr2ppo.runs.lookup import read_calibration, read_finished
+from lr2ppo.runs.records import Calibration
+from lr2ppo.stages import finetune, pointwise, ppo
+
+PRESET = Path("configs/mini")
+LOGS = Path("logs/diversity")
+ANNOTATED = "first_second_data_pair/first_second_data_pair_100x10.json"
+FAMILIES = (
+    "boat ship car wheel anchor rope",
+    "bell drum guitar piano",
+    "chair table mirror pillow lamp candle clock",
+    "bridge door fence house tower ladder",
+    "apple cloud feather flower leaf moon star",
+    "hammer knife arrow bottle basket book crown flag hat kite",
+)
+FAMILY = {noun: number for number, nouns in enumerate(FAMILIES) for noun in nouns.split()}
+# What a further label of a family is worth: this share of the one before.
+REPEATED = 0.5
+
+# Settings of stage 3: whole lists, since a family may be anywhere, and the weights of the last step.
+LISTS = (
+    "policy.name=grpo", "policy.labels_per_list=20", "policy.lists_per_clip=16", "policy.reward=grades", "reward=none",
+    f"data.train={ANNOTATED}", "train.visits_per_epoch=3", "train.epochs=48", "train.standard_errors=-1000",
+)  # fmt: skip
+
+
+def alpha_ndcg(gains: NDArray[np.float64], families: NDArray[np.int64], order: Sequence[int]) -> float:
+    """The alpha-NDCG of an order of a clip's labels: gains, families [labels]."""
+    best = _diverse_dcg(gains, families, greedy_order(gains, families))
+    return _diverse_dcg(gains, families, order) / best if best > 0 else 1.0
+
+
+def greedy_order(gains: NDArray[np.float64], families: NDArray[np.int64]) -> list[int]:
+    """The order that takes the label of the highest gain left, a family's further labels counting less each time."""
+    worth, order = gains.copy(), []
+    left = np.ones(len(gains), dtype=bool)
+    for _ in gains:
+        label = int(np.where(left, worth, -np.inf).argmax())
+        order.append(label)
+        left[label] = False
+        if gains[label] > 0:
+            worth[families == families[label]] *= REPEATED
+    return order
+
+
+def _diverse_dcg(gains: NDArray[np.float64], families: NDArray[np.int64], order: Sequence[int]) -> float:
+    seen: dict[int, int] = {}
+    total = 0.0
+    for rank, label in enumerate(order, start=1):
+        family = int(families[label])
+        total += gains[label] * REPEATED ** seen.get(family, 0) / np.log2(rank + 1)
+        seen[family] = seen.get(family, 0) + (gains[label] > 0)
+    return total
+
+
+def gains_and_families(clip: Clip) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    return np.exp2(graded(clip).astype(np.float64)) - 1, np.array([FAMILY[label] for label in clip.labels])
+
+
+def diversity(clip: Clip, labels: Sequence[str]) -> float:
+    """The reward of stage 3: the alpha-NDCG of a list of a graded clip's labels."""
+    gains, families = gains_and_families(clip)
+    return alpha_ndcg(gains, families, [clip.labels.index(label) for label in labels])
+
+
+def train(seed: int, context: str) -> dict[str, Path]:
+    """Train stage 1, stage 2a and stage 3 on one seed; return the runs of the last two."""
+    alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
+    root = Path(f"data/mini-{seed}")
+    name = f"{context}-{seed}"
+
+    def run(stage: str, start: Callable[[Any], None], *settings: str) -> Path:
+        own = [f"data.root={root}", f"logs={LOGS}", f"name={name}", f"seed={seed}", *settings]
+        config = load_config(PRESET / f"{stage}.yaml", stage, own)
+        folder = LOGS / stage / name
+        if read_finished(folder) is None:
+            torch.manual_seed(config.seed)
+            start(config)
+        return folder
+
+    run("pointwise", lambda config: pointwise.train(config, alone, False), f"model.context={context}")
+    annotated = f"data.train={ANNOTATED}"
+    start = run("finetune", lambda config: finetune.train(config, alone, False), annotated, f"ranker={name}")
+    end = run(
+        "ppo", lambda config: ppo.train(config, alone, False, reward=diversity), *LISTS, f"ranker=finetune/{name}"
+    )
+    return {"fine-tuned": start, "GRPO": end}
+
+
+def measure(clips: Sequence[Clip], scores: Sequence[Scores], calibration: Calibration | None) -> float:
+    """The mean alpha-NDCG of clips in the order of their scores.
+
+    With a calibration it is that of the greedy order by probabilities of relevance, which has to know the families.
+    """
+    found = []
+    for clip, own in zip(clips, scores, strict=True):
+        gains, families = gains_and_families(clip)
+        if calibration is None:
+            order = np.argsort(-own, kind="stable").tolist()
+        else:
+            order = greedy_order(relevance_probabilities(calibration, own), families)
+        found.append(alpha_ndcg(gains, families, order))
+    return float(np.mean(found))
+
+
+def measure_seed(seed: int, split: str) -> dict[str, float]:
+    """The mean alpha-NDCG of every row on the clips of a split."""
+    alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
+    rows = {}
+    for context in ("none", "setrank"):
+        for name, folder in train(seed, context).items():
+            ranker = load_kind(folder / "best", RelevanceRanker).eval()
+            config = load_config(PRESET / "ppo.yaml", "ppo", [f"data.root=data/mini-{seed}", "name=a"]).data
+            dataset = open_dataset(config, split, "grades", open_store(config), ranker.encoder.config)
+            scores = score_clips(ranker, dataset, alone, 16)
+            row = f"{name}, {'pointwise' if context == 'none' else context}"
+            rows[row] = measure(dataset.clips, scores, None)
+            rows[f"{row}, re-ranked by families"] = measure(dataset.clips, scores, read_calibration(folder))
+    return rows
+
+
+def main(seeds: Sequence[int]) -> None:
+    """Print the mean of each row over the seeds, and its difference to the first with a 95 % t interval."""
+    for split in (VALIDATION, TEST):
+        found = [measure_seed(seed, split) for seed in seeds]
+        first = next(iter(found[0]))
+        print(f"\n{split}: alpha-NDCG, mean of {len(seeds)} seeds, and its difference to {first!r}")
+        for row in found[0]:
+            values, differences = (np.array([own[row] - of for own, of in zip(found, base, strict=True)])
+                                   for base in ([0.0] * len(found), [own[first] for own in found]))  # fmt: skip
+            low, high = stats.t.interval(0.95, len(seeds) - 1, differences.mean(), stats.sem(differences))
+            print(f"{row:50s} {values.mean():.3f}  {differences.mean():+.3f} [{low:+.3f} {high:+.3f}]")
+
+
+if __name__ == "__main__":
+    main([int(seed) for seed in sys.argv[1:]])
