@@ -1,13 +1,14 @@
 """What a reward that no pair can express adds: `.venv/bin/python -m tests.policies.diversity SEED...`.
 
 Whoever browses a clip's labels wants the first ones to differ: of two labels of one family (boat, ship) the second is
-worth half. The reward is that, as alpha-NDCG of a list (Clarke et al. 2008), on 100 graded clips. Families are not in
-the data: a ranker has to learn them from rewards. Each seed has its own world and clips, `sh scripts/mini_data.sh SEED
-data/mini-SEED` makes them; a seed's runs are found again.
+worth half. The reward is that, as alpha-NDCG of a list (Clarke et al. 2008), on 100 graded clips; beside it the plain
+NDCG by the same grades. Families are not in the data: a ranker has to learn them from rewards. At least two seeds, each
+with its own world and clips: `sh scripts/mini_data.sh SEED data/mini-SEED` makes them. Finished runs are found again.
 """
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ REPEATED = 0.5
 # Settings of stage 3: whole lists, since a family may be anywhere, and the weights of the last step.
 LISTS = (
     "policy.name=grpo", "policy.labels_per_list=20", "policy.lists_per_clip=16", "policy.reward=grades", "reward=none",
-    f"data.train={ANNOTATED}", "train.visits_per_epoch=3", "train.epochs=48", "train.standard_errors=-1000",
+    f"data.train={ANNOTATED}", "train.visits_per_epoch=3", "train.epochs=24", "train.standard_errors=-1000",
 )  # fmt: skip
 
 
@@ -90,13 +91,12 @@ def diversity(clip: Clip, labels: Sequence[str]) -> float:
 
 
 def train(seed: int, context: str) -> dict[str, Path]:
-    """Train stage 1, stage 2a and stage 3 on one seed; return the runs of the last two."""
+    """Train stage 1, stage 2a and, with two rewards, stage 3 on one seed; return the runs of the last two."""
     alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
-    root = Path(f"data/mini-{seed}")
-    name = f"{context}-{seed}"
+    source = f"{context}-{seed}"
 
-    def run(stage: str, start: Callable[[Any], None], *settings: str) -> Path:
-        own = [f"data.root={root}", f"logs={LOGS}", f"name={name}", f"seed={seed}", *settings]
+    def run(stage: str, name: str, start: Callable[[Any], None], *settings: str) -> Path:
+        own = [f"data.root=data/mini-{seed}", f"logs={LOGS}", f"name={name}", f"seed={seed}", *settings]
         config = load_config(PRESET / f"{stage}.yaml", stage, own)
         folder = LOGS / stage / name
         if read_finished(folder) is None:
@@ -104,13 +104,14 @@ def train(seed: int, context: str) -> dict[str, Path]:
             start(config)
         return folder
 
-    run("pointwise", lambda config: pointwise.train(config, alone, False), f"model.context={context}")
-    annotated = f"data.train={ANNOTATED}"
-    start = run("finetune", lambda config: finetune.train(config, alone, False), annotated, f"ranker={name}")
-    end = run(
-        "ppo", lambda config: ppo.train(config, alone, False, reward=diversity), *LISTS, f"ranker=finetune/{name}"
-    )
-    return {"fine-tuned": start, "GRPO": end}
+    run("pointwise", source, lambda config: pointwise.train(config, alone, False), f"model.context={context}")
+    annotated = [f"data.train={ANNOTATED}", f"ranker={source}"]
+    rankers = {"fine-tuned": run("finetune", source, lambda config: finetune.train(config, alone, False), *annotated)}
+    for row, reward in (("GRPO by NDCG", None), ("GRPO by alpha-NDCG", diversity)):
+        name = f"{source}-{'ndcg' if reward is None else 'diversity'}"
+        improve = partial(ppo.train, processes=alone, fresh=False, reward=reward)
+        rankers[row] = run("ppo", name, improve, *LISTS, f"ranker=finetune/{source}")
+    return rankers
 
 
 def measure(clips: Sequence[Clip], scores: Sequence[Scores], calibration: Calibration | None) -> float:
