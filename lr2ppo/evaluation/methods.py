@@ -6,6 +6,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from lr2ppo.evaluation.comparison import (
     METRIC_TITLES,
     Comparison,
@@ -16,7 +18,7 @@ from lr2ppo.evaluation.comparison import (
     estimate_difference,
     shown_metrics,
 )
-from lr2ppo.evaluation.intervals import adjust_p
+from lr2ppo.evaluation.intervals import adjust_p, mean_over_runs
 from lr2ppo.evaluation.metrics import Estimate
 from lr2ppo.evaluation.results import chance_means
 from lr2ppo.evaluation.table import show_interval, show_p
@@ -128,20 +130,78 @@ def format_text(table: MethodTable) -> str:
 
 def format_markdown(table: MethodTable) -> str:
     """Format all as one Markdown table."""
-    cells = _all_cells(table, in_markdown)
-    ruler = ["---", *("---:" for _ in cells[0][1:])]
-    notes = [f"\n{in_markdown(note)}" for note in table.notes]
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in (cells[0], ruler, *cells[1:])), *notes, ""])
+    return _as_markdown(_all_cells(table, in_markdown), table.notes)
 
 
 def format_latex(table: MethodTable) -> str:
     """Format all as one LaTeX tabular, for the package booktabs."""
-    cells = _all_cells(table, lambda text: "".join(LATEX_MARKS.get(mark, mark) for mark in text))
+    return _as_latex(_all_cells(table, in_latex), table.notes)
+
+
+def contrasts_over_data(tables: Sequence[MethodTable]) -> list[Contrast | None]:
+    """The difference of every method and the chosen one, as the mean over data sets; None for itself, or of one seed.
+
+    A seed's difference is one value, the mean of those on all its data sets, which may share its clips and encoders.
+    Intervals are t intervals over seeds; p-values are adjusted for these differences (Holm).
+    """
+    methods, chosen = tables[0].methods, tables[0].methods.index(tables[0].against)
+    # [data sets, methods, seeds]
+    means = np.array([[method.row.run_means("ndcg") for method in table.methods] for table in tables])
+    if means.shape[-1] < 2:
+        return [None] * len(methods)
+    differences = (means - means[:, [chosen]]).mean(0)
+    others = [place for place in range(len(methods)) if place != chosen]
+    findings = [mean_over_runs(differences[place]) for place in others]
+    adjusted = adjust_p([finding.p for finding in findings])
+    found = {
+        place: Contrast(methods[place].row, methods[chosen].row, finding, p)
+        for place, finding, p in zip(others, findings, adjusted, strict=True)
+    }
+    return [found.get(place) for place in range(len(methods))]
+
+
+def format_summary_text(tables: Sequence[MethodTable]) -> str:
+    """Format each method's mean over data sets, and its difference to the chosen one, for a terminal."""
+    name = f"NDCG(all), mean of {len(tables)} data sets"
+    width = max(len(name), *(len(method.row.name) for method in tables[0].methods)) + 2
+    lines = [f"{name:<{width}}{'mean':>8}{'difference':>12}{'interval':>16}{'adjusted p':>12}"]
+    for row in _summary_cells(tables, str)[1:]:
+        difference, _, interval = row[-2].partition(" ")
+        lines.append(f"{row[0]:<{width}}{row[-3]:>8}{difference:>12}{interval:>16}{row[-1]:>12}".rstrip())
+    return "\n".join(lines)
+
+
+def format_summary_markdown(tables: Sequence[MethodTable]) -> str:
+    """Format each method's NDCG over whole lists on every data set as one Markdown table."""
+    return _as_markdown(_summary_cells(tables, in_markdown), _all_notes(tables))
+
+
+def format_summary_latex(tables: Sequence[MethodTable]) -> str:
+    """Format each method's NDCG over whole lists on every data set as one LaTeX tabular, for the package booktabs."""
+    return _as_latex(_summary_cells(tables, in_latex), _all_notes(tables))
+
+
+def _all_notes(tables: Sequence[MethodTable]) -> list[str]:
+    """The notes of several tables, each once."""
+    return list(dict.fromkeys(note for table in tables for note in table.notes))
+
+
+def _as_markdown(cells: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+    ruler = ["---", *("---:" for _ in cells[0][1:])]
+    rows = [f"| {' | '.join(row)} |" for row in (cells[0], ruler, *cells[1:])]
+    return "\n".join([*rows, *(f"\n{in_markdown(note)}" for note in notes), ""])
+
+
+def _as_latex(cells: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
     lines = [" & ".join(row) + r" \\" for row in cells]
     columns = "l" + "r" * (len(cells[0]) - 1)
     head = [f"\\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule"]
-    notes = [f"% {note}" for note in table.notes]
-    return "\n".join([*head, *lines[1:], r"\bottomrule", r"\end{tabular}", *notes, ""])
+    return "\n".join([*head, *lines[1:], r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in notes), ""])
+
+
+def in_latex(text: str) -> str:
+    """Write a text without letting its marks become LaTeX."""
+    return "".join(LATEX_MARKS.get(mark, mark) for mark in text)
 
 
 def in_markdown(text: str) -> str:
@@ -167,6 +227,20 @@ def _all_cells(table: MethodTable, escape: Callable[[str], str]) -> list[list[st
         takes = [show_last(method), show_time(method.seconds), show_count(method.weights)]
         rows.append([escape(method.row.name), *own, f"{difference} {interval}".strip(), p, *takes])
     rows.append(["perfect order", *("1.000" for _ in table.metrics), "", "", "", "", ""])
+    return rows
+
+
+def _summary_cells(tables: Sequence[MethodTable], escape: Callable[[str], str]) -> list[list[str]]:
+    """The cells of a table of data sets: its heading, chance and every method; names are escaped."""
+    against = escape(tables[0].against.row.name)
+    rows = [["", *(escape(table.data) for table in tables), "mean", f"mean minus {against}", "adjusted p"]]
+    chance = [chance_means(table.against.row)["ndcg"] for table in tables]
+    rows.append(["chance", *map(_number, chance), _number(float(np.mean(chance))), "", ""])
+    for place, contrast in enumerate(contrasts_over_data(tables)):
+        means = [table.comparison.estimates[place]["ndcg"].mean for table in tables]
+        difference, interval, p = _contrast_cells(contrast)
+        own = [*map(_number, means), _number(float(np.mean(means)))]
+        rows.append([escape(tables[0].methods[place].row.name), *own, f"{difference} {interval}".strip(), p])
     return rows
 
 

@@ -25,6 +25,9 @@ from lr2ppo.evaluation.methods import (
     describe_methods,
     format_latex,
     format_markdown,
+    format_summary_latex,
+    format_summary_markdown,
+    format_summary_text,
     format_text,
     show_time,
 )
@@ -92,6 +95,12 @@ def show_comparison(methods: Mapping[str, Sequence[Method]], config: CompareConf
         for ending, content in (("txt", f"{text}\n"), ("md", format_markdown(table)), ("tex", format_latex(table))):
             write_text(out / f"{stem}table.{ending}", content)
         write_csv(table.comparison, out / f"{stem}table.csv")
+    if len(tables) > 1:
+        text = format_summary_text(tables)
+        say(f"\n{text}")
+        write_text(out / "summary.txt", f"{text}\n")
+        write_text(out / "summary.md", format_summary_markdown(tables))
+        write_text(out / "summary.tex", format_summary_latex(tables))
     write_methods_page(name, tables, config.axis, out / PAGE)
     say(f"\nwritten: {out / PAGE}, and beside it each table as txt, md, csv and tex")
 

@@ -2,10 +2,23 @@
 
 import re
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from lr2ppo.evaluation.comparison import estimate_difference
-from lr2ppo.evaluation.methods import Method, MethodTable, describe_methods, format_latex, format_markdown, format_text
+from lr2ppo.evaluation.methods import (
+    Method,
+    MethodTable,
+    contrasts_over_data,
+    describe_methods,
+    format_latex,
+    format_markdown,
+    format_summary_latex,
+    format_summary_markdown,
+    format_summary_text,
+    format_text,
+)
 from tests.evaluation.test_comparison import draw, make_row
 
 
@@ -13,7 +26,7 @@ def make_method(name: str, mean: float, seed: int, **facts: object) -> Method:
     row = make_row(name, *(draw(mean, 60, seed=seed + run) for run in range(5)))
     defaults: dict[str, object] = {"stage": "ppo", "seconds": 12.4, "weights": 185_000, "tried": 1, "chosen": []}
     defaults |= {"commits": {"abc"}, "notes": [], "last": 0.512}
-    return Method(row=row, **defaults | facts)  # type: ignore[arg-type]
+    return Method(**{"row": row} | defaults | facts)  # type: ignore[arg-type]
 
 
 def make_table(**means: float) -> MethodTable:
@@ -95,3 +108,48 @@ def test_what_a_table_should_not_be_read_without_is_below_it_in_every_form() -> 
     assert format_markdown(table).splitlines()[-5] == r"ours: warning: 3 clips \| were left out"
     assert format_latex(table).splitlines()[-1] == "% note: the runs are of 2 states of the program: abc, def"
     assert not MethodTable.make("mini", [make_method("ours", 0.6, 0), methods[1]], "ours", "test").notes
+
+
+def tables_of_two(**means: tuple[float, float]) -> list[MethodTable]:
+    """Tables of two data sets, on which methods have these means."""
+    tables = []
+    for data in range(2):
+        methods = [
+            make_method(name, own[data], 1000 * data + 100 * place) for place, (name, own) in enumerate(means.items())
+        ]
+        tables.append(MethodTable.make(f"data_{data}", methods, "ours", "test"))
+    return tables
+
+
+def test_over_data_sets_a_seed_is_one_value() -> None:
+    tables = tables_of_two(ours=(0.5, 0.6), better=(0.6, 0.7))
+    ours, better = contrasts_over_data(tables)
+    assert ours is None
+    assert better is not None
+    means = np.array([[method.row.run_means("ndcg") for method in table.methods] for table in tables])
+    seeds = (means[:, 1] - means[:, 0]).mean(0)
+    low, high = stats.t.interval(0.95, 4, seeds.mean(), stats.sem(seeds))
+    assert better.difference.mean == pytest.approx(seeds.mean())
+    assert (better.difference.low, better.difference.high) == pytest.approx((low, high))
+    assert better.adjusted_p == pytest.approx(stats.ttest_1samp(seeds, 0).pvalue)
+
+
+def test_the_summary_has_each_methods_mean_on_every_data_set_and_over_all() -> None:
+    tables = tables_of_two(ours=(0.5, 0.6), better=(0.6, 0.7))
+    lines = format_summary_markdown(tables).splitlines()
+    assert lines[0] == r"|  | data\_0 | data\_1 | mean | mean minus ours | adjusted p |"
+    means = [table.comparison.estimates[1]["ndcg"].mean for table in tables]
+    assert lines[4].startswith(f"| better | {means[0]:.3f} | {means[1]:.3f} | {np.mean(means):.3f} | +0.")
+    text = format_summary_text(tables).splitlines()
+    assert text[0].startswith("NDCG(all), mean of 2 data sets")
+    assert f"{np.mean(means):.3f}" in text[3]
+    assert max(map(len, text)) <= 120
+    assert len(re.findall(r"(?<!\\)&", format_summary_latex(tables).splitlines()[4])) == 5
+
+
+def test_one_seed_has_no_interval_over_data_sets() -> None:
+    rows = {name: make_row(name, draw(0.5, 60, seed=place)) for place, name in enumerate(("ours", "other"))}
+    methods = [make_method(name, 0.5, 0, row=row) for name, row in rows.items()]
+    tables = [MethodTable.make(data, methods, "ours", "test") for data in ("a", "b")]
+    assert contrasts_over_data(tables) == [None, None]
+    assert "nan" not in format_summary_markdown(tables)
