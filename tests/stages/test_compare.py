@@ -345,7 +345,7 @@ def test_each_set_can_be_planned_on_generated_clips(
     assert list(plan.attempts) == list(config.data)
     tried = {name: {len(rows[name]) for rows in plan.attempts.values()} for name in config.trained_rows}
     # The same care for every row that chooses.
-    assert set[int]().union(*(counts for name, counts in tried.items() if config.trained_rows[name].tune)) <= {3}
+    assert len(set[int]().union(*(counts for name, counts in tried.items() if config.trained_rows[name].tune))) <= 1
     names = [training.name for training in plan.trainings]
     assert len(set(names)) == len(names)
     for place, training in enumerate(plan.trainings):
