@@ -153,10 +153,13 @@ def main(seeds: Sequence[int]) -> None:
         first = next(iter(found[0]))
         print(f"\n{split}: alpha-NDCG, mean of {len(seeds)} seeds, and its difference to {first!r}")
         for row in found[0]:
-            values, differences = (np.array([own[row] - of for own, of in zip(found, base, strict=True)])
-                                   for base in ([0.0] * len(found), [own[first] for own in found]))  # fmt: skip
-            low, high = stats.t.interval(0.95, len(seeds) - 1, differences.mean(), stats.sem(differences))
-            print(f"{row:50s} {values.mean():.3f}  {differences.mean():+.3f} [{low:+.3f} {high:+.3f}]")
+            values = np.array([own[row] for own in found])
+            line = f"{row:54s} {values.mean():.3f}"
+            if row != first:
+                differences = values - [own[first] for own in found]
+                low, high = stats.t.interval(0.95, len(seeds) - 1, differences.mean(), stats.sem(differences))
+                line += f"  {differences.mean():+.3f} [{low:+.3f} {high:+.3f}]"
+            print(line)
 
 
 if __name__ == "__main__":
