@@ -18,7 +18,7 @@ from lr2ppo.evaluation.comparison import (
     estimate_difference,
     shown_metrics,
 )
-from lr2ppo.evaluation.intervals import adjust_p, mean_over_runs
+from lr2ppo.evaluation.intervals import Finding, adjust_p, mean_over_runs
 from lr2ppo.evaluation.metrics import Estimate
 from lr2ppo.evaluation.results import chance_means
 from lr2ppo.evaluation.table import show_interval, show_p
@@ -81,15 +81,12 @@ class MethodTable:
     @cached_property
     def contrasts(self) -> list[Contrast | None]:
         """The difference of every method and the chosen one, None for itself; p-values adjusted for these (Holm)."""
-        others = [method for method in self.methods if method is not self.against]
         settings = self.comparison.samples, self.comparison.seed
-        findings = [estimate_difference(other.row, self.against.row, "ndcg", *settings) for other in others]
-        adjusted = adjust_p([finding.p for finding in findings])
-        found = {
-            id(other): Contrast(other.row, self.against.row, finding, p)
-            for other, finding, p in zip(others, findings, adjusted, strict=True)
-        }
-        return [found.get(id(method)) for method in self.methods]
+
+        def difference(place: int) -> Finding:
+            return estimate_difference(self.methods[place].row, self.against.row, "ndcg", *settings)
+
+        return _contrasts(self.methods, self.against, difference)
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -150,14 +147,19 @@ def contrasts_over_data(tables: Sequence[MethodTable]) -> list[Contrast | None]:
     if means.shape[-1] < 2:
         return [None] * len(methods)
     differences = (means - means[:, [chosen]]).mean(0)
-    others = [place for place in range(len(methods)) if place != chosen]
-    findings = [mean_over_runs(differences[place]) for place in others]
-    adjusted = adjust_p([finding.p for finding in findings])
-    found = {
-        place: Contrast(methods[place].row, methods[chosen].row, finding, p)
-        for place, finding, p in zip(others, findings, adjusted, strict=True)
-    }
-    return [found.get(place) for place in range(len(methods))]
+    return _contrasts(methods, methods[chosen], lambda place: mean_over_runs(differences[place]))
+
+
+def _contrasts(
+    methods: Sequence[Method], against: Method, difference: Callable[[int], Finding]
+) -> list[Contrast | None]:
+    """The contrast of every method, by its place, and the chosen one, None for itself; p-values adjusted (Holm)."""
+    findings = [None if method is against else difference(place) for place, method in enumerate(methods)]
+    adjusted = iter(adjust_p([finding.p for finding in findings if finding is not None]))
+    return [
+        None if finding is None else Contrast(method.row, against.row, finding, next(adjusted))
+        for method, finding in zip(methods, findings, strict=True)
+    ]
 
 
 def format_summary_text(tables: Sequence[MethodTable]) -> str:
@@ -165,9 +167,9 @@ def format_summary_text(tables: Sequence[MethodTable]) -> str:
     name = f"NDCG(all), mean of {len(tables)} data sets"
     width = max(len(name), *(len(method.row.name) for method in tables[0].methods)) + 2
     lines = [f"{name:<{width}}{'mean':>8}{'difference':>12}{'interval':>16}{'adjusted p':>12}"]
-    for row in _summary_cells(tables, str)[1:]:
-        difference, _, interval = row[-2].partition(" ")
-        lines.append(f"{row[0]:<{width}}{row[-3]:>8}{difference:>12}{interval:>16}{row[-1]:>12}".rstrip())
+    for own, means, (difference, interval, p) in _summary_rows(tables):
+        mean = _number(float(np.mean(means)))
+        lines.append(f"{own:<{width}}{mean:>8}{difference:>12}{interval:>16}{p:>12}".rstrip())
     return "\n".join(lines)
 
 
@@ -234,13 +236,18 @@ def _summary_cells(tables: Sequence[MethodTable], escape: Callable[[str], str]) 
     """The cells of a table of data sets: its heading, chance and every method; names are escaped."""
     against = escape(tables[0].against.row.name)
     rows = [["", *(escape(table.data) for table in tables), "mean", f"mean minus {against}", "adjusted p"]]
-    chance = [chance_means(table.against.row)["ndcg"] for table in tables]
-    rows.append(["chance", *map(_number, chance), _number(float(np.mean(chance))), "", ""])
+    for name, means, (difference, interval, p) in _summary_rows(tables):
+        own = map(_number, (*means, float(np.mean(means))))
+        rows.append([escape(name), *own, f"{difference} {interval}".strip(), p])
+    return rows
+
+
+def _summary_rows(tables: Sequence[MethodTable]) -> list[tuple[str, list[float], tuple[str, str, str]]]:
+    """Chance and every method: its name, its NDCG on each data set, and the cells of its difference over all."""
+    rows = [("chance", [chance_means(table.against.row)["ndcg"] for table in tables], ("", "", ""))]
     for place, contrast in enumerate(contrasts_over_data(tables)):
         means = [table.comparison.estimates[place]["ndcg"].mean for table in tables]
-        difference, interval, p = _contrast_cells(contrast)
-        own = [*map(_number, means), _number(float(np.mean(means)))]
-        rows.append([escape(tables[0].methods[place].row.name), *own, f"{difference} {interval}".strip(), p])
+        rows.append((tables[0].methods[place].row.name, means, _contrast_cells(contrast)))
     return rows
 
 

@@ -7,7 +7,7 @@ with its own world and clips: `sh scripts/mini_data.sh SEED data/mini-SEED` make
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from lr2ppo.evaluation.relevance import relevance_probabilities
 from lr2ppo.evaluation.scoring import Scores, score_clips
 from lr2ppo.models import RelevanceRanker
 from lr2ppo.models.weights import load_kind
+from lr2ppo.ops.dcg import all_discounts, gains
 from lr2ppo.runs.lookup import read_calibration, read_finished
 from lr2ppo.runs.records import Calibration
 from lr2ppo.stages import finetune, pointwise, ppo
@@ -41,6 +42,7 @@ FAMILIES = (
     "hammer knife arrow bottle basket book crown flag hat kite",
 )
 FAMILY = {noun: number for number, nouns in enumerate(FAMILIES) for noun in nouns.split()}
+ALONE = Processes(rank=0, world_size=1, device=torch.device("cpu"))
 # What a further label of a family is worth: this share of the one before.
 REPEATED = 0.5
 
@@ -51,48 +53,48 @@ LISTS = (
 )  # fmt: skip
 
 
-def alpha_ndcg(gains: NDArray[np.float64], families: NDArray[np.int64], order: Sequence[int]) -> float:
-    """The alpha-NDCG of an order of a clip's labels: gains, families [labels]."""
-    best = _diverse_dcg(gains, families, greedy_order(gains, families))
-    return _diverse_dcg(gains, families, order) / best if best > 0 else 1.0
+def alpha_ndcg(gain: NDArray[np.float64], families: NDArray[np.int64], order: Sequence[int]) -> float:
+    """The alpha-NDCG of an order of a clip's labels: gain, families [labels]."""
+    best = _diverse_dcg(gain, families, greedy_order(gain, families))
+    return _diverse_dcg(gain, families, order) / best if best > 0 else 1.0
 
 
-def greedy_order(gains: NDArray[np.float64], families: NDArray[np.int64]) -> list[int]:
+def greedy_order(gain: NDArray[np.float64], families: NDArray[np.int64]) -> list[int]:
     """The order that takes the label of the highest gain left, a family's further labels counting less each time."""
-    worth, order = gains.copy(), []
-    left = np.ones(len(gains), dtype=bool)
-    for _ in gains:
+    worth, order = gain.copy(), []
+    left = np.ones(len(gain), dtype=bool)
+    for _ in gain:
         label = int(np.where(left, worth, -np.inf).argmax())
         order.append(label)
         left[label] = False
-        if gains[label] > 0:
+        if gain[label] > 0:
             worth[families == families[label]] *= REPEATED
     return order
 
 
-def _diverse_dcg(gains: NDArray[np.float64], families: NDArray[np.int64], order: Sequence[int]) -> float:
+def _diverse_dcg(gain: NDArray[np.float64], families: NDArray[np.int64], order: Sequence[int]) -> float:
     seen: dict[int, int] = {}
     total = 0.0
-    for rank, label in enumerate(order, start=1):
+    for label, discount in zip(order, all_discounts(torch.from_numpy(gain)).tolist(), strict=True):
         family = int(families[label])
-        total += gains[label] * REPEATED ** seen.get(family, 0) / np.log2(rank + 1)
-        seen[family] = seen.get(family, 0) + (gains[label] > 0)
+        total += gain[label] * REPEATED ** seen.get(family, 0) * discount
+        seen[family] = seen.get(family, 0) + (gain[label] > 0)
     return total
 
 
 def gains_and_families(clip: Clip) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    return np.exp2(graded(clip).astype(np.float64)) - 1, np.array([FAMILY[label] for label in clip.labels])
+    grades = torch.from_numpy(graded(clip)).double()
+    return gains(grades, torch.ones_like(grades)).numpy(), np.array([FAMILY[label] for label in clip.labels])
 
 
 def diversity(clip: Clip, labels: Sequence[str]) -> float:
     """The reward of stage 3: the alpha-NDCG of a list of a graded clip's labels."""
-    gains, families = gains_and_families(clip)
-    return alpha_ndcg(gains, families, [clip.labels.index(label) for label in labels])
+    gain, families = gains_and_families(clip)
+    return alpha_ndcg(gain, families, [clip.labels.index(label) for label in labels])
 
 
 def train(seed: int, context: str) -> dict[str, Path]:
     """Train stage 1, stage 2a and, with two rewards, stage 3 on one seed; return the runs of the last two."""
-    alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
     source = f"{context}-{seed}"
 
     def run(stage: str, name: str, start: Callable[[Any], None], *settings: str) -> Path:
@@ -104,13 +106,18 @@ def train(seed: int, context: str) -> dict[str, Path]:
             start(config)
         return folder
 
-    run("pointwise", source, lambda config: pointwise.train(config, alone, False), f"model.context={context}")
+    run("pointwise", source, partial(pointwise.train, processes=ALONE, fresh=False), f"model.context={context}")
     annotated = [f"data.train={ANNOTATED}", f"ranker={source}"]
-    rankers = {"fine-tuned": run("finetune", source, lambda config: finetune.train(config, alone, False), *annotated)}
+    reads = "pointwise" if context == "none" else context
+    rankers = {
+        f"fine-tuned, {reads}": run(
+            "finetune", source, partial(finetune.train, processes=ALONE, fresh=False), *annotated
+        )
+    }
     for row, reward in (("GRPO by NDCG", None), ("GRPO by alpha-NDCG", diversity)):
         name = f"{source}-{'ndcg' if reward is None else 'diversity'}"
-        improve = partial(ppo.train, processes=alone, fresh=False, reward=reward)
-        rankers[row] = run("ppo", name, improve, *LISTS, f"ranker=finetune/{source}")
+        improve = partial(ppo.train, processes=ALONE, fresh=False, reward=reward)
+        rankers[f"{row}, {reads}"] = run("ppo", name, improve, *LISTS, f"ranker=finetune/{source}")
     return rankers
 
 
@@ -121,35 +128,34 @@ def measure(clips: Sequence[Clip], scores: Sequence[Scores], calibration: Calibr
     """
     found = []
     for clip, own in zip(clips, scores, strict=True):
-        gains, families = gains_and_families(clip)
+        gain, families = gains_and_families(clip)
         if calibration is None:
             order = np.argsort(-own, kind="stable").tolist()
         else:
             order = greedy_order(relevance_probabilities(calibration, own), families)
-        found.append(alpha_ndcg(gains, families, order))
+        found.append(alpha_ndcg(gain, families, order))
     return float(np.mean(found))
 
 
-def measure_seed(seed: int, split: str) -> dict[str, float]:
-    """The mean alpha-NDCG of every row on the clips of a split."""
-    alone = Processes(rank=0, world_size=1, device=torch.device("cpu"))
+def measure_rankers(seed: int, rankers: Mapping[str, Path], split: str) -> dict[str, float]:
+    """The mean alpha-NDCG of every row on the clips of a split, from the runs of a seed."""
+    config = load_config(PRESET / "ppo.yaml", "ppo", [f"data.root=data/mini-{seed}", "name=a"]).data
+    store = open_store(config)
     rows = {}
-    for context in ("none", "setrank"):
-        for name, folder in train(seed, context).items():
-            ranker = load_kind(folder / "best", RelevanceRanker).eval()
-            config = load_config(PRESET / "ppo.yaml", "ppo", [f"data.root=data/mini-{seed}", "name=a"]).data
-            dataset = open_dataset(config, split, "grades", open_store(config), ranker.encoder.config)
-            scores = score_clips(ranker, dataset, alone, 16)
-            row = f"{name}, {'pointwise' if context == 'none' else context}"
-            rows[row] = measure(dataset.clips, scores, None)
-            rows[f"{row}, re-ranked by families"] = measure(dataset.clips, scores, read_calibration(folder))
+    for row, folder in rankers.items():
+        ranker = load_kind(folder / "best", RelevanceRanker).eval()
+        dataset = open_dataset(config, split, "grades", store, ranker.encoder.config)
+        scores = score_clips(ranker, dataset, ALONE, 16)
+        rows[row] = measure(dataset.clips, scores, None)
+        rows[f"{row}, re-ranked by families"] = measure(dataset.clips, scores, read_calibration(folder))
     return rows
 
 
 def main(seeds: Sequence[int]) -> None:
     """Print the mean of each row over the seeds, and its difference to the first with a 95 % t interval."""
+    trained = {seed: train(seed, "none") | train(seed, "setrank") for seed in seeds}
     for split in (VALIDATION, TEST):
-        found = [measure_seed(seed, split) for seed in seeds]
+        found = [measure_rankers(seed, rankers, split) for seed, rankers in trained.items()]
         first = next(iter(found[0]))
         print(f"\n{split}: alpha-NDCG, mean of {len(seeds)} seeds, and its difference to {first!r}")
         for row in found[0]:

@@ -344,8 +344,9 @@ def test_each_set_can_be_planned_on_generated_clips(
     plan = make_plan(config)
     assert list(plan.attempts) == list(config.data)
     tried = {name: {len(rows[name]) for rows in plan.attempts.values()} for name in config.trained_rows}
-    # The same care for every row that chooses.
-    assert len(set[int]().union(*(counts for name, counts in tried.items() if config.trained_rows[name].tune))) <= 1
+    # The same care for every row that chooses: three values, two in the set of eight data sets.
+    wanted = {2} if file.stem == "regimes" else {3}
+    assert set[int]().union(*(counts for name, counts in tried.items() if config.trained_rows[name].tune)) <= wanted
     names = [training.name for training in plan.trainings]
     assert len(set(names)) == len(names)
     for place, training in enumerate(plan.trainings):
