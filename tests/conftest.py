@@ -29,8 +29,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of fixtures that open a browser, train all stages or serve a page."""
+    """Marks the tests of fixtures that open a browser, train all stages or serve a page; skips those of a GPU."""
+    has_gpu = torch.cuda.is_available()
     for item in items:
+        if item.get_closest_marker("gpu") and not has_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
         fixtures = getattr(item, "fixturenames", ())
         if "browser" in fixtures:
             item.add_marker("browser")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from lr2ppo.config.schema import ModelConfig, PointwiseConfig, PPOConfig, PPOLoss, RewardConfig
 from lr2ppo.data.dataset import ClipBatch
 from lr2ppo.distributed.processes import Processes
-from lr2ppo.evaluation.scoring import preference_rewards
 from lr2ppo.losses import PREFERENCE_LOSSES, RANKING_LOSSES
 from lr2ppo.models import LabelEncoder, PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import model_shapes, new_model
 from lr2ppo.ops.linear import FastLinear, use_fast_linear
 from lr2ppo.ops.memory import keep_freed_memory
+from lr2ppo.ops.packing import Packing
 from lr2ppo.policies.frozen_reward import FrozenReward
 from lr2ppo.policies.partial_order import PairRollout, PartialOrderPolicy, pair_losses
-from lr2ppo.stages.pointwise import list_loss
+from lr2ppo.stages.pointwise import learn_lists
+from lr2ppo.stages.reward import learn_pairs
 from lr2ppo.training.learner import Learner
+from lr2ppo.training.replay import Replayed
 
 # Of the stages that are published too.
 TimedConfig = PointwiseConfig | RewardConfig | PPOConfig
@@ -99,10 +101,12 @@ def make_step(config: TimedConfig, trunk: ModelConfig, shape: Shape, processes: 
     batch = random_batch(shape, whole_lists=isinstance(config, PointwiseConfig)).to(processes.device)
     if isinstance(config, PointwiseConfig):
         ranker = Learner(new_model(RelevanceRanker, trunk), config.train, SCHEDULE, config.compute, processes)
-        return Step(lambda: step_pointwise(ranker, batch, config, plain), [ranker.model])
+        loss = partial(RANKING_LOSSES[config.loss.name], **config.loss.parameters, total=processes.all_reduce)
+        return repeat(partial(learn_lists_plain if plain else learn_lists, ranker, loss), batch, [ranker])
     if isinstance(config, RewardConfig):
         reward_model = Learner(new_model(PartialOrderModel, trunk), config.train, SCHEDULE, config.compute, processes)
-        return Step(lambda: step_reward(reward_model, batch, config, plain), [reward_model.model])
+        loss = partial(PREFERENCE_LOSSES[config.loss.name], **config.loss.parameters, total=processes.all_reduce)
+        return repeat(partial(learn_pairs_plain if plain else learn_pairs, reward_model, loss), batch, [reward_model])
     trunk = trunk.model_copy(update={"dropout": config.train.dropout})
     frozen = use_fast_linear(new_model(PartialOrderModel, trunk)).to(processes.device).eval().requires_grad_(False)
     # The clips have only the labels of the batch.
@@ -116,8 +120,31 @@ def make_step(config: TimedConfig, trunk: ModelConfig, shape: Shape, processes: 
     policy = PartialOrderPolicy(actor, critic, frozen_reward, lambda _: start, config.train, config.loss or PPOLoss())
     # As in an update of several steps, each of which needs a forward pass.
     policy.reuses_rollout = False
-    make = step_ppo_plain if plain else step_ppo
-    return Step(lambda: make(policy, batch), [actor.model, critic.model, frozen_reward.model])
+    models = [actor.model, critic.model, frozen_reward.model]
+    if plain:
+        return repeat(partial(learn_orders_plain, policy), batch, [actor, critic], models)
+
+    def step() -> None:
+        policy.learn(policy.roll_out(batch), is_first=True)
+
+    return Step(step, models)
+
+
+def repeat(
+    learn: Callable[[ClipBatch], dict[str, Tensor]],
+    batch: ClipBatch,
+    learners: Sequence[Learner[Any]],
+    models: Sequence[nn.Module] = (),
+) -> Step:
+    """Make the step that learns from a batch."""
+    learn = Replayed(learn, *learners)
+
+    def step() -> None:
+        learn(batch)
+        for learner in learners:
+            learner.count()
+
+    return Step(step, models or [learner.model for learner in learners])
 
 
 @contextmanager
@@ -149,6 +176,7 @@ def random_batch(shape: Shape, whole_lists: bool) -> ClipBatch:
     most = max(len(each) for each in positions)
     labels = torch.arange(most).expand(shape.clips, -1)
     mask = labels < torch.tensor([len(each) for each in positions]).unsqueeze(1)
+    text_mask = mask.unsqueeze(-1).expand(-1, -1, shape.tokens)
     if not whole_lists:
         pairs = torch.stack([torch.searchsorted(own, each) for own, each in zip(positions, pairs, strict=True)])
     return ClipBatch(
@@ -156,7 +184,8 @@ def random_batch(shape: Shape, whole_lists: bool) -> ClipBatch:
         clips=torch.arange(shape.clips),
         labels=labels,
         text=torch.randn(shape.clips, most, shape.tokens, shape.text_width),
-        text_mask=mask.unsqueeze(-1).expand(-1, -1, shape.tokens),
+        text_mask=text_mask,
+        packing=Packing.of(text_mask, steady=True),
         label_mask=mask,
         label_span=torch.tensor([min(1, shape.tokens - 1), min(2, shape.tokens)]).expand(shape.clips, most, 2),
         frames=torch.randn(shape.clips, shape.frames, shape.image_width),
@@ -166,42 +195,37 @@ def random_batch(shape: Shape, whole_lists: bool) -> ClipBatch:
         listed_mask=mask,
         pairs=pairs,
         pair_mask=torch.ones(pairs.shape[:2], dtype=torch.bool),
+        real_pairs=None,
         first_is_better=torch.rand(pairs.shape[:2]) < 0.5,
         seeds=torch.zeros(shape.clips, dtype=torch.long),
     )
 
 
-def step_pointwise(learner: Learner[RelevanceRanker], batch: ClipBatch, config: PointwiseConfig, plain: bool) -> None:
-    loss = partial(RANKING_LOSSES[config.loss.name], **config.loss.parameters, total=learner.processes.all_reduce)
+def learn_lists_plain(
+    learner: Learner[RelevanceRanker], ranking_loss: Callable[..., Tensor], batch: ClipBatch
+) -> dict[str, Tensor]:
     with learner.autocast():
-        if plain:
-            scores = learner.model.score(encode_slots(learner.model.encoder, batch, batch.listed))
-            value = loss(scores, batch.grades, batch.listed_mask)
-        else:
-            value = list_loss(learner.parallel, batch, loss)
-    learner.step(value)
+        scores = learner.model.score(encode_slots(learner.model.encoder, batch, batch.listed))
+        loss = ranking_loss(scores, batch.grades, batch.listed_mask)
+    learner.backward(loss)
+    return {"loss": loss.detach()}
 
 
-def step_reward(learner: Learner[PartialOrderModel], batch: ClipBatch, config: RewardConfig, plain: bool) -> None:
-    loss = partial(PREFERENCE_LOSSES[config.loss.name], **config.loss.parameters, total=learner.processes.all_reduce)
+def learn_pairs_plain(
+    learner: Learner[PartialOrderModel], preference_loss: Callable[..., Tensor], batch: ClipBatch
+) -> dict[str, Tensor]:
     with learner.autocast():
-        if plain:
-            better = torch.where(batch.first_is_better.unsqueeze(-1), batch.pairs, batch.pairs.flip(-1))
-            chosen, rejected = (
-                score_slots(learner.model, batch, torch.cat([batch.pairs, order], dim=-1)).flatten()
-                for order in (better, better.flip(-1))
-            )
-        else:
-            chosen, rejected = preference_rewards(learner.parallel, batch)
-        value = loss(chosen, rejected)
-    learner.step(value)
+        better = torch.where(batch.first_is_better.unsqueeze(-1), batch.pairs, batch.pairs.flip(-1))
+        chosen, rejected = (
+            score_slots(learner.model, batch, torch.cat([batch.pairs, order], dim=-1)).flatten()
+            for order in (better, better.flip(-1))
+        )
+        loss = preference_loss(chosen, rejected)
+    learner.backward(loss)
+    return {"loss": loss.detach()}
 
 
-def step_ppo(policy: PartialOrderPolicy, batch: ClipBatch) -> None:
-    policy.learn(policy.roll_out(batch), is_first=True)
-
-
-def step_ppo_plain(policy: PartialOrderPolicy, batch: ClipBatch) -> None:
+def learn_orders_plain(policy: PartialOrderPolicy, batch: ClipBatch) -> dict[str, Tensor]:
     actor, critic = policy.actor, policy.critic
 
     def forward() -> tuple[Tensor, Tensor]:
@@ -217,8 +241,9 @@ def step_ppo_plain(policy: PartialOrderPolicy, batch: ClipBatch) -> None:
         scores, value = forward()
     rollout = PairRollout(batch, old_scores, proposed, reward, old_value)
     losses = pair_losses(scores, value, rollout, policy.loss, actor.processes)
-    actor.step(losses.policy_loss)
-    critic.step(losses.value_loss)
+    actor.backward(losses.policy_loss)
+    critic.backward(losses.value_loss)
+    return {"loss": losses.policy_loss.detach()}
 
 
 def encode_slots(encoder: LabelEncoder, batch: ClipBatch, slots: Tensor) -> Tensor:

@@ -85,7 +85,8 @@ class DataConfig(Section):
     frames: Count
     frame_order: Literal["even", "random"]
     workers: Annotated[WholeNumber, Field(ge=0)]
-    # Configs of earlier versions lack this key.
+    # Configs of earlier versions lack these keys.
+    keep: Literal["auto", "gpu", "memory", "disk"] = "auto"
     strict: bool = True
 
 

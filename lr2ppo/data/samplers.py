@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from lr2ppo.data.annotations import Clip, count_pairs, draw_numbers, graded, pick_pairs
-from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, Positions, collate, frames_seed
+from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, Positions, frames_seed
 from lr2ppo.distributed.signals import follow_training_process
 from lr2ppo.errors import UserError
 
@@ -217,15 +217,17 @@ def training_loader(dataset: ClipDataset, sampler: EpochSampler, workers: int) -
 def _loader(
     dataset: ClipDataset, batches: Iterable[list[ClipRequest]], workers: int, persistent: bool = False
 ) -> Iterable[ClipBatch]:
-    # No more workers than cores.
-    workers = min(workers, os.cpu_count() or 1)
+    # No more workers than cores, and none where nothing is read.
+    workers = min(workers, os.cpu_count() or 1) if dataset.kept is None else 0
     return _Batches(
         DataLoader(
             dataset,
             batch_sampler=batches,
-            collate_fn=collate,
+            collate_fn=dataset.collate,
             num_workers=workers,
             persistent_workers=persistent and workers > 0,
+            # From there a GPU takes them without waiting.
+            pin_memory=workers > 0 and torch.cuda.is_available(),
             worker_init_fn=follow_training_process,
             # A separate generator, so that the loader draws nothing from the one that dropout uses.
             generator=torch.Generator(),

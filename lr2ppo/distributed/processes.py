@@ -42,6 +42,11 @@ class Processes:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def reads_at_once(self) -> bool:
+        """Whether to read a result is not to wait: the device is the processor itself."""
+        return self.device.type == "cpu"
+
     def mesh(self) -> DeviceMesh:
         """The one-dimensional device mesh of all processes of the run."""
         return init_device_mesh(self.device.type, (self.world_size,))
@@ -65,9 +70,18 @@ class Processes:
         """Return the maximum of all processes' values, on every process."""
         if self.world_size == 1:
             return value
-        highest = torch.tensor(value, device=self.device)
-        dist.all_reduce(highest, dist.ReduceOp.MAX)
-        return int(highest.item())
+        return int(self.highest(torch.tensor(value, device=self.device)).item())
+
+    def highest(self, value: Tensor) -> Tensor:
+        """Return the maximum of all processes' values of a tensor, without waiting for the device."""
+        if self.world_size > 1:
+            dist.all_reduce(value, dist.ReduceOp.MAX)
+        return value
+
+    def broadcast(self, value: Tensor) -> None:
+        """Give every process the main one's values of a tensor."""
+        if self.world_size > 1:
+            dist.broadcast(value, 0)
 
     def barrier(self) -> None:
         """Wait until every process has called this."""

@@ -158,7 +158,7 @@ def train(
     """Train with AdamW and a cosine schedule; returns each loss, averaged over the last tenth of the steps."""
     rng = np.random.default_rng(seed)
     optimizer, schedule = build_optimizer(
-        model, OptimizerConfig(learning_rate=learning_rate, weight_decay=0.01, warmup=0.1), steps
+        model.parameters(), OptimizerConfig(learning_rate=learning_rate, weight_decay=0.01, warmup=0.1), steps
     )
     device = model.temperature.device
     last: dict[str, list[float]] = {}

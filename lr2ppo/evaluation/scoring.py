@@ -22,6 +22,7 @@ from lr2ppo.models import PartialOrderModel, RelevanceRanker
 Scores = NDArray[np.float64]
 # Bounds the memory of comparing every pair of a long list.
 PAIRS_PER_CHUNK = 4096
+LARGE_BATCH = 16
 # Clips of an evaluation that may be drawn.
 LOGGED_CASES = 3
 
@@ -71,6 +72,7 @@ def _map_clips(
     Raises `UserError` on every process if a result is not finite.
     """
     requests = whole_clips(dataset.clips)
+    batch_size = evaluated_at_once(batch_size, processes)
     loader = evaluation_loader(
         dataset, requests, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size, workers=workers
     )
@@ -93,18 +95,24 @@ def _map_clips(
     return results
 
 
+def evaluated_at_once(clips_per_batch: int, processes: Processes) -> int:
+    """The clips of a batch without gradients: on a GPU, small batches would leave most of it idle."""
+    return clips_per_batch if processes.device.type == "cpu" else max(clips_per_batch, LARGE_BATCH)
+
+
 def score_batch(model: RelevanceRanker | PartialOrderModel, batch: ClipBatch) -> list[Scores]:
     """Return the scores `[labels]` of each clip of a batch: see `score_clips`."""
     if isinstance(model, PartialOrderModel):
         return [win_rates(margins) for margins in batch_margins(model, batch)]
-    return [_to_numpy(row[mask]) for row, mask in zip(rank_labels(model, batch), batch.label_mask, strict=True)]
+    scores, masks = _to_numpy(rank_labels(model, batch)), batch.label_mask.cpu().numpy()
+    return [row[mask] for row, mask in zip(scores, masks, strict=True)]
 
 
 def batch_margins(model: PartialOrderModel, batch: ClipBatch) -> list[Scores]:
     """Return each clip's `pair_margins`, `[2, pairs]`, pairs in the order of `np.triu_indices(labels, 1)`."""
     margins, (first, second) = pair_margins(model, model.encoder(**batch.inputs()))
-    real = batch.label_mask[:, first] & batch.label_mask[:, second]
-    return [_to_numpy(row[:, mask]) for row, mask in zip(margins.unbind(1), real, strict=True)]
+    real = (batch.label_mask[:, first] & batch.label_mask[:, second]).cpu().numpy()
+    return [row[:, mask] for row, mask in zip(_to_numpy(margins.transpose(0, 1)), real, strict=True)]
 
 
 def rank_labels(model: RelevanceRanker, batch: ClipBatch) -> Tensor:
@@ -223,6 +231,7 @@ def evaluate_pairs(
     """Evaluate a reward model on annotated pairs: the share whose better order it rewards more, and its temperature."""
     if model.reads_whole_lists:
         requests = [with_all_labels(request, dataset.clips[request.clip]) for request in requests]
+    batch_size = evaluated_at_once(batch_size, processes)
     loader = evaluation_loader(
         dataset, requests, batch_size=batch_size, rank=processes.rank, world_size=processes.world_size
     )
@@ -231,7 +240,8 @@ def evaluate_pairs(
     local: list[float] = []
     for batch in loader:
         chosen, rejected = preference_rewards(model, batch.to(processes.device))
-        local += (chosen - rejected).double().tolist()
+        margins = (chosen - rejected).double()
+        local += (margins if batch.counted is None else margins[batch.counted.to(margins.device)]).tolist()
     model.train(training)
     margins = torch.tensor([margin for part in processes.gather(local) for margin in part], dtype=torch.float64)
     metrics = {"pair_accuracy": float((margins > 0).double().mean()), "temperature": fit_temperature(margins)}
@@ -246,4 +256,4 @@ def preference_rewards(model: torch.nn.Module, batch: ClipBatch) -> tuple[Tensor
     rejected = torch.cat([shown, better_first.flip(-1)], dim=-1)
     rewards = model(order=torch.cat([chosen, rejected], dim=1), **batch.inputs())
     chosen_rewards, rejected_rewards = rewards.chunk(2, dim=1)
-    return chosen_rewards[batch.pair_mask], rejected_rewards[batch.pair_mask]
+    return batch.of_pairs(chosen_rewards), batch.of_pairs(rejected_rewards)

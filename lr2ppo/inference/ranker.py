@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lr2ppo.data.dataset import ClipBatch, ClipItem, choose_frames, collate, frames_seed
 from lr2ppo.data.frames import Choose, Frames, prepare_frames
@@ -246,7 +247,8 @@ class LabelRanker:
             id=str(place),
             clip=place,
             labels=torch.arange(len(encoded.text)),
-            text=encoded.text,
+            text=pad_sequence(encoded.text, batch_first=True),
+            lengths=torch.tensor([len(tokens) for tokens in encoded.text]),
             label_span=encoded.label_span,
             frames=encoded.frames if frames else self._no_frames(choose),
             grades=torch.zeros(len(encoded.text)),

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 Total = Callable[[Tensor], Tensor]
@@ -13,9 +12,12 @@ def this_process(value: Tensor) -> Tensor:
     return value
 
 
-def mean(values: Tensor, total: Total) -> Tensor:
-    """The mean of `values [N]` over all processes; 0 without any."""
-    count = total(torch.tensor(len(values), dtype=values.dtype, device=values.device))
+def mean(values: Tensor, total: Total, counted: Tensor | None = None) -> Tensor:
+    """The mean of `values [N]` over all processes, of those only that are `counted [N]`, if given; 0 without any."""
+    if counted is not None:
+        return masked_mean(values, counted, total)
+    # Filled on the device: a number copied to a GPU would be waited for.
+    count = total(values.new_full((), len(values)))
     return total(values.sum()) / count.clamp(min=1)
 
 

@@ -47,18 +47,21 @@ class LabelEncoder(nn.Module):
         text_mask: Tensor | None = None,
         frame_mask: Tensor | None = None,
         label_span: Tensor | None = None,
+        packing: Rows | None = None,
     ) -> Tensor:
         """Encode every label of every clip once.
 
         Shapes: text: [B, L, T, text width]; frames: [B, F, image width]; masks: [B, L, T] and [B, F] bool, False on
         padding (a label without tokens pads the list); label_span: [B, L, 2] long, the start and stop of the label's
-        words among its tokens (None: after the first token, as in RoBERTa's `<s> label`). Returns [B, L, D].
+        words among its tokens (None: after the first token, as in RoBERTa's `<s> label`); packing: the layout of the
+        mask's tokens, if it is known. Returns [B, L, D].
         """
         projected_frames = self.image_proj(frames)
         if self.config.head == "pooled":
             projected_frames = projected_frames + self._frame_positions(projected_frames)
         # All label tokens of a clip form one row without padding, so that frames are not repeated per label.
-        packing = None if text_mask is None else lay_out(text_mask)
+        if packing is None and text_mask is not None:
+            packing = lay_out(text_mask)
         tokens = text.flatten(1, 2) if packing is None else packing.pack(text)
         fused = self.fusion(self.text_proj(tokens), projected_frames, frame_mask, packing)
         if packing is None:

@@ -1,5 +1,7 @@
 """The models on top of the label encoder: the ranker scores labels, the partial-order model scores orders of labels."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ class RelevanceRanker(nn.Module):
         """Whether a label's score depends on the others, so that batches must hold all labels of their clips."""
         return self.context is not None
 
-    def forward(self, text: Tensor, frames: Tensor, **masks: Tensor | None) -> Tensor:
+    def forward(self, text: Tensor, frames: Tensor, **masks: Any) -> Tensor:
         """Score every label; arguments as of `LabelEncoder.forward`. Returns scores [B, L]."""
         vectors = self.encoder(text, frames, **masks)
         scores: Tensor = self.score(vectors)
@@ -54,7 +56,7 @@ class PartialOrderModel(nn.Module):
         self.score = Score(config.width)
         self.label_score = Score(config.width) if config.residual else None
 
-    def forward(self, text: Tensor, frames: Tensor, order: Tensor, **masks: Tensor | None) -> Tensor:
+    def forward(self, text: Tensor, frames: Tensor, order: Tensor, **masks: Any) -> Tensor:
         """Score one order per clip, `[B, S]` label positions -> `[B]`, or N, `[B, N, S]` -> `[B, N]`; S <= 4.
 
         Other arguments as of `LabelEncoder.forward`.

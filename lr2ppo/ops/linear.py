@@ -16,6 +16,7 @@ M = TypeVar("M", bound=nn.Module)
 
 PROCESSOR = Path("/proc/cpuinfo")
 LARGE = 2**25
+CPU = torch.device("cpu")
 _free_pages: defaultdict[int, list[NDArray[np.uint8]]] = defaultdict(list)
 
 
@@ -111,25 +112,30 @@ class _BFloat16Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.linear(x, recycled(weight.shape, x.dtype).copy_(weight), bias.to(x.dtype))
+        ctx.bias_type = bias.dtype
+        return F.linear(x, _in_type_of(x, weight), bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
         rows, gradient_rows = x.flatten(0, -2), gradient.flatten(0, -2)
-        copy = recycled(weight.shape, x.dtype).copy_(weight)
-        of_x = gradient_rows @ copy
-        torch.mm(gradient_rows.t(), rows, out=copy)
-        of_weight = recycled(weight.shape, weight.dtype).copy_(copy)
-        of_bias = gradient_rows.sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
+        of_x = gradient_rows @ _in_type_of(x, weight)
+        of_weight = torch.mm(gradient_rows.t(), rows, out=recycled(weight.shape, x.dtype))
+        if weight.dtype != x.dtype:
+            of_weight = recycled(weight.shape, weight.dtype).copy_(of_weight)
+        of_bias = gradient_rows.sum(0).to(ctx.bias_type) if ctx.needs_input_grad[2] else None
         return of_x.view_as(x), of_weight, of_bias
 
 
-def recycled(shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """An empty CPU tensor in the pages of a freed one of the same size: fresh gigabytes cost most of a second."""
+def _in_type_of(x: Tensor, weight: Tensor) -> Tensor:
+    return weight if weight.dtype == x.dtype else recycled(weight.shape, x.dtype).copy_(weight)
+
+
+def recycled(shape: torch.Size, dtype: torch.dtype, device: torch.device = CPU) -> Tensor:
+    """An empty tensor; on a CPU in the pages of a freed one of the same size: fresh gigabytes cost most of a second."""
     size = shape.numel() * dtype.itemsize
-    if size < LARGE:
-        return torch.empty(shape, dtype=dtype)
+    if size < LARGE or device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
     free = _free_pages[size]
     pages = free.pop() if free else torch.empty(size, dtype=torch.uint8).numpy()
     # Another array of the same pages, held only by the tensor: it is finalized when the tensor is freed.

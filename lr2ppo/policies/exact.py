@@ -22,7 +22,8 @@ from lr2ppo.policies.frozen_reward import FrozenReward, check_reward_model, open
 from lr2ppo.policies.policy import Reward, StartScores, log_means, open_learner
 from lr2ppo.runs.records import STEEPEST
 from lr2ppo.training.learner import Learner
-from lr2ppo.training.run import TrainingRun
+from lr2ppo.training.replay import Replayed
+from lr2ppo.training.run import TrainingRun, Values
 
 # From hardly anything but the reward model to hardly a step away from the start.
 KL_WEIGHTS = (0.1, 10.0)
@@ -57,6 +58,7 @@ class ExactPolicy:
         self.actor, self.frozen_reward, self.start_scores = actor, frozen_reward, start_scores
         self.learners: dict[str, Learner[Any]] = {"actor": actor}
         self.kl_weight = kl_weight
+        self._judge, self._improve = Replayed(self._compare, actor), Replayed(self._step, actor)
 
     @classmethod
     def draw(cls, clips: Sequence[Clip], config: PPOConfig) -> Draw:
@@ -81,13 +83,21 @@ class ExactPolicy:
 
     def roll_out(self, batch: ClipBatch) -> JudgedPairs:
         """Judge both orders of each pair by the reward model and by the start."""
+        return JudgedPairs(batch, **self._judge(batch))
+
+    def learn(self, rollout: JudgedPairs, is_first: bool) -> Values:
+        """Make one step of the actor on a rollout; return values to log."""
+        values = self._improve(rollout)
+        self.actor.count(rollout.batch.ids)
+        return values | {"kl_weight": self.kl_weight}
+
+    def _compare(self, batch: ClipBatch) -> dict[str, Tensor]:
         first, second = batch.pair_scores(self.start_scores(batch)).unbind(-1)
         with self.actor.autocast():
             margin = self.frozen_reward.margin(batch, batch.pairs)
-        return JudgedPairs(batch, margin.float(), first - second)
+        return {"margin": margin.float(), "start_difference": first - second}
 
-    def learn(self, rollout: JudgedPairs, is_first: bool) -> dict[str, float]:
-        """Make one step of the actor on a rollout; return values to log."""
+    def _step(self, rollout: JudgedPairs) -> dict[str, Tensor]:
         self.actor.model.train()
         with self.actor.autocast():
             first, second = rollout.batch.pair_scores(self.actor.parallel(**rollout.batch.inputs())).unbind(-1)
@@ -98,7 +108,7 @@ class ExactPolicy:
             kl_weight=self.kl_weight,
             total=self.actor.processes.all_reduce,
         )
-        self.actor.step(losses.policy_loss, rollout.batch.ids)
+        self.actor.backward(losses.policy_loss)
         values = {
             "policy_loss": losses.policy_loss,
             # Expected, above the mean of both orders.
@@ -106,7 +116,7 @@ class ExactPolicy:
             "kl_to_start": losses.kl_to_start,
             "agreement": ((first > second) == (rollout.margin > 0)).float(),
         }
-        return log_means(values) | {"kl_weight": self.kl_weight}
+        return log_means(values)
 
 
 def choose_kl_weight(run: TrainingRun[PPOConfig], ranker: RelevanceRanker, reward_model: PartialOrderModel) -> float:

@@ -34,8 +34,10 @@ class FrozenReward:
     def __init__(self, reward_model: PartialOrderModel, labels: Sequence[int], vectors: Vectors | None) -> None:
         """`labels` are the label counts of the clips; with `vectors [all labels, D]`, by clip, the encoder is freed."""
         self.model = reward_model.eval().requires_grad_(False)
-        self.vectors = vectors
-        self.first_row = torch.tensor([0, *labels]).cumsum(0)
+        device = next(self.model.parameters()).device
+        # On a CPU, those in a file stay there.
+        self.vectors = None if vectors is None else torch.from_numpy(vectors).to(device)
+        self.first_row = torch.tensor([0, *labels], device=device).cumsum(0)
         if vectors is not None:
             del self.model.encoder
 
@@ -50,8 +52,7 @@ class FrozenReward:
         if self.vectors is None:
             encoded: Tensor = self.model.encoder(**batch.inputs())
             return encoded
-        rows = self.first_row[batch.clips.cpu()].unsqueeze(1) + batch.labels.cpu()
-        return torch.from_numpy(self.vectors[rows.numpy()]).to(batch.labels.device)
+        return self.vectors[self.first_row[batch.clips].unsqueeze(1) + batch.labels]
 
     def margin(self, batch: ClipBatch, pairs: Tensor) -> Tensor:
         """Return the reward of each pair's order as given minus that of the other order: [B, P, 2] -> [B, P].
@@ -154,7 +155,8 @@ def _read(path: Path, rows: int) -> Vectors | None:
         # Before its header is read, whose damage raises many types.
         if hashlib.sha256(content[:-CHECKSUM].data).digest() != content[-CHECKSUM:].tobytes():
             return None
-        found = np.load(path, mmap_mode="r")
+        # Writable, as torch wants it; the file stays as it is.
+        found = np.load(path, mmap_mode="c")
     except (OSError, ValueError, EOFError):
         return None
     fits = isinstance(found, np.ndarray) and found.dtype == np.float32 and found.ndim == 2 and len(found) == rows

@@ -15,10 +15,12 @@ from lr2ppo.distributed.processes import Processes
 from lr2ppo.losses import PPOLosses, ppo_losses
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
+from lr2ppo.ops.streams import SideStream
 from lr2ppo.policies.frozen_reward import FrozenReward, open_run_reward
 from lr2ppo.policies.policy import Reward, StartScores, log_means, open_learner
 from lr2ppo.training.learner import Learner
-from lr2ppo.training.run import TrainingRun
+from lr2ppo.training.replay import Replayed
+from lr2ppo.training.run import TrainingRun, Values
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,10 @@ class PartialOrderPolicy:
         self.learners: dict[str, Learner[Any]] = {"actor": actor, "critic": critic}
         self.loss = loss
         # The first step after a rollout of one batch has the rollout's weights, so it needs no second forward pass.
-        self.reuses_rollout = settings.batches_per_rollout == 1 and settings.dropout == 0
+        self.reuses_rollout = settings.batches_per_rollout == 1 and settings.dropout == 0 and not actor.can_replay
+        # One model's products beside the other's passes over its weights.
+        self._side = SideStream(actor.processes.device)
+        self._propose, self._improve = Replayed(self._rank, actor, critic), Replayed(self._step, actor, critic)
 
     @classmethod
     def draw(cls, clips: Sequence[Clip], config: PPOConfig) -> Draw:
@@ -79,6 +84,19 @@ class PartialOrderPolicy:
 
     def roll_out(self, batch: ClipBatch) -> PairRollout:
         """Propose each pair's order by descending score, reward it, and estimate the value of the pair as given."""
+        return PairRollout(batch, **self._propose(batch))
+
+    def learn(self, rollout: PairRollout, is_first: bool) -> Values:
+        """Make one step of actor and critic on a rollout; return values to log."""
+        if is_first and self.reuses_rollout:
+            values = self._step_from(rollout, rollout.scores, rollout.value)
+        else:
+            values = self._improve(rollout)
+        for learner in self.learners.values():
+            learner.count(rollout.batch.ids)
+        return values
+
+    def _rank(self, batch: ClipBatch) -> dict[str, Tensor]:
         self.actor.model.eval()
         self.critic.model.eval()
         with torch.set_grad_enabled(self.reuses_rollout), self.actor.autocast():
@@ -86,29 +104,33 @@ class PartialOrderPolicy:
         proposed = scores.argsort(dim=-1, descending=True, stable=True)
         with self.actor.autocast():
             reward = self.frozen_reward(batch, torch.cat([batch.pairs, batch.pairs.gather(-1, proposed)], dim=-1))
-        return PairRollout(batch, scores, proposed, reward, value)
+        return {"scores": scores, "proposed": proposed, "reward": reward, "value": value}
 
-    def learn(self, rollout: PairRollout, is_first: bool) -> dict[str, float]:
-        """Make one step of actor and critic on a rollout; return values to log."""
-        scores, value = rollout.scores, rollout.value
-        if not (is_first and self.reuses_rollout):
-            self.actor.model.train()
-            self.critic.model.train()
-            with self.actor.autocast():
-                scores, value = self._scores_and_values(rollout.batch)
+    def _step(self, rollout: PairRollout) -> dict[str, Tensor]:
+        self.actor.model.train()
+        self.critic.model.train()
+        with self.actor.autocast():
+            scores, value = self._scores_and_values(rollout.batch)
+        return self._step_from(rollout, scores, value)
+
+    def _step_from(self, rollout: PairRollout, scores: Tensor, value: Tensor) -> dict[str, Tensor]:
         losses = pair_losses(scores, value, rollout, self.loss, self.actor.processes)
-        self.actor.step(losses.policy_loss, rollout.batch.ids)
-        self.critic.step(losses.value_loss, rollout.batch.ids)
+        with self._side.beside():
+            self.actor.backward(losses.policy_loss)
+        self.critic.backward(losses.value_loss)
+        self._side.join()
         with torch.no_grad():
             started = rollout.batch.pair_scores(self.start_scores(rollout.batch)).log_softmax(-1)
             log_policy = scores.log_softmax(-1)
             kl_to_start = (log_policy.exp() * (log_policy - started)).sum(-1).mean()
-        return summarise(losses, rollout, value) | {"kl_to_start": kl_to_start.item()}
+        return summarise(losses, rollout, value) | {"kl_to_start": kl_to_start}
 
     def _scores_and_values(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
         """Compute the scores `[B, P, 2]` of each pair's labels as given, and the pair's value `[B, P]`."""
-        scores = self.actor.parallel(**batch.inputs())
+        with self._side.beside():
+            scores = self.actor.parallel(**batch.inputs())
         value = self.critic.parallel(order=batch.pairs, **batch.inputs())
+        self._side.join()
         return batch.pair_scores(scores), value
 
 
@@ -126,7 +148,7 @@ def pair_losses(scores: Tensor, value: Tensor, rollout: PairRollout, loss: PPOLo
     )
 
 
-def summarise(losses: PPOLosses, rollout: PairRollout, value: Tensor) -> dict[str, float]:
+def summarise(losses: PPOLosses, rollout: PairRollout, value: Tensor) -> dict[str, Tensor]:
     """Return the values to log for a rollout's losses, as means over its pairs."""
     values = {
         "policy_loss": losses.policy_loss,

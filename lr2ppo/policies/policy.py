@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
-import torch
 from torch import Tensor
 
 from lr2ppo.config.schema import PPOConfig, PPOOptimizer
@@ -12,7 +11,7 @@ from lr2ppo.data.dataset import ClipBatch
 from lr2ppo.data.samplers import Draw
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.training.learner import Learner
-from lr2ppo.training.run import TrainingRun
+from lr2ppo.training.run import TrainingRun, Values
 
 # A dataclass of a `batch` and tensors with one row per clip.
 R = TypeVar("R", bound=Any)
@@ -60,7 +59,7 @@ class Policy(Protocol[R]):
     def roll_out(self, batch: ClipBatch) -> R:
         """Collect a rollout of the current weights on a batch."""
 
-    def learn(self, rollout: R, is_first: bool) -> dict[str, float]:
+    def learn(self, rollout: R, is_first: bool) -> Values:
         """Make one step of every learner; return values to log. `is_first`: no step was made since the rollout."""
 
 
@@ -73,7 +72,6 @@ def open_learner(run: TrainingRun[PPOConfig], model: M, optimizer: PPOOptimizer,
     return Learner(model, optimizer, steps, run.config.compute, run.processes, run.config.safety.on_nonfinite)
 
 
-def log_means(values: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the mean of each tensor, for the log, with one transfer from the device."""
-    stacked = torch.stack([tensor.detach().float().mean() for tensor in values.values()])
-    return dict(zip(values, stacked.tolist(), strict=True))
+def log_means(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the mean of each tensor, for the log."""
+    return {name: tensor.detach().float().mean() for name, tensor in values.items()}

@@ -18,7 +18,8 @@ from lr2ppo.models import RelevanceRanker
 from lr2ppo.policies.list_rewards import open_list_reward
 from lr2ppo.policies.policy import BatchReward, Reward, StartScores, log_means, open_learner
 from lr2ppo.training.learner import Learner
-from lr2ppo.training.run import TrainingRun
+from lr2ppo.training.replay import Replayed
+from lr2ppo.training.run import TrainingRun, Values
 
 ListSettings = PlackettLuce | GRPO | Reinforce
 
@@ -52,6 +53,7 @@ class ListPolicy:
     ) -> None:
         self.actor, self.reward, self.start_scores, self.policy = actor, reward, start_scores, policy
         self.learners: dict[str, Learner[Any]] = {"actor": actor}
+        self._improve = Replayed(self._step, actor)
 
     @classmethod
     def draw(cls, clips: Sequence[Clip], config: PPOConfig) -> Draw:
@@ -82,8 +84,13 @@ class ListPolicy:
             reward = self.reward(batch, lists, mask).float()
         return ListRollout(batch, lists, log_probability, reward, self._advantage(batch, scores, reward, mask))
 
-    def learn(self, rollout: ListRollout, is_first: bool) -> dict[str, float]:
+    def learn(self, rollout: ListRollout, is_first: bool) -> Values:
         """Make one step of the actor on a rollout; return values to log."""
+        values = self._improve(rollout)
+        self.actor.count(rollout.batch.ids)
+        return values
+
+    def _step(self, rollout: ListRollout) -> dict[str, Tensor]:
         batch, mask, total = rollout.batch, self._mask(rollout.batch), self.actor.processes.all_reduce
         self.actor.model.train()
         with self.actor.autocast():
@@ -96,7 +103,7 @@ class ListPolicy:
             old = rollout.log_probability.flatten()
             policy_loss = clipped_policy_loss(log_probability, old, advantage, self.policy.ratio_clip, total)
         kl = list_kl(ordered, self._in_order(self.start_scores(batch), rollout.lists), mask)
-        self.actor.step(policy_loss + self.policy.kl_weight * mean(kl.flatten(), total), batch.ids)
+        self.actor.backward(policy_loss + self.policy.kl_weight * mean(kl.flatten(), total))
         values = {
             "policy_loss": policy_loss,
             "reward": rollout.reward,

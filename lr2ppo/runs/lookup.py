@@ -47,7 +47,7 @@ VALIDATED_ON = "validated_on"
 # Keys that name the runs that a run starts from.
 SOURCES = sorted({key for stage in STAGES.values() for key in stage.sources})
 # Settings that say where a run is and how it is kept.
-PLACE_KEYS = ("logs", "device", "data.root", "data.workers", "safety.checkpoint_", "safety.keep")
+PLACE_KEYS = ("logs", "device", "data.root", "data.workers", "data.keep", "safety.checkpoint_", "safety.keep")
 # Settings in which runs differ that are made the same way: their names and seeds, and where they ran.
 OWN_KEYS = ("name", "seed", "safety.", *PLACE_KEYS, *SOURCES)
 NEWEST = "newest"

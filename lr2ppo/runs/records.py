@@ -61,6 +61,9 @@ class Finished(Record):
     best_metric: Finite | None = None
     seconds: Seconds = 0.0
     finished: Finite = 0.0
+    # The median of this process's steps, without evaluations and files; its seconds by activity.
+    seconds_per_step: Finite | None = None
+    spent: dict[str, Finite] = {}
     peak_memory_gib: Finite = 0.0
     warnings: list[str] = []
     commit: str | None = None

@@ -1,6 +1,9 @@
 """Distillation: fit a ranker to the reward model's preferences between the labels of unannotated clips."""
 
+from torch import Tensor
+
 from lr2ppo.config.schema import DistillConfig
+from lr2ppo.data.dataset import ClipBatch
 from lr2ppo.data.samplers import random_pairs
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.losses import distillation_loss
@@ -9,6 +12,7 @@ from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind
 from lr2ppo.policies.frozen_reward import open_frozen_reward
 from lr2ppo.training.learner import Learner, count_steps
+from lr2ppo.training.replay import Replayed
 from lr2ppo.training.run import TrainingRun
 
 
@@ -32,25 +36,31 @@ def train(config: DistillConfig, processes: Processes, fresh: bool) -> None:
     learner = Learner(ranker, settings, steps, config.compute, processes, config.safety.on_nonfinite)
 
     sources = f"ranker from {run.sources['ranker']}, reward model {run.sources['reward']}"
+
+    def learn(batch: ClipBatch) -> dict[str, Tensor]:
+        with learner.autocast():
+            first, second = batch.pair_scores(learner.parallel(**batch.inputs())).unbind(-1)
+            margin = frozen_reward.margin(batch, batch.pairs)
+            loss = distillation_loss(
+                batch.of_pairs(first - second),
+                batch.of_pairs(margin),
+                total=processes.all_reduce,
+                counted=batch.counted,
+                **config.loss.model_dump(),
+            )
+        learner.backward(loss)
+        agrees = (first > second) == (margin > 0)
+        return {"loss": loss.detach(), "agreement": masked_mean(agrees.float(), batch.pair_mask, processes.all_reduce)}
+
+    replayed = Replayed(learn, learner)
     with run.training({"": learner}, steps, f"distillation: {len(run.clips)} target clips, {steps} steps; {sources}"):
         if run.is_new:
             run.record_ndcg(config.train.standard_errors)
         for batch in run.batches():
-            with learner.autocast():
-                first, second = batch.pair_scores(learner.parallel(**batch.inputs())).unbind(-1)
-                margin = frozen_reward.margin(batch, batch.pairs)
-                loss = distillation_loss(
-                    (first - second)[batch.pair_mask],
-                    margin[batch.pair_mask],
-                    total=processes.all_reduce,
-                    **config.loss.model_dump(),
-                )
-            agrees = (first > second) == (margin > 0)
-            agreement = masked_mean(agrees.float(), batch.pair_mask, processes.all_reduce)
-            run.observe({"loss": loss.item(), "agreement": agreement.item()})
-            if learner.step(loss, batch.ids):
+            run.observe(replayed(batch))
+            if learner.count(batch.ids):
                 learner.schedule.step()
-                run.advance({"loss": loss.item()})
+                run.advance("loss")
                 if run.evaluates:
                     run.record_ndcg(config.train.standard_errors)
                 run.save_checkpoint()

@@ -18,6 +18,7 @@ from lr2ppo.models.weights import load_kind
 from lr2ppo.ops.linear import use_fast_linear
 from lr2ppo.ops.memory import keep_freed_memory
 from lr2ppo.training.learner import Learner, count_steps
+from lr2ppo.training.replay import Replayed
 from lr2ppo.training.run import TrainingRun
 
 
@@ -37,23 +38,28 @@ def train(config: FinetuneConfig, processes: Processes, fresh: bool) -> None:
     pairs = f"{sum(len(clip.pairs) for clip in run.clips.clips)} annotated pairs of {len(run.clips)} target clips"
     lists = "" if run.graded is None else f" and {len(run.graded)} graded clips"
     headline = f"direct fine-tuning: {pairs}{lists}, {steps} steps; ranker from {run.sources['ranker']}"
+
+    def learn(batch: ClipBatch) -> dict[str, Tensor]:
+        with learner.autocast():
+            scores = learner.parallel(**batch.inputs())
+            better, worse = pair_scores(scores, batch)
+            before = (0.0, 0.0) if start is None else pair_scores(start(**batch.inputs()), batch)
+            loss = preference_loss(better - before[0], worse - before[1], counted=batch.counted)
+            if run.graded is not None:
+                listed = smooth_l1_loss(*batch.lists(scores), total=processes.all_reduce)
+                loss = loss + config.train.graded_weight * listed
+        learner.backward(loss)
+        return {"loss": loss.detach(), "accuracy": measure_accuracy(better > worse, batch.counted, processes)}
+
+    replayed = Replayed(learn, learner)
     with run.training({"": learner}, steps, headline):
         if run.is_new:
             run.record_ndcg(config.train.standard_errors)
         for batch in run.batches():
-            with learner.autocast():
-                scores = learner.parallel(**batch.inputs())
-                better, worse = pair_scores(scores, batch)
-                before = (0.0, 0.0) if start is None else pair_scores(start(**batch.inputs()), batch)
-                loss = preference_loss(better - before[0], worse - before[1])
-                if run.graded is not None:
-                    loss += config.train.graded_weight * smooth_l1_loss(
-                        *batch.lists(scores), total=processes.all_reduce
-                    )
-            run.observe({"loss": loss.item()} | measure_accuracy(better, worse, processes))
-            if learner.step(loss, batch.ids):
+            run.observe(replayed(batch))
+            if learner.count(batch.ids):
                 learner.schedule.step()
-                run.advance({"loss": loss.item()})
+                run.advance("loss")
                 if run.evaluates:
                     run.record_ndcg(config.train.standard_errors)
                 run.save_checkpoint()
@@ -74,15 +80,19 @@ def draw_clips(run: TrainingRun[FinetuneConfig]) -> Draw:
     return taking_turns(pairs, graded_lists(run.graded.clips, longest, fill=False), len(run.clips))
 
 
-def measure_accuracy(better: Tensor, worse: Tensor, processes: Processes) -> dict[str, float]:
-    """The share of a batch's pairs, over all processes, that are in the annotated order; nothing if it has none."""
-    own = torch.stack([better > worse, torch.ones_like(better, dtype=torch.bool)]).sum(1)
-    correct, count = processes.all_reduce(own).tolist()
-    return {"accuracy": correct / count} if count else {}
+def measure_accuracy(correct: Tensor, counted: Tensor | None, processes: Processes) -> Tensor:
+    """The share of a batch's pairs, over all processes, that are in the annotated order; NaN if it has none.
+
+    Shapes, [pairs] bool each: correct; counted, which pairs there are, None if all.
+    """
+    counted = torch.ones_like(correct) if counted is None else counted
+    own = torch.stack([correct & counted, counted]).sum(1)
+    correct, count = processes.all_reduce(own).double().unbind()
+    return correct / count
 
 
 def pair_scores(scores: Tensor, batch: ClipBatch) -> tuple[Tensor, Tensor]:
     """Return the scores of the better and of the worse label of each annotated pair: [B, L] -> [pairs] each."""
     first, second = batch.pair_scores(scores).unbind(-1)
     better, worse = first.where(batch.first_is_better, second), second.where(batch.first_is_better, first)
-    return better[batch.pair_mask], worse[batch.pair_mask]
+    return batch.of_pairs(better), batch.of_pairs(worse)

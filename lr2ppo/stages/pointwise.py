@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lr2ppo.config.schema import PointwiseConfig
 from lr2ppo.data.dataset import ClipBatch
@@ -14,6 +14,7 @@ from lr2ppo.models import RelevanceRanker
 from lr2ppo.models.weights import new_model
 from lr2ppo.ops.memory import keep_freed_memory
 from lr2ppo.training.learner import Learner, count_steps
+from lr2ppo.training.replay import Replayed
 from lr2ppo.training.run import TrainingRun
 
 
@@ -29,19 +30,23 @@ def train(config: PointwiseConfig, processes: Processes, fresh: bool) -> None:
     learner = Learner(ranker, config.train, steps, config.compute, processes, config.safety.on_nonfinite)
 
     headline = f"stage 1: {len(run.clips)} source clips, {steps} steps; validation on {len(run.validation)} clips"
+    learn = Replayed(partial(learn_lists, learner, ranking_loss), learner)
     with run.training({"": learner}, steps, headline):
         for batch in run.batches():
-            with learner.autocast():
-                loss = list_loss(learner.parallel, batch, ranking_loss)
-            run.observe({"loss": loss.item()})
-            if learner.step(loss, batch.ids):
+            run.observe(learn(batch))
+            if learner.count(batch.ids):
                 learner.schedule.step()
-                run.advance({"loss": loss.item()})
+                run.advance("loss")
                 if run.evaluates:
                     run.record_ndcg(config.train.standard_errors)
                 run.save_checkpoint()
 
 
-def list_loss(ranker: nn.Module, batch: ClipBatch, ranking_loss: Callable[..., Tensor]) -> Tensor:
-    """Compute the loss of a batch's lists; a label repeated in its list is scored once."""
-    return ranking_loss(*batch.lists(ranker(**batch.inputs())))
+def learn_lists(
+    learner: Learner[RelevanceRanker], ranking_loss: Callable[..., Tensor], batch: ClipBatch
+) -> dict[str, Tensor]:
+    """Learn from a batch's lists; a label repeated in its list is scored once."""
+    with learner.autocast():
+        loss = ranking_loss(*batch.lists(learner.parallel(**batch.inputs())))
+    learner.backward(loss)
+    return {"loss": loss.detach()}

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lr2ppo.config.schema import PPOConfig
-from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest, collate
+from lr2ppo.data.dataset import ClipBatch, ClipDataset, ClipRequest
 from lr2ppo.data.samplers import wrap_around
 from lr2ppo.distributed.processes import Processes, autocast
 from lr2ppo.errors import UserError
@@ -73,14 +73,13 @@ def update(run: TrainingRun[PPOConfig], policy: Policy[R], rollouts: list[R], st
     """Learn from the stored rollouts, then clear them; a run that resumes skips the steps already made."""
     steps = rollouts * run.config.train.passes
     for number in range(steps_made, len(steps)):
-        values = policy.learn(steps[number], is_first=number == 0)
-        run.observe(values)
+        run.observe(policy.learn(steps[number], is_first=number == 0))
         if number + 1 < len(steps):
             run.save_checkpoint(partial(pack_rollouts, rollouts, number + 1), len(rollouts) + number + 1)
     for learner in policy.learners.values():
         learner.schedule.step()
     rollouts.clear()
-    run.advance({policy.shown: values[policy.shown]})
+    run.advance(policy.shown)
     if run.evaluates:
         run.record_ndcg(run.config.train.standard_errors)
 
@@ -93,10 +92,11 @@ def score_start(run: TrainingRun[PPOConfig], ranker: RelevanceRanker) -> StartSc
     use_fast_linear(ranker).to(run.processes.device)
     with autocast(run.config.compute.precision, run.processes.device):
         scores = score_clips(ranker, run.clips, run.processes, run.config.train.clips_per_batch)
-    table = pad_sequence([torch.from_numpy(own).float() for own in scores], batch_first=True)
+    rows = [torch.from_numpy(own).float() for own in scores]
+    table = pad_sequence(rows, batch_first=True).to(run.processes.device)
 
     def look_up(batch: ClipBatch) -> Tensor:
-        return table[batch.clips.cpu().unsqueeze(1), batch.labels.cpu()].to(batch.labels.device)
+        return table[batch.clips.unsqueeze(1), batch.labels]
 
     return look_up
 
@@ -152,7 +152,7 @@ def unpack_rollouts(
             name: torch.cat([state.tensors[f"{number}.{name}"] for state in states])[own].to(processes.device)
             for name in _outcomes(kind)
         }
-        batch = collate([dataset[requests[row]] for row in own]).to(processes.device)
+        batch = dataset.collate([dataset[requests[row]] for row in own]).to(processes.device)
         rollouts.append(kind(batch=batch, **tensors))
     return rollouts, stored["learned"]
 

@@ -1,21 +1,25 @@
 """Stage 2: train a reward model on annotated pairs of the target domain to predict the preferred label order."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lr2ppo.config.schema import ModelConfig, RewardConfig
+from lr2ppo.data.dataset import ClipBatch
 from lr2ppo.data.samplers import annotated_pairs, graded_pairs
 from lr2ppo.distributed.processes import Processes
 from lr2ppo.errors import UserError
-from lr2ppo.evaluation.scoring import evaluate_pairs, preference_rewards
+from lr2ppo.evaluation.scoring import preference_rewards
 from lr2ppo.losses import PREFERENCE_LOSSES
 from lr2ppo.losses.reduction import mean
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.weights import load_kind, new_model
 from lr2ppo.ops.memory import keep_freed_memory
 from lr2ppo.training.learner import Learner, count_steps
+from lr2ppo.training.replay import Replayed
 from lr2ppo.training.run import TrainingRun
 
 
@@ -35,21 +39,28 @@ def train(config: RewardConfig, processes: Processes, fresh: bool) -> None:
 
     pairs = f"{sum(len(clip.pairs) for clip in run.clips.clips)} annotated pairs of {len(run.clips)} target clips"
     headline = f"stage 2: {pairs}, {steps} steps; trunk from {run.sources.get('ranker', 'scratch')}"
+    learn = Replayed(partial(learn_pairs, learner, preference_loss), learner)
     with run.training({"": learner}, steps, headline):
         for batch in run.batches():
-            with learner.autocast():
-                chosen, rejected = preference_rewards(learner.parallel, batch)
-                loss = preference_loss(chosen, rejected)
-            accuracy = mean((chosen > rejected).float(), processes.all_reduce)
-            run.observe({"loss": loss.item(), "accuracy": accuracy.item()})
-            if learner.step(loss, batch.ids):
+            run.observe(learn(batch))
+            if learner.count(batch.ids):
                 learner.schedule.step()
-                run.advance({"loss": loss.item()})
+                run.advance("loss")
                 if run.evaluates:
-                    with learner.unsharded() as model:
-                        pairs_at_once = config.train.clips_per_batch
-                        run.record(evaluate_pairs(model, run.validation, validation_pairs, processes, pairs_at_once))
+                    run.record_pairs(validation_pairs)
                 run.save_checkpoint()
+
+
+def learn_pairs(
+    learner: Learner[PartialOrderModel], preference_loss: Callable[..., Tensor], batch: ClipBatch
+) -> dict[str, Tensor]:
+    """Learn from a batch's annotated pairs."""
+    with learner.autocast():
+        chosen, rejected = preference_rewards(learner.parallel, batch)
+        loss = preference_loss(chosen, rejected, counted=batch.counted)
+    learner.backward(loss)
+    accuracy = mean((chosen > rejected).float(), learner.processes.all_reduce, batch.counted)
+    return {"loss": loss.detach(), "accuracy": accuracy}
 
 
 def start_from_ranker(reward_model: PartialOrderModel, run: Path) -> None:

@@ -1,11 +1,11 @@
 """A model in training: on its device, parallel over processes, with its optimizer and learning-rate schedule."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,22 +18,30 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
 from lr2ppo.config.schema import ComputeConfig, OptimizerConfig
-from lr2ppo.distributed.processes import Processes, autocast
+from lr2ppo.distributed.processes import Processes, autocast, resolve_precision
 from lr2ppo.errors import UserError
 from lr2ppo.models import PartialOrderModel, RelevanceRanker
 from lr2ppo.models.layers import MLP
 from lr2ppo.models.weights import save_model
-from lr2ppo.ops.linear import use_fast_linear
+from lr2ppo.ops.adamw import NO_COPIES, MixedAdamW
+from lr2ppo.ops.linear import FastLinear, use_fast_linear
+from lr2ppo.training.writer import Writer
 
 M = TypeVar("M", bound=RelevanceRanker | PartialOrderModel)
+# Weights of so many numbers are worth a bfloat16 copy.
+COPIED = 2**16
 
 
 class Learner(Generic[M]):
-    """A model in training: call `parallel` for a forward pass, then `step` with the batch's loss."""
+    """A model in training: call `parallel` for a forward pass, `backward` with the batch's loss, then `count`.
+
+    `backward` waits for nothing, so that a GPU can replay it (`Replayed`); `outcome` is what its step found, on the
+    device: the loss, whether that or a gradient was not finite, and the norm of each gradient.
+    """
 
     # The groups of tensors in a checkpoint.
     PARTS = ("weights", "exp_avg", "exp_avg_sq")
@@ -58,30 +66,91 @@ class Learner(Generic[M]):
             _checkpoint_activations(model)
         if compute.compile:
             model.compile()
+        # FSDP and accumulated gradients need gradients in float32.
+        in_bf16 = resolve_precision(compute.precision, processes.device) == "bf16"
+        has_copies = (
+            in_bf16 and compute.accumulate == 1 and not (processes.world_size > 1 and compute.strategy == "fsdp")
+        )
+        self._originals = _copy_in_bfloat16(model) if has_copies else {}
+        for original in self._originals.values():
+            # As the parallel model does with its own weights.
+            processes.broadcast(original.data)
         self.parallel = _parallelize(model, compute, processes)
         self._divisor = compute.accumulate
         if isinstance(self.parallel, FSDPModule) and not _averages_gradients(processes):
             self._divisor *= processes.world_size
-        self.optimizer, self.schedule = build_optimizer(model, optimizer, steps)
+        copies: dict[Tensor, Tensor] = {original: copy for copy, original in self._originals.items()}
+        self.optimizer, self.schedule = build_optimizer(self._weights().values(), optimizer, steps, copies)
         self._batches = 0
+        self.outcome: Tensor | None = None
+        self._named: list[str] = []
+        # The outcomes of steps that are not counted yet, with their clips.
+        self._unsettled: list[tuple[Tensor, Sequence[str]]] = []
+        self._stops = torch.zeros((), device=processes.device)
 
-    def step(self, loss: Tensor, clips: Sequence[str] = ()) -> bool:
-        """Backpropagate a batch's loss; every `accumulate`-th batch makes an optimizer step and returns True.
+    @property
+    def can_replay(self) -> bool:
+        """Whether a GPU can replay a step: it is the only process, and each batch makes a step."""
+        compute, processes = self.compute, self.processes
+        plain = compute.accumulate == 1 and not compute.compile and not compute.checkpoint_activations
+        return processes.device.type == "cuda" and processes.world_size == 1 and plain
 
-        A step with a loss or gradients that are not finite changes no weights: it raises `UserError` on every process,
-        naming the batch's `clips` and the tensors, or, if `on_nonfinite` is "skip", is counted in `skipped`.
+    def backward(self, loss: Tensor) -> None:
+        """Backpropagate a batch's loss; with the last batch of a step, make the step.
+
+        One whose loss or gradients are not finite changes no weights: see `settle`.
         """
+        if not self._completes_step:
+            with self._unshared_gradients():
+                (loss / self._divisor).backward()
+            return
+        (loss / self._divisor).backward()
+        self._update(loss.detach())
+        # Immediately: the next computation needs their memory.
+        self.model.zero_grad(set_to_none=True)
+
+    def count(self, clips: Sequence[str] = ()) -> bool:
+        """Count the batch of `clips` after its backward pass; return whether it made a step."""
+        makes_step = self._completes_step
         self._batches += 1
-        makes_step = self._batches % self.compute.accumulate == 0
-        with nullcontext() if makes_step else self._unshared_gradients():
-            (loss / self._divisor).backward()
-        if makes_step:
-            if self._check_finite(loss, clips):
-                self.optimizer.step()
-                self.steps += 1
-            # Immediately: the next computation needs their memory.
-            self.optimizer.zero_grad(set_to_none=True)
+        if makes_step and self.outcome is not None:
+            # A copy: when it is replayed, the next step writes into the same tensor.
+            self._unsettled.append((self.outcome.clone(), clips))
+            if self.processes.reads_at_once:
+                self.settle()
         return makes_step
+
+    def settle(self) -> None:
+        """Wait for the steps made; `count` does so on a CPU. Every process must call it after the same steps.
+
+        If loss or gradients of one are not finite, it raises `UserError` on every process, naming the batch's clips and
+        the tensors, or, if `on_nonfinite` is "skip", counts it in `skipped`.
+        """
+        unsettled, self._unsettled = self._unsettled, []
+        if not unsettled:
+            return
+        outcomes = torch.stack([outcome for outcome, _ in unsettled])
+        self.gradient_norm = outcomes[-1, 2:].norm().item()
+        for (loss, is_bad, *norms), (_, clips) in zip(outcomes.tolist(), unsettled, strict=True):
+            if not is_bad:
+                self.steps += 1
+            elif self.on_nonfinite == "skip":
+                self.skipped += 1
+            else:
+                self._refuse(loss, norms, clips)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the context, steps change no weights."""
+        stops, self._stops = self._stops, torch.ones_like(self._stops)
+        try:
+            yield
+        finally:
+            self._stops = stops
+
+    def follow_schedule(self) -> None:
+        """Give the device the learning rate of the next step."""
+        self.optimizer.follow_schedule()
 
     @property
     def learning_rate(self) -> float:
@@ -104,11 +173,20 @@ class Learner(Generic[M]):
             if isinstance(self.parallel, FSDPModule):
                 self.parallel.reshard()
 
-    def save(self, folder: Path) -> None:
-        """Write the full weights; every process must call it, the main one writes."""
+    def save(self, folder: Path, writer: Writer | None = None) -> None:
+        """Write the full weights; every process must call it, the main one writes.
+
+        From a GPU, a `writer` writes them while the next steps are made.
+        """
         tensors = self.part("weights")
-        if self.processes.is_main:
+        if not self.processes.is_main:
+            return
+        if writer is None or self.processes.device.type == "cpu":
             save_model(folder, self.model, tensors)
+        else:
+            writer.wait()
+            copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+            writer.start(lambda: save_model(folder, self.model, copies))
 
     def part(self, part: str) -> dict[str, Tensor]:
         """Return the full tensors of one of `PARTS`, gathered from all shards; every process must call it."""
@@ -129,6 +207,8 @@ class Learner(Generic[M]):
             own = weights[name]
             if part == "weights":
                 own.copy_(_shard_like(own, tensor))
+                if own in self.optimizer.copies:
+                    self.optimizer.copies[own].copy_(own)
             else:
                 self.optimizer.state[own][part] = _shard_like(own, tensor)
 
@@ -153,29 +233,41 @@ class Learner(Generic[M]):
         self.schedule.load_state_dict(self.schedule.state_dict() | made | {"_last_lr": rates})
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        for state in self.optimizer.state.values():
-            state["step"] = torch.tensor(float(self.steps), device=self.processes.device)
+        self.optimizer.restore_made(self.steps)
 
     def _weights(self) -> dict[str, Tensor]:
         """The optimizer's weights by their names in the plain model, also if it is wrapped or sharded."""
         weights: dict[str, Tensor] = self.model.state_dict(keep_vars=True)
-        return weights
+        return {name: self._originals.get(weight, weight) for name, weight in weights.items()}
 
-    def _check_finite(self, loss: Tensor, clips: Sequence[str]) -> bool:
-        """Check that loss and gradients are finite on all processes; clip the gradients if configured."""
+    @property
+    def _completes_step(self) -> bool:
+        """Whether the next batch is the last one of its step."""
+        return (self._batches + 1) % self.compute.accumulate == 0
+
+    def _update(self, loss: Tensor) -> None:
+        """Make an optimizer step with the gradients, unless loss or gradients of a process are not finite."""
         gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-        norm = _gather(get_total_norm(gradients.values()))
-        self.gradient_norm = norm.item()
-        finite_here = math.isfinite(self.gradient_norm) and bool(loss.isfinite())
-        if not self.processes.max(not finite_here):
-            if self.clip_gradients is not None:
-                clip_grads_with_norm_(self.model.parameters(), self.clip_gradients, norm)
-            return True
-        if self.on_nonfinite == "skip":
-            self.skipped += 1
-            return False
-        bad = [name for name, gradient in gradients.items() if not _gather(gradient).isfinite().all()]
-        losses = self.processes.gather(loss.item())
+        gradients = dict(sorted(gradients.items(), key=lambda named: named[1].dtype == torch.bfloat16))
+        norms = _norms(gradients.values())
+        norm = norms.norm()
+        is_bad = self.processes.highest((~(norm.isfinite() & loss.isfinite())).float())
+        skip = torch.maximum(is_bad, self._stops)
+        if self.on_nonfinite == "stop":
+            # A GPU makes no step after one that stops the run, which is found out later.
+            self._stops.copy_(skip)
+        scale = None
+        if self.clip_gradients is not None:
+            scale = (self.clip_gradients / (norm + 1e-6)).clamp(max=1.0)
+            clipped = [p for p in self.model.parameters() if p not in self._originals]
+            clip_grads_with_norm_(clipped, self.clip_gradients, norm)
+        self.optimizer.update(skip, scale)
+        self._named, self.outcome = list(gradients), torch.cat([torch.stack([loss.float(), is_bad]), norms])
+
+    def _refuse(self, loss: float, norms: Sequence[float], clips: Sequence[str]) -> NoReturn:
+        """Raise `UserError` on every process about a step whose loss or gradients are not finite."""
+        bad = [name for name, norm in zip(self._named, norms, strict=True) if not math.isfinite(norm)]
+        losses = self.processes.gather(loss)
         shares = self.processes.gather(list(clips))
         # The clips of processes whose loss is not finite; if there are none, all clips of the batch.
         concerned = [
@@ -201,6 +293,17 @@ class Learner(Generic[M]):
             self.parallel.set_requires_gradient_sync(True)
         else:
             yield
+
+
+def _copy_in_bfloat16(model: nn.Module) -> dict[Tensor, nn.Parameter]:
+    """Let a model compute with bfloat16 copies of its large matrices; return the originals by their copies."""
+    originals: dict[Tensor, nn.Parameter] = {}
+    for module in model.modules():
+        if type(module) is FastLinear and module.weight.numel() >= COPIED:
+            copy = nn.Parameter(module.weight.detach().bfloat16(), requires_grad=module.weight.requires_grad)
+            originals[copy] = cast(nn.Parameter, module.weight)
+            module.weight = copy
+    return originals
 
 
 def count_steps(batches: int, compute: ComputeConfig) -> int:
@@ -266,16 +369,31 @@ def _shard_like(own: Tensor, whole: Tensor) -> Tensor:
     return distribute_tensor(whole, own.device_mesh, own.placements) if isinstance(own, DTensor) else whole
 
 
+def _norms(gradients: Iterable[Tensor]) -> Tensor:
+    """The norm of each gradient in float32, of those in bfloat16 last: [gradients]."""
+    single: list[Tensor] = []
+    half: list[Tensor] = []
+    for gradient in gradients:
+        (half if gradient.dtype == torch.bfloat16 else single).append(gradient)
+    norms = list(torch._foreach_norm(single)) if single else []
+    return _gather(torch.stack([*norms, *(gradient.norm(dtype=torch.float32) for gradient in half)]))
+
+
 def _gather(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, steps: int) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """Build AdamW and its schedule over `steps`: linear warm-up, then linear decay to 0 (advance it every step)."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
+def build_optimizer(
+    weights: Iterable[Tensor], config: OptimizerConfig, steps: int, copies: Mapping[Tensor, Tensor] = NO_COPIES
+) -> tuple[MixedAdamW, LambdaLR]:
+    """Build AdamW and its schedule over `steps`: linear warm-up, then linear decay to 0 (advance it every step).
+
+    `copies` are the bfloat16 copies of some of the weights.
+    """
+    trained = [weight for weight in weights if weight.requires_grad]
+    decayed, plain = [w for w in trained if w.dim() > 1], [w for w in trained if w.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    optimizer = MixedAdamW(groups, config.learning_rate, copies)
     warmup = max(1, round(config.warmup * steps))
 
     def scale(step: int) -> float:

@@ -22,7 +22,7 @@ SHOWN = ("loss", "accuracy", "reward", "reversed", "ndcg@1", "ndcg@5", "ndcg", "
 # TensorBoard gets images at most once in each of these intervals of a run's steps.
 IMAGE_INTERVALS = 5
 # Settings that are specific to a machine or change no result: left out of TensorBoard's table of runs.
-NOT_COMPARED = ("name", "logs", "device", "data.root", "data.workers", "safety.")
+NOT_COMPARED = ("name", "logs", "device", "data.root", "data.workers", "data.keep", "safety.")
 
 
 class RunLog:

@@ -48,13 +48,13 @@ class Progress:
         self._bar.close()
         self._write()
 
-    def advance(self, shown: Mapping[str, float]) -> None:
-        """Count a step, and show some of its values."""
-        self._done += 1
+    def advance(self, done: int, shown: Mapping[str, float]) -> None:
+        """Count the steps done, and show some values of the last one."""
+        made, self._done = done - self._done, done
         self._shown = dict(shown)
         if not self._bar.disable:
             self._bar.bar_format = self._line()
-        self._bar.update()
+        self._bar.update(made)
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
             self._write()
 

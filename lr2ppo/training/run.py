@@ -1,25 +1,29 @@
 """A training run, from its config to its finished folder; stopped at any batch, it resumes exactly."""
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from lr2ppo.config.schema import RunConfig
 from lr2ppo.data.annotations import Need, graded
-from lr2ppo.data.dataset import ClipBatch, open_store
+from lr2ppo.data.dataset import ClipBatch, ClipRequest, open_store
 from lr2ppo.data.features.encoders import write_features_file
+from lr2ppo.data.features.kept import keep_features
 from lr2ppo.data.features.store import FeatureStore
 from lr2ppo.data.samplers import Draw, EpochSampler, training_loader, whole_lists
-from lr2ppo.distributed.processes import Processes
+from lr2ppo.distributed.processes import Processes, resolve_precision
 from lr2ppo.distributed.signals import StopRequest
 from lr2ppo.errors import UserError
 from lr2ppo.evaluation.relevance import fit_calibration
-from lr2ppo.evaluation.scoring import Evaluation, Scores, score_clips, validation_ndcg
+from lr2ppo.evaluation.scoring import Evaluation, Scores, evaluate_pairs, score_clips, validation_ndcg
 from lr2ppo.files import remove_partial_files, write_json
 from lr2ppo.models import RelevanceRanker
 from lr2ppo.models.weights import Model, load_kind
@@ -43,6 +47,7 @@ from lr2ppo.training.checkpoint import (
     remove_checkpoints,
     write_checkpoint,
 )
+from lr2ppo.training.clock import Clock
 from lr2ppo.training.inputs import (
     Inputs,
     check_encoders,
@@ -68,9 +73,15 @@ from lr2ppo.training.run_folder import (
     run_folder,
 )
 from lr2ppo.training.trained_on import clips_fingerprint, join_trained_on
+from lr2ppo.training.writer import Writer
 
 C = TypeVar("C", bound=RunConfig)
-Values = Mapping[str, float]
+# What training takes of a GPU's memory: weights, moments, gradients and copies; activations at most, about.
+BYTES_PER_WEIGHT, BYTES_OF_ACTIVATIONS = 22, 6 * 2**30
+# Of one batch: on a device, they are read when they are needed.
+Values = Mapping[str, Tensor | float]
+# On a GPU, results are read after so many batches: each time, the GPU has nothing to do for a moment.
+READ_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -161,6 +172,9 @@ class TrainingRun(Generic[C]):
         self.state = State() if self.checkpoint is None else replace(self.checkpoint.state)
         self.stored = [ProcessState()] if self.checkpoint is None else self.checkpoint.read_process_states()
         self._seen: list[dict[str, float]] = []
+        self._unread: list[Values] = []
+        self._calls = 0
+        self._clock, self._writer = Clock(), Writer()
         self._stop = StopRequest(prints=processes.is_main)
 
     @classmethod
@@ -180,6 +194,7 @@ class TrainingRun(Generic[C]):
 
         If one of the `models` reads whole lists, every batch holds all labels of its clips.
         """
+        self._keep_features(models)
         if any(model.reads_whole_lists for model in models):
             draw = whole_lists(draw, self._clips.clips)
         self._sampler = EpochSampler(
@@ -191,6 +206,31 @@ class TrainingRun(Generic[C]):
         )
         self._loader: Iterable[ClipBatch] = training_loader(self._clips, self._sampler, self.config.data.workers)
         return self.config.train.epochs * len(self._sampler)
+
+    def _keep_features(self, models: Sequence[Model]) -> None:
+        """Keep the features of the run's clips where its config wants them, if they fit beside its models."""
+        started = time.monotonic()
+        datasets = [self._clips, self.clips, self.validation, *([] if self.graded is None else [self.graded])]
+        clips = dict.fromkeys(clip.id for dataset in datasets for clip in dataset.clips)
+        weights = sum(weight.numel() for model in models for weight in model.parameters())
+        in_bf16 = resolve_precision(self.config.compute.precision, self.processes.device) == "bf16"
+        kept = keep_features(
+            self.config.data.keep,
+            self._store,
+            list(clips),
+            # What the models' first layers make of them.
+            torch.bfloat16 if in_bf16 else torch.float32,
+            self.processes,
+            reserved=BYTES_PER_WEIGHT * weights + BYTES_OF_ACTIVATIONS,
+        )
+        for dataset in datasets:
+            dataset.kept = kept
+        if kept is None:
+            self._notes = (*self._notes, "features: read from disk in each step")
+            return
+        place = "the GPU's memory" if kept.on_gpu else "memory"
+        seconds = time.monotonic() - started
+        self._notes = (*self._notes, f"features: {kept.gib:.2f} GiB kept in {place}, read in {seconds:.1f} s")
 
     @contextmanager
     def training(self, learners: Mapping[str, Learner[Any]], steps: int, headline: str) -> Iterator[None]:
@@ -230,21 +270,30 @@ class TrainingRun(Generic[C]):
         state = self.state
         while state.epoch < self.config.train.epochs:
             self._sampler.set_epoch(state.epoch, state.requests)
-            for batch in self._loader:
+            batches = iter(self._loader)
+            while (batch := self._next(batches)) is not None:
                 if self.step == self.steps:
                     return
                 state.requests += self._sampler.global_batch
-                yield batch.to(self.processes.device)
+                yield batch
             state.epoch, state.requests = state.epoch + 1, 0
 
-    def observe(self, values: Values) -> None:
-        """Record values of a batch; their means are logged with the next evaluation."""
-        self._seen.append(dict(values))
+    def _next(self, batches: Iterator[ClipBatch]) -> ClipBatch | None:
+        with self._clock.spending("reading"):
+            batch = next(batches, None)
+            return None if batch is None else batch.to(self.processes.device)
 
-    def advance(self, shown: Values) -> None:
-        """Count a step, and show some of its values beside the progress bar."""
+    def observe(self, values: Values) -> None:
+        """Record values of a batch; their means are logged with the next evaluation, without those that are NaN."""
+        self._unread.append(values)
+
+    def advance(self, shown: str) -> None:
+        """Count a step, and show one of the observed values beside the progress bar."""
         self.state.step += 1
-        self._progress.advance(shown)
+        if self.processes.reads_at_once or len(self._unread) >= READ_EVERY or self.evaluates:
+            self._settle()
+            self._clock.lap(self.step)
+            self._progress.advance(self.step, {shown: self._seen[-1][shown]})
 
     @property
     def evaluates(self) -> bool:
@@ -266,7 +315,8 @@ class TrainingRun(Generic[C]):
                 state.highest = evaluation.ndcg.tolist()
         if improved:
             state.best, state.best_step = metric, self.step
-            self._model.save(self.folder / "best")
+            with self._clock.spending("writing"):
+                self._model.save(self.folder / "best", self._writer)
         means = self._observed_means()
         if self.processes.is_main:
             seconds, left = time.monotonic() - self._started, self._progress.seconds_left
@@ -275,9 +325,15 @@ class TrainingRun(Generic[C]):
 
     def record_ndcg(self, standard_errors: float) -> None:
         """Evaluate the run's model, a ranker, on the validation clips, and `record` the result."""
-        with self._model.unsharded() as model:
+        with self._clock.spending("evaluating"), self._model.unsharded() as model:
             found = validation_ndcg(model, self.validation, self.processes, self.config.train.clips_per_batch)
             self.record(found, standard_errors)
+
+    def record_pairs(self, requests: Sequence[ClipRequest]) -> None:
+        """Evaluate the run's model, a reward model, on annotated pairs of the validation clips; `record` the result."""
+        with self._clock.spending("evaluating"), self._model.unsharded() as model:
+            at_once = self.config.train.clips_per_batch
+            self.record(evaluate_pairs(model, self.validation, requests, self.processes, at_once))
 
     def save_checkpoint(self, stored: Callable[[], ProcessState] = ProcessState, substep: int = 0) -> None:
         """Write a checkpoint if one is due; call it after each batch is fully processed.
@@ -285,12 +341,17 @@ class TrainingRun(Generic[C]):
         `stored` returns what the stage keeps between steps; `substep` numbers the batches between two steps. Exits with
         128 + the signal's number if the run was asked to stop.
         """
-        due = self.processes.is_main and self._is_due(substep)
+        self._calls += 1
+        by_steps = self._is_due_by_steps(substep)
+        if not (self.processes.reads_at_once or by_steps or self._calls % READ_EVERY == 0):
+            return
+        due = self.processes.is_main and (by_steps or self._is_due_by_minutes())
         # All processes must agree: a signal may reach only one of them.
         asked = self.processes.max(2 * self._stop.signal + due)
         if not asked:
             return
         self._store.check_unchanged()
+        self._settle()
         own = stored()
         own.seen = self._seen
         self.state.seconds = time.monotonic() - self._started
@@ -298,7 +359,10 @@ class TrainingRun(Generic[C]):
             self.state.metrics_bytes = self._run_log.sync()
         self.state.counters = {name: learner.counters() for name, learner in self.learners.items()}
         folder, keep = self.folder / CHECKPOINTS, self.config.safety.keep
-        write_checkpoint(folder, keep, self.state, own, self.learners, self.processes, substep)
+        with self._clock.spending("writing"):
+            # A run that resumes from here needs the best weights that its state names.
+            self._writer.wait()
+            write_checkpoint(folder, keep, self.state, own, self.learners, self.processes, substep)
         self._written = time.monotonic()
         if asked // 2:
             self._log(f"stopped at step {self.step} of {self.steps}; the same command resumes from there")
@@ -348,6 +412,7 @@ class TrainingRun(Generic[C]):
 
     def _finish(self) -> None:
         """Save the last weights, write finished.json and remove the checkpoints."""
+        self._writer.wait()
         for number, (name, learner) in enumerate(self.learners.items()):
             last = self.folder / LAST
             learner.save(last / name if number else last)
@@ -360,6 +425,8 @@ class TrainingRun(Generic[C]):
             "best_metric": state.best,
             "best_step": state.best_step,
             "seconds": seconds,
+            "seconds_per_step": self._clock.seconds_per_step,
+            "spent": {activity: round(spent, 1) for activity, spent in self._clock.spent.items()},
             "peak_memory_gib": round(peak_memory_gib(), 2),
             "warnings": self._warnings,
             VALIDATED_ON: clips_fingerprint(self.validation.clips),
@@ -383,24 +450,38 @@ class TrainingRun(Generic[C]):
             return None
         # The main process may still write them.
         self.processes.barrier()
-        # In full precision, as labels are ranked.
+        # In full precision, as labels are ranked: not from kept features, which may be in bfloat16.
+        validation = self.validation.without([])
         ranker = use_fast_linear(load_kind(self.folder / "best", RelevanceRanker)).to(self.processes.device)
-        scores = score_clips(ranker, self.validation, self.processes, self.config.train.clips_per_batch)
+        scores = score_clips(ranker, validation, self.processes, self.config.train.clips_per_batch)
         if not self.processes.is_main:
             return None
-        calibration = fit_calibration(scores, [graded(clip) for clip in self.validation.clips])
+        calibration = fit_calibration(scores, [graded(clip) for clip in validation.clips])
         if calibration is None:
             self._log("labels get no probabilities: on the validation clips, relevant ones do not score higher")
         return calibration
 
+    def _settle(self) -> None:
+        """Wait for the steps made: check them, and read the observed values."""
+        for learner in self.learners.values():
+            learner.settle()
+        unread, self._unread = self._unread, []
+        waiting = [value for values in unread for value in values.values() if isinstance(value, Tensor)]
+        read = iter(torch.stack([value.detach().double() for value in waiting]).tolist() if waiting else [])
+        for values in unread:
+            self._seen.append(
+                {name: next(read) if isinstance(value, Tensor) else value for name, value in values.items()}
+            )
+
     def _observed_means(self) -> dict[str, float]:
         """The means of observed values over batches and processes, with learning rates and gradient norms."""
+        self._settle()
         if not self._seen:
             return {}
         # A batch may lack a value, on all processes alike.
         names = dict.fromkeys(name for each in self._seen for name in each)
-        seen = {name: [each[name] for each in self._seen if name in each] for name in names}
-        means = {name: sum(values) / len(values) for name, values in seen.items()}
+        seen = {name: [each[name] for each in self._seen if not math.isnan(each.get(name, math.nan))] for name in names}
+        means = {name: sum(values) / len(values) for name, values in seen.items() if values}
         self._seen.clear()
         means = self.processes.mean(means)
         for name, learner in self.learners.items():
@@ -410,11 +491,13 @@ class TrainingRun(Generic[C]):
             means |= {f"{prefix}skipped_steps": float(learner.skipped)} if learner.skipped else {}
         return means
 
-    def _is_due(self, substep: int) -> bool:
-        safety = self.config.safety
-        steps, minutes = safety.checkpoint_steps, safety.checkpoint_minutes
-        by_steps = steps is not None and substep == 0 and self.step > 0 and self.step % steps == 0
-        return by_steps or (minutes is not None and time.monotonic() - self._written > 60 * minutes)
+    def _is_due_by_steps(self, substep: int) -> bool:
+        steps = self.config.safety.checkpoint_steps
+        return steps is not None and substep == 0 and self.step > 0 and self.step % steps == 0
+
+    def _is_due_by_minutes(self) -> bool:
+        minutes = self.config.safety.checkpoint_minutes
+        return minutes is not None and time.monotonic() - self._written > 60 * minutes
 
     def _restore_seen(self) -> list[dict[str, float]]:
         if len(self.stored) == self.processes.world_size:

@@ -90,3 +90,34 @@ def test_a_profile_is_written(
     options: Sequence[str] = ["pointwise", "--labels=3", "--tokens=4", "--steps=1", "--preset=mini", "data.frames=2"]
     main(["benchmark", *options, "--profile", str(tmp_path / "trace.json")])
     assert json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pointwise", "reward", "ppo"])
+def test_a_real_run_is_timed_beside_its_bare_step(
+    stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr("lr2ppo.benchmark.measure.SQUARE", 64)
+    monkeypatch.setattr("lr2ppo.benchmark.measure.COPIED_BYTES", 2**20)
+    options = ["--labels=10", "--tokens=20", "--steps=6", "--clips=32", "--preset=mini", "--model=model.width=128"]
+    main(["benchmark", "run", stage, *options, "data.frames=4", "train.clips_per_batch=8"])
+    line = json.loads(capsys.readouterr().out)
+    assert (line["stage"], line["keep"], line["run_clips"]) == (stage, "auto", 32)
+    assert line["steps"] >= 4
+    assert line["over_bare"] == pytest.approx(line["seconds_per_step"] / line["bare_seconds_per_step"], rel=0.01)
+    # Features in memory leave a step to its computation.
+    assert line["seconds_spent"]["reading"] < 0.25 * line["steps"] * line["seconds_per_step"]
+
+
+def test_a_real_run_needs_a_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    for options, message in (
+        (["run"], "run: found '', wanted a stage after it: one of pointwise, reward, ppo"),
+        (["run", "pointwize"], "run: found 'pointwize'"),
+        (["run", "reward", "--plain"], "--plain, --profile: found one with run STAGE"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["benchmark", *options])
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err

@@ -471,7 +471,8 @@ def test_a_loss_has_the_parameters_and_defaults_of_its_function(name: str) -> No
     parameters = signature({**RANKING_LOSSES, **PREFERENCE_LOSSES}[name]).parameters
     inputs = ["scores", "grades", "mask"] if name in RANKING_LOSSES else ["chosen", "rejected"]
     fields = {key: field for key, field in LOSS_SECTIONS[name].model_fields.items() if key != "name"}
-    assert [*inputs, *fields, "total"] == list(parameters)
+    ends = ["total"] if name in RANKING_LOSSES else ["total", "counted"]
+    assert [*inputs, *fields, *ends] == list(parameters)
     # Presets write out the parameters of the published losses.
     assert all(field.is_required() or field.default == parameters[key].default for key, field in fields.items())
 

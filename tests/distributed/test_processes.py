@@ -82,6 +82,21 @@ def test_two_processes_train_the_model_that_one_trains_on_batches_of_twice_the_s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_train_nearly_the_same_in_bfloat16(parallel_logs: Path, strategy: str) -> None:
+    one, two, single = (
+        load_file(parallel_logs / "pointwise" / name / "checkpoints" / "last" / "model.safetensors")
+        for name in ("bf16-one", f"bf16-{strategy}", "one")
+    )
+    size = torch.stack([tensor.norm() for tensor in one.values()]).norm()
+    assert torch.stack([(two[name] - one[name]).norm() for name in one]).norm() < 0.01 * size
+    assert torch.stack([(single[name] - one[name]).norm() for name in one]).norm() < 0.05 * size
+    # The weights are kept in float32.
+    assert {tensor.dtype for tensor in one.values()} == {torch.float32}
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in two.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_fit_the_probabilities_that_one_fits(parallel_logs: Path, strategy: str) -> None:
     one, two = (read_calibration(parallel_logs / "finetune" / name) for name in ("one", strategy))
     assert one is not None

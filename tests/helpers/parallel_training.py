@@ -15,6 +15,7 @@ import torch
 from lr2ppo.config.load import load_config
 from lr2ppo.distributed.processes import Processes, join_processes
 from lr2ppo.runs.stages import STAGES
+from lr2ppo.training import learner
 from tests.conftest import REPOSITORY
 
 TRAIN: dict[str, Callable[[Any, Processes, bool], None]] = {
@@ -46,6 +47,12 @@ def train_all(processes: Processes, logs: Path, data: Path, strategy: str) -> No
         config = load_config(REPOSITORY / "configs" / "mini" / f"{stage}.yaml", stage, [*common, *OVERRIDES[stage]])
         torch.manual_seed(config.seed)
         train(config, processes, False)
+    # In bfloat16, every matrix with a copy.
+    learner.COPIED = 0
+    own = [*common, *OVERRIDES["pointwise"], f"name=bf16-{name}", "compute.precision=bf16"]
+    config = load_config(REPOSITORY / "configs" / "mini" / "pointwise.yaml", "pointwise", own)
+    torch.manual_seed(config.seed)
+    TRAIN["pointwise"](config, processes, False)
     for policy in POLICIES:
         own = [f"policy.name={policy}", f"name={policy}-{name}", "train.batches_per_rollout=2", "train.passes=2"]
         config = load_config(REPOSITORY / "configs" / "mini" / "ppo.yaml", "ppo", [*common, *OVERRIDES["ppo"], *own])

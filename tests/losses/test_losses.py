@@ -142,6 +142,17 @@ def test_losses_relative_to_the_start_have_the_values_of_their_papers() -> None:
     assert ipo_loss(double(3.0), double(0.0), beta=0.25).item() == 1.0
 
 
+@pytest.mark.parametrize(
+    "loss", [preference_hinge_loss, logistic_preference_loss, dpo_loss, ipo_loss, distillation_loss]
+)
+def test_pairs_that_are_not_counted_change_nothing(loss: Callable[..., Tensor]) -> None:
+    first, second = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
+    counted = torch.tensor([True, False, True, True, False, True])
+    found = loss(first, second, counted=counted)
+    torch.testing.assert_close(found, loss(first[counted], second[counted]))
+    assert loss(first, second, counted=torch.zeros(6, dtype=torch.bool)) == 0
+
+
 @MODERATE
 @given(st.integers(1, 12), st.integers(0, 10**6), st.sampled_from([0.01, 0.5, 2.0]))
 @pytest.mark.parametrize("loss", [preference_hinge_loss, logistic_preference_loss, dpo_loss, ipo_loss])

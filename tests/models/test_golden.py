@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lr2ppo.config.schema import Precision
+from lr2ppo.distributed.processes import autocast, choose_device
 from lr2ppo.evaluation.metrics import CUTOFFS, ndcg
 from lr2ppo.losses.pointwise import smooth_l1_loss
 from lr2ppo.losses.policy import PPOLosses, ppo_losses
@@ -73,6 +75,22 @@ def test_the_reward_model_gives_the_published_rewards_and_loss(tmp_path: Path, p
     assert_equal(chosen, reference["chosen_reward"])
     assert_equal(rejected, reference["rejected_reward"])
     assert_equal(preference_hinge_loss(chosen, rejected), reference["hinge_loss"])
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-3), ("bf16", 3e-2)])
+def test_a_gpu_gives_the_published_scores_and_rewards(precision: Precision, tolerance: float, tmp_path: Path) -> None:
+    device = choose_device("cuda")
+    reference = {name: tensor.to(device) for name, tensor in read("ranker.safetensors").items()}
+    pairs = {name: tensor.to(device) for name, tensor in read("reward.safetensors").items()}
+    ranker = load_ranker(weights(read("ranker.safetensors"), "weights.", tmp_path), **sizes()).to(device)
+    reward_model = load_partial_order(weights(read("reward.safetensors"), "weights.", tmp_path), **sizes()).to(device)
+    with autocast(precision, device):
+        scores = ranker(reference["text"], reference["frames"])
+        rewards = reward_model(pairs["text"], pairs["frames"], pairs["chosen"])
+    assert_equal(scores, reference["scores"], tolerance)
+    assert_equal(rewards, pairs["chosen_reward"], tolerance)
 
 
 class Update:

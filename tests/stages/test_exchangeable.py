@@ -25,7 +25,7 @@ from lr2ppo.policies.policy import Reward, StartScores
 from lr2ppo.stages import pointwise, ppo, reward
 from lr2ppo.stages.evaluate import evaluate
 from lr2ppo.training.learner import Learner
-from lr2ppo.training.run import TrainingRun
+from lr2ppo.training.run import TrainingRun, Values
 from tests.conftest import LABELS, REPOSITORY
 from tests.stages.test_stages import PUBLISHED
 
@@ -191,11 +191,12 @@ class RegressOnWins:
             wins = self.reward_model.score_orders(vectors, orders) > self.reward_model.score_orders(vectors, swapped)
         return Targets(batch, wins.view(len(batch), LABELS, LABELS).float().mean(-1))
 
-    def learn(self, rollout: Targets, is_first: bool) -> dict[str, float]:
+    def learn(self, rollout: Targets, is_first: bool) -> Values:
         actor = self.learners["actor"]
         loss = (actor.parallel(**rollout.batch.inputs()) - rollout.target).square().mean()
-        actor.step(loss, rollout.batch.ids)
-        return {"loss": loss.item()}
+        actor.backward(loss)
+        actor.count(rollout.batch.ids)
+        return {"loss": loss}
 
 
 @pytest.mark.slow

@@ -113,7 +113,13 @@ main(sys.argv[1:])
 
 
 def test_a_run_ends_whose_workers_find_a_fault(train: Train, tmp_path: Path) -> None:
-    settings = ["name=new", f"data.root={tmp_path / 'data'}", f"logs={tmp_path / 'logs'}", "data.workers=1"]
+    settings = [
+        "name=new",
+        f"data.root={tmp_path / 'data'}",
+        f"logs={tmp_path / 'logs'}",
+        "data.workers=1",
+        "data.keep=disk",
+    ]
     settings += ["device=cpu", f"data.frames={SHAPE.frames}"]
     config = REPOSITORY / "configs" / "mini" / "pointwise.yaml"
     path = str(tmp_path / "data" / "clean_feat.h5")

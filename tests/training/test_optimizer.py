@@ -23,7 +23,7 @@ def config(rate: float = 1.0, decay: float = 0.01, warmup: float = 0.1) -> Optim
 
 def rates_of_a_run(steps: int, settings: OptimizerConfig) -> list[float]:
     """The learning rate of every step, and the one left after the last."""
-    optimizer, schedule = build_optimizer(nn.Linear(2, 2), settings, steps)
+    optimizer, schedule = build_optimizer(nn.Linear(2, 2).parameters(), settings, steps)
     rates = [learning_rate(schedule)]
     for _ in range(steps):
         assert all(group["lr"] == rates[-1] for group in optimizer.param_groups)
@@ -36,7 +36,7 @@ def rates_of_a_run(steps: int, settings: OptimizerConfig) -> list[float]:
 def test_stage_3_of_lrmovienet_stays_inside_its_warm_up() -> None:
     actor = load_config(REPOSITORY / "configs" / "lrmovienet" / "ppo.yaml", "ppo").train.actor
     assert actor.schedule_updates is not None
-    optimizer, schedule = build_optimizer(nn.Linear(2, 2), actor, actor.schedule_updates)
+    optimizer, schedule = build_optimizer(nn.Linear(2, 2).parameters(), actor, actor.schedule_updates)
     for update in range(1, 413):
         assert learning_rate(schedule) == pytest.approx(1e-3 * update / 34_130)
         optimizer.step()
@@ -49,7 +49,7 @@ def make_model() -> PartialOrderModel:
 
 def test_biases_and_norms_are_not_decayed_and_all_else_is() -> None:
     model = make_model()
-    optimizer, _ = build_optimizer(model, config(decay=0.25), steps=10)
+    optimizer, _ = build_optimizer(model.parameters(), config(decay=0.25), steps=10)
     decay_of = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     modules = dict(model.named_modules())
     for name, parameter in model.named_parameters():
@@ -63,7 +63,7 @@ def test_biases_and_norms_are_not_decayed_and_all_else_is() -> None:
 def test_weight_decay_shrinks_only_matrices() -> None:
     model = make_model()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer, _ = build_optimizer(model, config(rate=0.5, decay=0.1, warmup=0.0), steps=10)
+    optimizer, _ = build_optimizer(model.parameters(), config(rate=0.5, decay=0.1, warmup=0.0), steps=10)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -75,7 +75,7 @@ def test_weight_decay_shrinks_only_matrices() -> None:
 def test_every_trained_parameter_is_in_one_group_and_frozen_ones_in_none() -> None:
     model = make_model()
     model.encoder.requires_grad_(False)
-    optimizer, _ = build_optimizer(model, config(), steps=10)
+    optimizer, _ = build_optimizer(model.parameters(), config(), steps=10)
     found = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(found) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
     assert 0 < len(found) < len(list(model.parameters()))
@@ -115,7 +115,7 @@ def test_a_run_of_a_step_or_two_trains(steps: int) -> None:
 def test_a_rate_of_0_leaves_the_model_as_it_was() -> None:
     model = make_model()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer, _ = build_optimizer(model, config(rate=0.0, decay=0.5), steps=10)
+    optimizer, _ = build_optimizer(model.parameters(), config(rate=0.0, decay=0.5), steps=10)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
