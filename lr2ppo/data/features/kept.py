@@ -79,6 +79,10 @@ def keep_features(
     """
     if keep == "disk":
         return None
+    if keep == "gpu" and processes.device.type != "cuda":
+        raise UserError(
+            f"data.keep: found gpu, but the run computes on the {processes.device.type}; use data.keep=auto, or a GPU"
+        )
     shapes = _count_rows(store, clips)
     size = sum(rows * width for rows, width in shapes) * dtype.itemsize
     room = {"gpu": free_gpu_memory(processes.device) - reserved, "memory": int(SHARE_OF_MEMORY * free_memory())}

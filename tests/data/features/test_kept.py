@@ -99,13 +99,17 @@ def test_they_are_kept_where_they_fit(
     assert (keep(store, alone, where) is not None) == expected
 
 
-@pytest.mark.parametrize("where", ["gpu", "memory"])
 def test_where_they_do_not_fit_the_message_says_what_there_is(
-    where: str, store: FeatureStore, alone: Processes, monkeypatch: pytest.MonkeyPatch
+    store: FeatureStore, alone: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept_module, "free_memory", lambda: 100)
-    with pytest.raises(UserError, match=rf"data\.keep: found {where}, where the features' 0\.00 GiB do not fit.*auto"):
-        keep(store, alone, where)
+    with pytest.raises(UserError, match=r"data\.keep: found memory, where the features' 0\.00 GiB do not fit.*auto"):
+        keep(store, alone, "memory")
+
+
+def test_a_run_on_a_cpu_keeps_nothing_on_a_gpu(store: FeatureStore, alone: Processes) -> None:
+    with pytest.raises(UserError, match=r"data\.keep: found gpu, but the run computes on the cpu; use data\.keep=auto"):
+        keep(store, alone, "gpu")
 
 
 def test_processes_of_a_machine_share_one_copy(
