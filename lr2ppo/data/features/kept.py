@@ -1,5 +1,6 @@
 """Features kept in memory while a run lasts: one table of all text tokens and one of all frame tokens."""
 
+import os
 import secrets
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -144,20 +145,22 @@ def _read(
         clips, desc="reading the features", unit="clip", leave=False, disable=None if processes.is_main else True
     )
     for clip in progress:
-        labels = list(range(store.shape(clip).labels))
-        text, lengths = store.text(clip, labels)
-        frames = store.frames(clip)
-        rows = torch.from_numpy(frames.reshape(-1, frames.shape[-1]))
+        shape, per_frame = store.shape(clip), store.tokens_per_frame
+        labels = list(range(shape.labels))
+        lengths = store.lengths(clip, labels)
+        tokens, rows = int(lengths.sum()), shape.frames * per_frame
         if reads:
-            tokens = torch.from_numpy(text)[torch.arange(text.shape[1]) < torch.from_numpy(lengths).unsqueeze(1)]
-            text_table[next_token : next_token + len(tokens)].copy_(tokens)
-            frame_table[next_frame : next_frame + len(rows)].copy_(rows)
-        spans = store.label_spans(clip, np.array(labels), lengths)
+            text = torch.from_numpy(store.text(clip, labels)[0])
+            is_token = torch.arange(text.shape[1]) < torch.from_numpy(lengths).unsqueeze(1)
+            text_table[next_token : next_token + tokens].copy_(text[is_token])
+            frames = torch.from_numpy(store.frames(clip))
+            frame_table[next_frame : next_frame + rows].copy_(frames.flatten(0, 1))
         first = next_token + np.cumsum(lengths) - lengths
         # A clip without frames gets one frame of zeros.
-        of_frames = np.arange(next_frame, next_frame + len(rows)) if len(rows) else np.zeros(frames.shape[1], np.int64)
-        found[clip] = KeptClip(first, lengths, spans, of_frames.reshape(-1, frames.shape[1]))
-        next_token, next_frame = next_token + int(lengths.sum()), next_frame + len(rows)
+        of_frames = np.arange(next_frame, next_frame + rows) if rows else np.zeros(per_frame, np.int64)
+        spans = store.label_spans(clip, np.array(labels), lengths)
+        found[clip] = KeptClip(first, lengths, spans, of_frames.reshape(-1, per_frame))
+        next_token, next_frame = next_token + tokens, next_frame + rows
     processes.barrier()
     return KeptFeatures(text_table, frame_table, found)
 
@@ -168,11 +171,23 @@ def _share(shape: tuple[int, int], dtype: torch.dtype, processes: Processes) -> 
     path = Path(tempfile.gettempdir()) / name
     size = shape[0] * shape[1] * dtype.itemsize
     if local_rank() == 0:
-        with path.open("xb") as file:
-            file.truncate(size)
+        _reserve(path, size)
     processes.barrier()
     pages = np.memmap(path, np.uint8, "r+", shape=(size,))
     processes.barrier()
     if local_rank() == 0:
         path.unlink()
     return torch.from_numpy(pages).view(dtype).view(shape)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Create a file of this user alone with room for all its bytes: a full disk would end the process later."""
+    try:
+        with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600), "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise UserError(
+            f"{path.parent}: the features' {size / 2**30:.2f} GiB cannot be shared there: {error.strerror}; set TMPDIR "
+            "to a folder with room, or use data.keep=disk"
+        ) from None

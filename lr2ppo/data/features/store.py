@@ -100,17 +100,23 @@ class FeatureStore:
         """Token features of some labels `[len(labels), T, D]`, padded with zeros, and each label's length."""
         shard, group = self._group(clip_id)
         dataset = open_array(self._files[shard], group, clip_id, "text_emb")
-        stored_lengths = find_array(self._files[shard], group, clip_id, "text_len")
-        if stored_lengths is None:
-            lengths = np.full(len(labels), dataset.shape[1], dtype=np.int64)
-        else:
-            lengths = stored_lengths[()].astype(np.int64)[labels]
+        lengths = self.lengths(clip_id, labels)
         tokens = int(lengths.max(initial=0))
         if list(labels) == list(range(dataset.shape[0])):
             rows = dataset[:, :tokens]
         else:
             rows = np.stack([dataset[label, :tokens] for label in labels])
         return _pad_width(self._as_floats(shard, rows), self.text_width), lengths
+
+    def lengths(self, clip_id: str, labels: Sequence[int]) -> NDArray[np.int64]:
+        """The number of tokens of some labels: `[len(labels)]`."""
+        shard, group = self._group(clip_id)
+        stored = find_array(self._files[shard], group, clip_id, "text_len")
+        if stored is None:
+            tokens = open_array(self._files[shard], group, clip_id, "text_emb").shape[1]
+            return np.full(len(labels), tokens, dtype=np.int64)
+        lengths: NDArray[np.int64] = stored[()].astype(np.int64)[labels]
+        return lengths
 
     def label_spans(self, clip_id: str, labels: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
         """Start and stop of some labels' words among their `lengths` tokens: `[len(labels), 2]`.

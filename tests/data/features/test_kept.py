@@ -1,8 +1,10 @@
 """Features kept in memory: the same batches as from disk, where they fit, shared by the processes of a machine."""
 
+import errno
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,17 +114,35 @@ def test_a_run_on_a_cpu_keeps_nothing_on_a_gpu(store: FeatureStore, alone: Proce
         keep(store, alone, "gpu")
 
 
-def test_processes_of_a_machine_share_one_copy(
-    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: Processes
-) -> None:
+@pytest.fixture
+def together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The main one of two processes of a machine whose temporary folder is the test's."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    together = SimpleNamespace(rank=0, world_size=2, device=CPU, is_main=True, barrier=lambda: None)
-    together.gather = lambda value: [value, value]
-    shared = keep(store, together)  # type: ignore[arg-type]
+    made = SimpleNamespace(rank=0, world_size=2, device=CPU, is_main=True, barrier=lambda: None)
+    made.gather = lambda value: [value, value]
+    return made
+
+
+def test_processes_of_a_machine_share_one_copy(
+    store: FeatureStore, tmp_path: Path, together: Any, alone: Processes
+) -> None:
+    shared = keep(store, together)
     own = keep(store, alone)
     assert shared is not None
     assert own is not None
     assert torch.equal(shared.text, own.text)
     assert torch.equal(shared.frames, own.frames)
     # Nothing is left of it, even if the processes are killed.
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_temporary_folder_is_said_before_the_run_starts(
+    store: FeatureStore, tmp_path: Path, together: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", fail)
+    with pytest.raises(UserError, match=r"GiB cannot be shared there: No space left on device; set TMPDIR"):
+        keep(store, together)
     assert list(tmp_path.iterdir()) == []
