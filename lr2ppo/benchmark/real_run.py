@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import cast
 
 import h5py
 import numpy as np
@@ -58,7 +59,7 @@ def measure_run(
             import_module(STAGES[config.stage].module).train(config, processes, fresh=False)
         found = read_json(folder / "logs" / config.stage / "run" / FINISHED)
         processes.barrier()
-    seconds = found["seconds_per_step"]
+    seconds, bare_seconds = found["seconds_per_step"], cast(float, bare["seconds_per_step"])
     if isinstance(config, PPOConfig):
         seconds /= config.train.batches_per_rollout * config.train.passes
     shared = ("stage", "preset", "precision", "processes", "clips", "pairs_per_clip", "labels_per_clip", "tokens")
@@ -68,8 +69,8 @@ def measure_run(
         "run_clips": clips,
         "steps": found["steps"],
         "seconds_per_step": round(seconds, 5),
-        "bare_seconds_per_step": bare["seconds_per_step"],
-        "over_bare": round(seconds / float(str(bare["seconds_per_step"])), 3),
+        "bare_seconds_per_step": bare_seconds,
+        "over_bare": round(seconds / bare_seconds, 3),
         "floor_seconds": bare["floor_seconds"],
         "seconds": found["seconds"],
         "seconds_spent": found["spent"],

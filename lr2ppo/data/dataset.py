@@ -202,7 +202,7 @@ class ClipDataset(Dataset[ClipItem]):
         if self.kept is None:
             text, lengths, label_span, frames = self._read(clip.id, request)
         else:
-            text, lengths, label_span, frames = _look_up(self, self.kept.clips[clip.id], request)
+            text, lengths, label_span, frames = self._look_up(self.kept.clips[clip.id], request)
         return ClipItem(
             id=clip.id,
             clip=request.clip,
@@ -229,6 +229,13 @@ class ClipDataset(Dataset[ClipItem]):
         spans = self.store.label_spans(clip_id, request.labels, lengths)
         return _zero_padding(text, lengths), lengths, spans, chosen.reshape(-1, chosen.shape[-1])
 
+    def _look_up(self, kept: KeptClip, request: ClipRequest) -> Found:
+        """Return the same as `_read`, with rows of the kept tables in the place of features."""
+        chosen = kept.frames[self.choose_frames(len(kept.frames), request.seed)]
+        first, lengths = kept.first[request.labels], kept.lengths[request.labels]
+        rows = first[:, None] + np.arange(lengths.max())
+        return _zero_padding(rows, lengths), lengths, kept.spans[request.labels], chosen.flatten()
+
     def collate(self, items: Sequence[ClipItem]) -> ClipBatch:
         """Pad clips of this dataset into one batch."""
         longest = None
@@ -239,14 +246,6 @@ class ClipDataset(Dataset[ClipItem]):
     def choose_frames(self, available: int, seed: int) -> Positions:
         """Positions of a clip's frames to use: evenly spaced in time order, or in random order."""
         return choose_frames(available, self.frames, self.frame_order, self.exact_frames, seed)
-
-
-def _look_up(dataset: ClipDataset, kept: KeptClip, request: ClipRequest) -> Found:
-    """Return what `ClipDataset` reads of a clip, with rows of the kept tables in the place of features."""
-    chosen = kept.frames[dataset.choose_frames(len(kept.frames), request.seed)]
-    first, lengths = kept.first[request.labels], kept.lengths[request.labels]
-    rows = first[:, None] + np.arange(lengths.max())
-    return _zero_padding(rows, lengths), lengths, kept.spans[request.labels], chosen.flatten()
 
 
 def _zero_padding(rows: NDArray[Any], lengths: Positions) -> NDArray[Any]:

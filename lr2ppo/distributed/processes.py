@@ -73,7 +73,7 @@ class Processes:
         return int(self.highest(torch.tensor(value, device=self.device)).item())
 
     def highest(self, value: Tensor) -> Tensor:
-        """Return the maximum of all processes' values of a tensor, without waiting for the device."""
+        """Set a tensor to the maximum of all processes' values and return it, without waiting for the device."""
         if self.world_size > 1:
             dist.all_reduce(value, dist.ReduceOp.MAX)
         return value

@@ -239,9 +239,10 @@ def evaluate_pairs(
     model.eval()
     local: list[float] = []
     for batch in loader:
-        chosen, rejected = preference_rewards(model, batch.to(processes.device))
-        margins = (chosen - rejected).double()
-        local += (margins if batch.counted is None else margins[batch.counted.to(margins.device)]).tolist()
+        batch = batch.to(processes.device)
+        chosen, rejected = preference_rewards(model, batch)
+        own = (chosen - rejected).double()
+        local += (own if batch.counted is None else own[batch.counted]).tolist()
     model.train(training)
     margins = torch.tensor([margin for part in processes.gather(local) for margin in part], dtype=torch.float64)
     metrics = {"pair_accuracy": float((margins > 0).double().mean()), "temperature": fit_temperature(margins)}

@@ -18,21 +18,21 @@ class Clock:
 
     def __init__(self) -> None:
         self.spent: defaultdict[Activity, float] = defaultdict(float)
-        self._entered: list[float] = []
+        self._current: Activity | None = None
         self._laps: list[float] = []
         self._lap: tuple[float, int] | None = None
 
     @contextmanager
     def spending(self, activity: Activity) -> Iterator[None]:
         """Within the context, time is spent on an activity, without that of contexts inside it."""
-        started, self._entered = time.monotonic(), [*self._entered, 0.0]
+        started, outer, self._current = time.monotonic(), self._current, activity
         try:
             yield
         finally:
-            seconds = time.monotonic() - started
-            *outer, inside = self._entered
-            self.spent[activity] += seconds - inside
-            self._entered = [*outer[:-1], outer[-1] + seconds] if outer else []
+            seconds, self._current = time.monotonic() - started, outer
+            self.spent[activity] += seconds
+            if outer is not None:
+                self.spent[outer] -= seconds
 
     def lap(self, step: int) -> None:
         """Note that the steps up to this one are made; evaluations and files between steps do not count."""

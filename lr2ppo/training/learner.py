@@ -148,10 +148,6 @@ class Learner(Generic[M]):
         finally:
             self._stops = stops
 
-    def follow_schedule(self) -> None:
-        """Give the device the learning rate of the next step."""
-        self.optimizer.follow_schedule()
-
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
@@ -184,6 +180,7 @@ class Learner(Generic[M]):
         if writer is None or self.processes.device.type == "cpu":
             save_model(folder, self.model, tensors)
         else:
+            # Before the copies: memory holds one set of them.
             writer.wait()
             copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
             writer.start(lambda: save_model(folder, self.model, copies))
@@ -248,8 +245,7 @@ class Learner(Generic[M]):
     def _update(self, loss: Tensor) -> None:
         """Make an optimizer step with the gradients, unless loss or gradients of a process are not finite."""
         gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-        gradients = dict(sorted(gradients.items(), key=lambda named: named[1].dtype == torch.bfloat16))
-        norms = _norms(gradients.values())
+        norms = _norms(list(gradients.values()))
         norm = norms.norm()
         is_bad = self.processes.highest((~(norm.isfinite() & loss.isfinite())).float())
         skip = torch.maximum(is_bad, self._stops)
@@ -369,14 +365,16 @@ def _shard_like(own: Tensor, whole: Tensor) -> Tensor:
     return distribute_tensor(whole, own.device_mesh, own.placements) if isinstance(own, DTensor) else whole
 
 
-def _norms(gradients: Iterable[Tensor]) -> Tensor:
-    """The norm of each gradient in float32, of those in bfloat16 last: [gradients]."""
-    single: list[Tensor] = []
-    half: list[Tensor] = []
-    for gradient in gradients:
-        (half if gradient.dtype == torch.bfloat16 else single).append(gradient)
-    norms = list(torch._foreach_norm(single)) if single else []
-    return _gather(torch.stack([*norms, *(gradient.norm(dtype=torch.float32) for gradient in half)]))
+def _norms(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm of each gradient in float32: [gradients]."""
+    single = [gradient for gradient in gradients if gradient.dtype != torch.bfloat16]
+    # At once: one computation for each would take a GPU longer.
+    of_single = iter(torch._foreach_norm(single) if single else ())
+    norms = [
+        gradient.norm(dtype=torch.float32) if gradient.dtype == torch.bfloat16 else next(of_single)
+        for gradient in gradients
+    ]
+    return _gather(torch.stack(norms))
 
 
 def _gather(tensor: Tensor) -> Tensor:

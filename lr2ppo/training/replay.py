@@ -101,7 +101,7 @@ class Replayed(Generic[D]):
         for targets, sources in by_type.values():
             torch._foreach_copy_(targets, sources)
         for learner, outcome in zip(self._learners, captured.outcomes, strict=True):
-            learner.follow_schedule()
+            learner.optimizer.follow_schedule()
             learner.outcome = outcome
         captured.graph.replay()
         # The next replay writes into the same memory.

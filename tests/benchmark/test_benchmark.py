@@ -21,15 +21,18 @@ SHAPE = Shape(clips=2, pairs=9, labels=5, tokens=6, frames=3, text_width=16, ima
 TRUNK = ModelConfig(head="flatten", attention="published", width=16, heads=8, dropout=0.0, text_tokens=6, frames=3)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("plain", [False, True])
-@pytest.mark.parametrize("stage", ["pointwise", "reward", "ppo"])
-def test_a_line_has_times_rates_work_and_memory(
-    stage: str, plain: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(autouse=True)
+def _quick_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure the machine's rates on little, from the repository's root, where the presets are."""
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr("lr2ppo.benchmark.measure.SQUARE", 64)
     monkeypatch.setattr("lr2ppo.benchmark.measure.COPIED_BYTES", 2**20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("stage", ["pointwise", "reward", "ppo"])
+def test_a_line_has_times_rates_work_and_memory(stage: str, plain: bool, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--labels=4", "--tokens=5", "--steps=1", "--preset=mini", "data.frames=2", "train.clips_per_batch=2"]
     main(["benchmark", stage, *options, *["--plain"] * plain])
     line = json.loads(capsys.readouterr().out)
@@ -81,12 +84,7 @@ def _as_index(slots: Tensor, width: int) -> Tensor:
     return slots.unsqueeze(-1).expand(-1, -1, width)
 
 
-def test_a_profile_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr("lr2ppo.benchmark.measure.SQUARE", 64)
-    monkeypatch.setattr("lr2ppo.benchmark.measure.COPIED_BYTES", 2**20)
+def test_a_profile_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options: Sequence[str] = ["pointwise", "--labels=3", "--tokens=4", "--steps=1", "--preset=mini", "data.frames=2"]
     main(["benchmark", *options, "--profile", str(tmp_path / "trace.json")])
     assert json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
@@ -94,12 +92,7 @@ def test_a_profile_is_written(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pointwise", "reward", "ppo"])
-def test_a_real_run_is_timed_beside_its_bare_step(
-    stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr("lr2ppo.benchmark.measure.SQUARE", 64)
-    monkeypatch.setattr("lr2ppo.benchmark.measure.COPIED_BYTES", 2**20)
+def test_a_real_run_is_timed_beside_its_bare_step(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--labels=10", "--tokens=20", "--steps=6", "--clips=32", "--preset=mini", "--model=model.width=128"]
     main(["benchmark", "run", stage, *options, "data.frames=4", "train.clips_per_batch=8"])
     line = json.loads(capsys.readouterr().out)
@@ -110,8 +103,7 @@ def test_a_real_run_is_timed_beside_its_bare_step(
     assert line["seconds_spent"]["reading"] < 0.25 * line["steps"] * line["seconds_per_step"]
 
 
-def test_a_real_run_needs_a_stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(REPOSITORY)
+def test_a_real_run_needs_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
     for options, message in (
         (["run"], "run: found '', wanted a stage after it: one of pointwise, reward, ppo"),
         (["run", "pointwize"], "run: found 'pointwize'"),

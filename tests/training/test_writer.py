@@ -38,7 +38,7 @@ def test_what_the_writing_raises_is_raised_by_waiting_once() -> None:
 
 
 class Hands:
-    """A clock whose time passes when it is told to."""
+    """A clock that the tests set."""
 
     def __init__(self) -> None:
         self.now = 100.0
