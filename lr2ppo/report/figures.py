@@ -282,35 +282,40 @@ def draw_reward_against_ndcg(run: ReportedRun) -> str:
     return draw(plot, "Reward against NDCG")
 
 
-def draw_distance_from_start(runs: Sequence[tuple[str, ReportedRun]]) -> str:
-    """Draw validation NDCG and reward of named runs of stage 3 against the root of the KL to their start.
+def draw_distance_from_start(runs: Sequence[ReportedRun]) -> tuple[str, str]:
+    """Draw validation NDCG, and the rise of the reward, of runs of stage 3 against the root of the KL to their start.
 
     The KL grows with the square of a small step, so that its root is a distance (Gao et al. 2023). Rewards are drawn
     as their rise since the first, since only their differences mean something.
     """
-    names, own = zip(*runs, strict=True)
-    colours = series_colours([run.stage for run in own])
+    colours = series_colours([run.stage for run in runs])
 
-    def plot(axes: Axes) -> None:
-        right = axes.twinx()
-        for name, run, colour in zip(names, own, colours, strict=True):
-            curves = ("train/kl_to_start", "train/reward", "validation/ndcg")
-            distance, reward, ndcg = (dict(zip(*run.curves[curve], strict=True)) for curve in curves)
+    def plot(drawn: str, axes: Axes) -> None:
+        for run, colour in zip(runs, colours, strict=True):
+            distance, reward, ndcg = (
+                dict(zip(*run.curves[curve], strict=True))
+                for curve in ("train/kl_to_start", "train/reward", "validation/ndcg")
+            )
             steps = [step for step in ndcg if step in distance and step in reward]
             # The KL never falls below 0 but for rounding.
-            across = np.sqrt([max(distance[step], 0.0) for step in steps])
-            rise = [reward[step] - reward[steps[0]] for step in steps]
-            axes.plot(
-                across, [ndcg[step] for step in steps], "o-", color=colour, markersize=3, linewidth=1.2, label=name
-            )
-            right.plot(across, rise, color=colour, linewidth=1, linestyle="dashed")
+            across = [max(distance[step], 0.0) ** 0.5 for step in steps]
+            if drawn == "reward":
+                up = [reward[step] - reward[steps[0]] for step in steps]
+            else:
+                up = [ndcg[step] for step in steps]
+                if 0 in ndcg:
+                    across, up = [0.0, *across], [ndcg[0], *up]
+            axes.plot(across, up, "o-", color=colour, markersize=2.5, linewidth=1, label=run.name)
+            axes.plot(across[-1:], up[-1:], "o", color=colour, markersize=7)
         axes.set_xlabel("root of the KL to the start")
-        axes.set_ylabel("validation NDCG (dots)")
-        right.set_ylabel("rise of the reward (dashed)")
+        axes.set_ylabel("validation NDCG" if drawn == "ndcg" else "rise of the reward")
         if len(runs) > 1:
-            axes.legend(loc="best")
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
-    return draw(plot, "Distance from the start")
+    return (
+        draw(partial(plot, "ndcg"), "NDCG by the distance from the start", WIDE),
+        draw(partial(plot, "reward"), "Reward by the distance from the start", WIDE),
+    )
 
 
 def draw_accuracy_by_gap(by_gap: Sequence[Mapping[str, float]]) -> str:

@@ -196,11 +196,7 @@ def reward_section(runs: Sequence[ReportedRun]) -> dict[str, Any]:
         for run in runs
         if {"train/reward", "validation/ndcg"} <= run.curves.keys()
     ]
-    moved = [
-        (_named_with_pairs(run), run)
-        for run in runs
-        if {"train/reward", "train/kl_to_start", "validation/ndcg"} <= run.curves.keys()
-    ]
+    moved = [run for run in runs if {"train/reward", "train/kl_to_start", "validation/ndcg"} <= run.curves.keys()]
     judged = [
         (run.name, run.evaluation.results["judgement"])
         for run in runs
@@ -209,6 +205,7 @@ def reward_section(runs: Sequence[ReportedRun]) -> dict[str, Any]:
     return {
         "paths": paths,
         "distance": figures.draw_distance_from_start(moved) if moved else None,
+        "pairs": _reward_pairs(moved) if len(moved) > 1 else [],
         "judged": [
             {
                 "name": name,
@@ -221,12 +218,12 @@ def reward_section(runs: Sequence[ReportedRun]) -> dict[str, Any]:
     }
 
 
-def _named_with_pairs(run: ReportedRun) -> str:
-    """A run's name with the file of its reward model's pairs, in which runs that are compared often differ."""
-    reward = source_runs(run.folder).get("reward")
-    if reward is None:
-        return run.name
-    return f"{run.name} ({Path(str(read_settings(reward)['data.train'])).stem})"
+def _reward_pairs(runs: Sequence[ReportedRun]) -> list[tuple[str, str]]:
+    """Each run's name with the file of its reward model's pairs, in which runs that are compared often differ."""
+    sources = [(run.name, source_runs(run.folder).get("reward")) for run in runs]
+    return [
+        (name, Path(str(read_settings(reward)["data.train"])).name) for name, reward in sources if reward is not None
+    ]
 
 
 def reliability_section(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:

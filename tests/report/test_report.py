@@ -190,6 +190,16 @@ def test_the_page_shows_how_reliable_the_probabilities_are_of_runs_that_have_som
     assert "probabilities" not in text
 
 
+def test_reward_and_ndcg_are_drawn_along_the_distance_from_the_start(logs: Path, tmp_path: Path) -> None:
+    for name in ("few", "many"):
+        shutil.copytree(logs / "ppo" / "a", tmp_path / "ppo" / name)
+    text = write_report(find_rows(["ppo/few", "ppo/many"], tmp_path), "test", tmp_path / "page.html").read_text("utf-8")
+    section = text[text.index('<section id="reward">') :].partition("</section>")[0]
+    assert "NDCG by the distance from the start" in section
+    assert "Reward by the distance from the start" in section
+    assert re.search(r"Its pairs: ppo/few: \S+\.json; ppo/many: \S+\.json", section)
+
+
 def test_runs_that_were_not_evaluated_still_show_their_training(logs: Path, tmp_path: Path) -> None:
     shutil.copytree(logs / "pointwise" / "a", tmp_path / "pointwise" / "bare")
     for name in ("results.json", "cases.json", "finished.json"):
