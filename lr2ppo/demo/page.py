@@ -76,9 +76,8 @@ def build_page(ranker: LabelRanker, uploads: Uploads, examples: Sequence[Example
     """Build the page as gradio's `Blocks`; an example's button fills the fields and ranks."""
     gr = import_gradio()
     with gr.Blocks(title=f"LR2PPO: {ranker.name}", analytics_enabled=False, fill_width=True) as page:
-        gr.HTML(
-            render_header(ranker.name, compared=ranker.before is not None), elem_id="header", apply_default_css=False
-        )
+        start = None if ranker.before is None else ranker.before.name
+        gr.HTML(render_header(ranker.name, start), elem_id="header", apply_default_css=False)
         with gr.Row(elem_id="page"):
             with gr.Column(scale=4, min_width=320):
                 fields = _add_fields(gr)

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from lr2ppo.inference.labels import RankedLabel, format_probability
 from lr2ppo.inference.ranker import LabelRanker
-from lr2ppo.runs.stages import STAGES
+from lr2ppo.runs.stages import STAGES, Stage
 
 TEMPLATE = Path(__file__).with_name("template")
 PAGES = Environment(
     loader=FileSystemLoader(TEMPLATE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
-# CSS class by a stage's series; a model without a stage in its name uses the last one.
-LOOKS = ("before", "judge", "after")
+# The CSS class by the stage of a run's name; all others have `after`.
+LOOKS = {"pointwise": "before", "reward": "judge"}
 # A larger matrix would be slow and unreadable: only the first labels are shown.
 MATRIX_LABELS = 24
 # A cell's opacity for a certain preference; and the opacity from which its text turns light.
@@ -30,7 +30,7 @@ Frames = Path | list[Path]
 
 @dataclass(frozen=True)
 class Result:
-    """The order of a clip's labels: by the run, by the stage 1 run it started from, and pairwise by its reward model.
+    """The order of a clip's labels: by the run, by the run `start` it started from, and pairwise by its reward model.
 
     `preferences [n, n]`: for the first n labels of `after`, the probability that people put row before column.
     """
@@ -39,6 +39,7 @@ class Result:
     after: Sequence[RankedLabel]
     before: Sequence[RankedLabel] | None = None
     preferences: NDArray[np.floating[Any]] | None = None
+    start: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,12 @@ class Cell:
 def rank_clip(ranker: LabelRanker, frames: Frames, labels: Sequence[str], description: str) -> Result:
     """Compute everything that the page shows of a clip; raises `UserError` if frames or labels cannot be used."""
     after = ranker.rank(frames, labels, description)
-    before = None if ranker.before is None else ranker.before.rank(frames, labels, description)
+    start = ranker.before
+    before = None if start is None else start.rank(frames, labels, description)
     preferences = None
     if ranker.has_preferences and len(labels) > 1:
         preferences = ranker.preferences(frames, [ranked.label for ranked in after[:MATRIX_LABELS]], description)
-    return Result(ranker.name, after, before, preferences)
+    return Result(ranker.name, after, before, preferences, "" if start is None else start.name)
 
 
 def render_result(result: Result) -> str:
@@ -83,11 +85,11 @@ def render_result(result: Result) -> str:
     keys = {ranked.label: key for key, ranked in enumerate(after)}
     places = None if before is None else {ranked.label: at for at, ranked in enumerate(before)}
     labels = [ranked.label for ranked in after]
-    stage = STAGES.get(result.run.partition("/")[0])
     return PAGES.get_template("result.html").render(
         run=result.run,
-        look=LOOKS[-1] if stage is None else LOOKS[stage.series],
-        titles=[stage.title for stage in STAGES.values() if stage.model == "RelevanceRanker"],
+        look=LOOKS.get(result.run.partition("/")[0], "after"),
+        titles=[_title(result.start), _title(result.run)],
+        started=_short_title(result.start),
         after=order_rows(after, keys, places),
         before=None if before is None else order_rows(before, keys),
         labels=labels if preferences is None else labels[: len(preferences)],
@@ -97,10 +99,28 @@ def render_result(result: Result) -> str:
     )
 
 
-def render_header(run: str, compared: bool) -> str:
-    """Render the page's title and the run's name."""
-    shown = "beside the stage 1 ranker it started from" if compared else "orders a clip's labels"
-    return f"<h1>Label relevance ranking</h1><p><code>{html.escape(run)}</code> {html.escape(shown)}</p>"
+def render_header(run: str, start: str | None) -> str:
+    """Render the page's title, the run's name, and that of the run `start` it started from."""
+    shown = "orders a clip's labels"
+    if start is not None:
+        shown = f"beside <code>{html.escape(start)}</code>, which it started from"
+    return f"<h1>Label relevance ranking</h1><p><code>{html.escape(run)}</code> {shown}</p>"
+
+
+def _stage(run: str) -> Stage | None:
+    """The stage that a run's name starts with."""
+    return STAGES.get(run.partition("/")[0])
+
+
+def _title(run: str) -> str:
+    stage = _stage(run)
+    return run if stage is None else stage.title
+
+
+def _short_title(run: str) -> str:
+    """A run's stage, such as `stage 3`, for the middle of a sentence."""
+    stage = _stage(run)
+    return run if stage is None else stage.title.partition(":")[0].lower()
 
 
 def order_rows(
@@ -154,7 +174,7 @@ def agreements(result: Result, preferences: NDArray[np.floating[Any]]) -> list[t
     places = {ranked.label: at for at, ranked in enumerate(result.after[: len(preferences)])}
     orders = [("this order", result.after)]
     if result.before is not None:
-        orders = [("stage 1", result.before), ("stage 3", result.after)]
+        orders = [(_short_title(result.start), result.before), (_short_title(result.run), result.after)]
     shares = []
     for name, order in orders:
         at = [places[ranked.label] for ranked in order if ranked.label in places]

@@ -159,7 +159,7 @@ class LabelRanker:
 
     @cached_property
     def before(self) -> "LabelRanker | None":
-        """The stage 1 run that a stage 3 run started from, with the same encoders; None if there is none."""
+        """The stage 1 run that a run started from, directly or not, with the same encoders; None if there is none."""
         before = self._trained.before
         return None if before is None else LabelRanker(before, self._clips, self._device)
 

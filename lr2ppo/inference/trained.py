@@ -27,7 +27,7 @@ from lr2ppo.runs.lookup import (
 from lr2ppo.runs.records import Calibration
 from lr2ppo.runs.stages import STAGES
 
-# Subfolders of an exported folder: its reward model, and the run it started from.
+# Subfolders of an exported folder: its reward model, and the stage 1 run it started from.
 REWARD, BEFORE = "reward", "before"
 
 
@@ -132,11 +132,14 @@ def _find_reward(folder: Path) -> tuple[Path | None, str]:
 
 
 def _find_before(folder: Path, encoding: Encoding | None) -> Trained | None:
-    """Return the ranker that a ranker's run started from; None if it is missing or was trained on other features."""
+    """Return the first ranker that a ranker's run started from, directly or not: of stage 1, if that is not removed.
+
+    None if there is none, or if it was trained on other features.
+    """
     is_ranker = describe_model(folder / "best")[0] is RelevanceRanker
     found = source_runs(folder).get("ranker") if is_ranker else None
     if found is None:
         return None
     before = _open_run(found)
     others = before.use.encoders is not None and encoding_differences(before.use.encoders, encoding)
-    return None if others else before
+    return None if others else before.before or before

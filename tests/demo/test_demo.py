@@ -141,6 +141,22 @@ def test_moves_are_counted_from_the_earlier_order() -> None:
     assert 'd="M0 3.5 C50 3.5 50 0.5 100 0.5"' in html
 
 
+@pytest.mark.parametrize(
+    ("run", "titles", "names"),
+    [
+        ("ppo/a", ["Stage 1: the ranker", "Stage 3: LR2PPO"], ["stage 1", "stage 3"]),
+        ("finetune/a", ["Stage 1: the ranker", "Direct fine-tuning"], ["stage 1", "direct fine-tuning"]),
+        ("mine", ["Stage 1: the ranker", "mine"], ["stage 1", "mine"]),
+    ],
+)
+def test_orders_have_the_titles_of_their_runs(run: str, titles: list[str], names: list[str]) -> None:
+    result = Result(run, ranked("abc"), ranked("abc"), np.full((3, 3), 0.5), "pointwise/a")
+    html = render_result(result)
+    assert Page(html).texts["h3"] == titles
+    assert "comes first, as in stage 1" in html
+    assert [name for name, _ in agreements(result, np.full((3, 3), 0.5))] == names
+
+
 def test_a_single_order_has_no_moves_and_no_matrix() -> None:
     page = Page(render_result(Result(RUN, ranked("ab", [0.25, -1.5]))))
     assert page.texts["label"] == ["a", "b"]
@@ -193,7 +209,7 @@ def test_the_matrix_shows_the_probability_that_the_row_comes_before_the_column()
 
 def test_agreement_counts_the_pairs_that_an_order_puts_as_the_reward_model_would() -> None:
     preferences = np.array([[0.5, 0.9, 0.9], [0.1, 0.5, 0.4], [0.1, 0.6, 0.5]])
-    result = Result(RUN, ranked("abc"), ranked("cba"))
+    result = Result(RUN, ranked("abc"), ranked("cba"), start="pointwise/a")
     shares = dict(agreements(result, preferences))
     assert shares == pytest.approx({"stage 1": 1 / 3, "stage 3": 2 / 3})
     assert agreements(Result(RUN, ranked("abc")), np.full((3, 3), 0.5)) == [("this order", 0.5)]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -404,6 +405,26 @@ def test_a_ranker_without_reward_model_reports_it(
         before.compare(query.frames, "boat", "car")
     (found,) = before.score_batch([query])
     np.testing.assert_allclose(found, trained_world.cases("pointwise/one")[0]["scores"], atol=1e-5)
+
+
+def test_a_run_of_stage_3_that_starts_from_a_fine_tuned_ranker_is_shown_beside_stage_1(
+    trained_world: TrainedWorld, tmp_path: Path
+) -> None:
+    logs = shutil.copytree(trained_world.logs, tmp_path / "logs")
+    # As the run's own, from stage 1, but for its stage.
+    tuned = shutil.copytree(logs / "pointwise" / "one", logs / "finetune" / "two")
+    config = (tuned / "config.yaml").read_text(encoding="utf-8").replace("stage: pointwise", "stage: finetune")
+    (tuned / "config.yaml").write_text(f"{config}ranker: {logs / 'pointwise' / 'one'}\n", encoding="utf-8")
+    path = logs / "ppo" / "one" / "config.yaml"
+    config = re.sub("(?m)^ranker: .*", f"ranker: {tuned}", path.read_text(encoding="utf-8"))
+    path.write_text(config, encoding="utf-8")
+    before = open_trained("ppo/one", logs).before
+    assert before is not None
+    assert before.use.name == "pointwise/one"
+    shutil.rmtree(logs / "pointwise" / "one")
+    before = open_trained("ppo/one", logs).before
+    assert before is not None
+    assert before.use.name == "finetune/two"
 
 
 def test_a_clip_can_be_ranked_by_the_reward_model_of_a_run(trained_world: TrainedWorld) -> None:
