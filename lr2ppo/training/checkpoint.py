@@ -14,11 +14,12 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
 from lr2ppo.distributed.processes import Processes
-from lr2ppo.errors import UserError, show
+from lr2ppo.errors import UserError, advise, show
 from lr2ppo.files import file_fingerprint, read_json, write_json
 from lr2ppo.runs.records import Whole, explain_faults
 from lr2ppo.tensors import read_tensors, write_tensors
 from lr2ppo.training.learner import Learner
+from lr2ppo.training.writer import Writer
 
 STATE, CHECKSUMS, TEMPORARY = "state.json", "checksums.json", ".partial"
 RANDOM = "random."
@@ -108,12 +109,17 @@ def write_checkpoint(
     own: ProcessState,
     learners: Mapping[str, Learner[Any]],
     processes: Processes,
+    writer: Writer,
     substep: int = 0,
 ) -> None:
     """Write `folder/step-N-SUBSTEP` atomically, and keep the newest `keep` checkpoints.
 
-    Every process calls it. Raises `UserError` if the disk cannot be written; earlier checkpoints are unchanged.
+    The `writer` waits for the disk and gives the checkpoint its name while the run goes on: it is complete after
+    `writer.wait()`. Every process calls it. Raises `UserError` if the disk cannot be written, also of what the writer
+    wrote before; earlier checkpoints are unchanged.
     """
+    # A run that resumes from here needs the best weights that the state names.
+    writer.wait()
     target = folder / f"step-{state.step:07}-{substep:05}"
     partial = folder / f"{TEMPORARY}-{target.name}"
     if processes.is_main:
@@ -132,16 +138,24 @@ def write_checkpoint(
     processes.barrier()
     if processes.is_main:
         write_json(partial / STATE, asdict(state))
+        writer.start(lambda: _complete(partial, target, keep))
+
+
+def _complete(partial: Path, target: Path, keep: int) -> None:
+    """Bring the files of a checkpoint to the disk, give it its name, and remove older ones."""
+    try:
         write_json(partial / CHECKSUMS, {path.name: file_fingerprint(path) for path in sorted(partial.iterdir())})
         for path in [*partial.iterdir(), partial]:
             _sync(path)
         if target.exists():
             shutil.rmtree(target)
         partial.replace(target)
-        _sync(folder)
-        for old in _checkpoints(folder)[keep:]:
+        _sync(target.parent)
+        for old in _checkpoints(target.parent)[keep:]:
             shutil.rmtree(old)
-    processes.barrier()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{target}: cannot be written: {reason}; earlier files are intact; {advise(error)}") from None
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:

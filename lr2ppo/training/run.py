@@ -249,7 +249,10 @@ class TrainingRun(Generic[C]):
             if self.checkpoint is not None:
                 # Last, because building models and reading weights may have drawn random numbers.
                 self.checkpoint.restore_random(self.processes)
-            yield
+            try:
+                yield
+            finally:
+                self._writer.wait()
         self._finish()
 
     def fitting(self) -> AbstractContextManager[None]:
@@ -360,9 +363,11 @@ class TrainingRun(Generic[C]):
         self.state.counters = {name: learner.counters() for name, learner in self.learners.items()}
         folder, keep = self.folder / CHECKPOINTS, self.config.safety.keep
         with self._clock.spending("writing"):
-            # A run that resumes from here needs the best weights that its state names.
-            self._writer.wait()
-            write_checkpoint(folder, keep, self.state, own, self.learners, self.processes, substep)
+            write_checkpoint(folder, keep, self.state, own, self.learners, self.processes, self._writer, substep)
+            if asked // 2:
+                self._writer.wait()
+                # The launcher stops the others when the first process ends.
+                self.processes.barrier()
         self._written = time.monotonic()
         if asked // 2:
             self._log(f"stopped at step {self.step} of {self.steps}; the same command resumes from there")
@@ -412,7 +417,6 @@ class TrainingRun(Generic[C]):
 
     def _finish(self) -> None:
         """Save the last weights, write finished.json and remove the checkpoints."""
-        self._writer.wait()
         for number, (name, learner) in enumerate(self.learners.items()):
             last = self.folder / LAST
             learner.save(last / name if number else last)

@@ -1,10 +1,12 @@
 """A stopped run resumes, and ends as an uninterrupted one."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,48 @@ def test_other_policies_continue_with_the_same_bytes_and_rows(
     assert world.weights("ppo", f"stopped-{policy}") == world.weights("ppo", f"whole-{policy}")
     start, trained = (world.weights(*run) for run in (("pointwise", "whole"), ("ppo", f"whole-{policy}")))
     assert start["best/model.safetensors"] != trained["checkpoints/last/model.safetensors"]
+
+
+def test_a_run_goes_on_while_a_checkpoint_is_brought_to_the_disk(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    went_on, found = threading.Event(), []
+    fsync, real = os.fsync, TrainingRun.save_checkpoint
+
+    def slow(handle: int) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            found.append(went_on.wait(timeout=60))
+        fsync(handle)
+
+    def save(self: TrainingRun[Any], *arguments: Any) -> None:
+        if self.step == 4:
+            went_on.set()
+        real(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lr2ppo.training.checkpoint.os.fsync", slow)
+        patched.setattr(TrainingRun, "save_checkpoint", save)
+        world.train("pointwise", "slow-disk", "safety.checkpoint_steps=3")
+    assert found
+    assert all(found)
+    world.train("pointwise", "fast-disk", "safety.checkpoint_steps=3")
+    assert world.weights("pointwise", "slow-disk") == world.weights("pointwise", "fast-disk")
+
+
+def test_a_disk_that_fails_a_checkpoint_stops_the_run_and_leaves_the_one_before(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, checkpoints = os.fsync, world.logs / "pointwise" / "failing" / "checkpoints"
+
+    def failing(handle: int) -> None:
+        if checkpoints.joinpath("step-0000003-00000").exists():
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(handle)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lr2ppo.training.checkpoint.os.fsync", failing)
+        with pytest.raises(UserError, match=r"(?s)checkpoints.*Input/output error.*earlier files are intact"):
+            world.train("pointwise", "failing", "safety.checkpoint_steps=3")
+    assert [path.name for path in checkpoints.glob("step-*")] == ["step-0000003-00000"]
+    world.train("pointwise", "failing", "safety.checkpoint_steps=3")
 
 
 def test_a_run_whose_folder_is_removed_ends_and_does_not_train_into_nothing(
