@@ -8,8 +8,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from lr2ppo.benchmark.steps import Shape, Step, TimedConfig, make_step, optimizer_bytes, torch_products
-from lr2ppo.config.schema import ModelConfig
+from lr2ppo.benchmark.steps import FLOAT_BYTES, Shape, Step, TimedConfig, make_step, optimizer_bytes, torch_products
+from lr2ppo.config.schema import ComputeConfig, ModelConfig
 from lr2ppo.distributed.processes import Processes, resolve_precision
 from lr2ppo.ops.linear import FastLinear
 from lr2ppo.training.run_folder import peak_memory_gib
@@ -66,6 +66,22 @@ def memory_rate(device: torch.device) -> float:
     return 2 * COPIED_BYTES / min(time_steps(lambda: target.copy_(source), 5, device)) / 2**30
 
 
+def gradient_bytes(step: Step, compute: ComputeConfig) -> int:
+    """The bytes of the gradients that several processes average in a step."""
+    trained = [weight for model in step.models for weight in model.parameters() if weight.requires_grad]
+    most = 2 if compute.compress_gradients else FLOAT_BYTES
+    return sum(weight.numel() * min(most, weight.element_size()) for weight in trained)
+
+
+def averaging_seconds(size: int, processes: Processes) -> float:
+    """Time the sum of so many bytes over the processes and nothing else, in seconds; the best of five.
+
+    DDP averages gradients so. FSDP moves as many bytes: it gathers the weights and sums the gradients in parts.
+    """
+    values = torch.ones(size // FLOAT_BYTES, device=processes.device)
+    return min(time_steps(lambda: processes.all_reduce(values), 5, processes.device))
+
+
 def measure(
     config: TimedConfig,
     trunk: ModelConfig,
@@ -95,6 +111,7 @@ def measure(
     rate, gib_rate = max(torch_rate, layer_rate), memory_rate(processes.device)
     # The lower bound for any program: its products at the matrix rate, and AdamW's passes over memory.
     floor = flops / rate / 1e9 + optimizer_bytes(config.stage, trunk) / gib_rate / 2**30
+    averaged = gradient_bytes(step, config.compute)
     pairs = shape.clips * shape.pairs * processes.world_size
     encodings = shape.encodings(config.stage, plain)
     return {
@@ -119,6 +136,8 @@ def measure(
         "machine_gib_per_second": round(gib_rate, 1),
         "floor_seconds": float(f"{floor:.4g}"),
         "share_of_floor": round(floor / best, 3),
+        "mib_averaged_per_step": round(averaged / 2**20, 2),
+        "averaging_seconds": round(averaging_seconds(averaged, processes), 5) if processes.world_size > 1 else None,
         "mib_read_per_step": round(shape.bytes_read(config.stage, plain) / 2**20, 2),
         "peak_memory_gib": round(memory, 2),
     }

@@ -1,6 +1,8 @@
 """The benchmark: its figures, and the published computation gives the same results."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lr2ppo.benchmark.measure import count_flops
+from lr2ppo.benchmark.measure import count_flops, gradient_bytes
 from lr2ppo.benchmark.steps import Shape, encode_slots, make_step, optimizer_bytes, random_batch, score_slots
 from lr2ppo.cli import main
 from lr2ppo.config.load import load_config
@@ -43,6 +45,27 @@ def test_a_line_has_times_rates_work_and_memory(stage: str, plain: bool, capsys:
     by_products = line["matrix_gflop_per_step"] / line["machine_gflop_per_second"]
     assert line["floor_seconds"] > 0.9 * by_products
     assert line["share_of_floor"] == pytest.approx(line["floor_seconds"] / line["seconds_per_step"], rel=0.2)
+
+
+@pytest.mark.slow
+def test_several_processes_time_the_averaging_of_their_gradients() -> None:
+    words = ["benchmark", "reward", "--processes=2", "--labels=4", "--tokens=5", "--steps=1", "--preset=mini"]
+    command = [sys.executable, "-m", "lr2ppo", *words, "data.frames=2", "train.clips_per_batch=2"]
+    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=True)
+    line = json.loads(ran.stdout)
+    assert line["processes"] == 2
+    assert 0 < line["averaging_seconds"] < 60
+
+
+@pytest.mark.parametrize(("stage", "trained"), [("pointwise", 1), ("reward", 1), ("ppo", 2)])
+def test_the_gradients_of_what_is_trained_are_averaged(stage: str, trained: int, alone: Processes) -> None:
+    config = load_config(REPOSITORY / "configs" / "lrmovienet" / f"{stage}.yaml", stage, ["compute.precision=fp32"])
+    step = make_step(config, TRUNK, SHAPE, alone, plain=False)
+    weights = [sum(weight.numel() for weight in model.parameters()) for model in step.models[:trained]]
+    # But for a few biases, which have no effect.
+    assert gradient_bytes(step, config.compute) == pytest.approx(4 * sum(weights), rel=0.01)
+    halved = config.compute.model_copy(update={"compress_gradients": True})
+    assert 2 * gradient_bytes(step, halved) == gradient_bytes(step, config.compute)
 
 
 def gflop(stage: str, alone: Processes, plain: bool) -> int:
