@@ -42,6 +42,9 @@ class Connection(H11Protocol):
         except h11.LocalProtocolError:
             # uvicorn answers bytes that are no request even within another answer.
             self.transport.abort()
+            if self.cycle is not None:
+                # Before `connection_lost`, which comes later, the app may send another piece.
+                self.cycle.disconnected = True
             return
         if self.conn.their_state is h11.IDLE:
             self._head.start()

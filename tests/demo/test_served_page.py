@@ -13,10 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+import uvicorn
 from PIL import Image
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
 from lr2ppo.demo import gate, guard, server
 from lr2ppo.demo.address import Hosts, address_of, listen
@@ -309,6 +313,33 @@ def test_slow_clients_are_let_go(served: Client, monkeypatch: pytest.MonkeyPatch
         assert until_closed(head) == b""
     started = f"POST {API}/queue/join HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n".encode()
     assert until_closed(started + b"{").split()[1] == b"408"
+
+
+def test_a_piece_sent_to_a_connection_that_was_just_aborted_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def converse() -> None:
+        aborted, answered = asyncio.Event(), asyncio.Event()
+
+        async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await aborted.wait()
+            await send({"type": "http.response.body", "body": b"a piece", "more_body": True})
+            answered.set()
+
+        config = uvicorn.Config(app, interface="asgi3", log_level="error")
+        config.load()
+        transport = MagicMock(**{"is_closing.return_value": False, "get_write_buffer_size.return_value": 0})
+        connection = server.Connection(config, ServerState(), {})
+        connection.connection_made(transport)
+        connection.data_received(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        while not transport.write.called:
+            await asyncio.sleep(0)
+        connection.data_received(b"more")
+        transport.abort.assert_called_once_with()
+        aborted.set()
+        await asyncio.wait_for(answered.wait(), timeout=60)
+
+    asyncio.run(converse())
+    assert not caplog.records
 
 
 def test_bytes_that_are_no_request_get_no_traceback(
