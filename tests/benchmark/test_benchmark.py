@@ -1,6 +1,7 @@
 """The benchmark: its figures, and the published computation gives the same results."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -47,14 +48,27 @@ def test_a_line_has_times_rates_work_and_memory(stage: str, plain: bool, capsys:
     assert line["share_of_floor"] == pytest.approx(line["floor_seconds"] / line["seconds_per_step"], rel=0.2)
 
 
+AVERAGING = """
+from lr2ppo.benchmark.measure import averaging_seconds
+from lr2ppo.distributed.processes import join_processes
+
+with join_processes("cpu") as processes:
+    seconds = averaging_seconds(4096, processes)
+    if processes.is_main:
+        print(processes.world_size, seconds)
+"""
+
+
 @pytest.mark.slow
-def test_several_processes_time_the_averaging_of_their_gradients() -> None:
-    words = ["benchmark", "reward", "--processes=2", "--labels=4", "--tokens=5", "--steps=1", "--preset=mini"]
-    command = [sys.executable, "-m", "lr2ppo", *words, "data.frames=2", "train.clips_per_batch=2"]
-    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=True)
-    line = json.loads(ran.stdout)
-    assert line["processes"] == 2
-    assert 0 < line["averaging_seconds"] < 60
+def test_several_processes_time_the_averaging_of_their_gradients(tmp_path: Path) -> None:
+    (tmp_path / "averaging.py").write_text(AVERAGING, encoding="utf-8")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [*torchrun, str(tmp_path / "averaging.py")]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=True).stdout
+    processes, seconds = printed.split()
+    assert processes == "2"
+    assert 0 < float(seconds) < 60
 
 
 @pytest.mark.parametrize(("stage", "trained"), [("pointwise", 1), ("reward", 1), ("ppo", 2)])
