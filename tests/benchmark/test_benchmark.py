@@ -62,11 +62,11 @@ with join_processes("cpu") as processes:
 @pytest.mark.slow
 def test_several_processes_time_the_averaging_of_their_gradients(tmp_path: Path) -> None:
     (tmp_path / "averaging.py").write_text(AVERAGING, encoding="utf-8")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    command = [*torchrun, str(tmp_path / "averaging.py")]
-    printed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=True).stdout
-    processes, seconds = printed.split()
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "NPROC": "2"}
+    command = [sys.executable, "-m", "lr2ppo.distributed.launch", str(tmp_path / "averaging.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    processes, seconds = done.stdout.split()
     assert processes == "2"
     assert 0 < float(seconds) < 60
 
