@@ -143,9 +143,6 @@ def join_processes(device: str) -> Iterator[Processes]:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
     try:
         yield Processes(rank, world_size, chosen)
-        if dist.is_initialized():
-            # A thread of gloo that still holds a tensor of Python when the interpreter ends would abort the process.
-            dist.barrier()
     except RuntimeError as error:
         if world_size == 1 or not (isinstance(error, dist.DistBackendError) or re.search(PEER_LOST, str(error))):
             raise

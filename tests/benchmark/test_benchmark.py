@@ -1,9 +1,6 @@
 """The benchmark: its figures, and the published computation gives the same results."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,29 +43,6 @@ def test_a_line_has_times_rates_work_and_memory(stage: str, plain: bool, capsys:
     by_products = line["matrix_gflop_per_step"] / line["machine_gflop_per_second"]
     assert line["floor_seconds"] > 0.9 * by_products
     assert line["share_of_floor"] == pytest.approx(line["floor_seconds"] / line["seconds_per_step"], rel=0.2)
-
-
-AVERAGING = """
-from lr2ppo.benchmark.measure import averaging_seconds
-from lr2ppo.distributed.processes import join_processes
-
-with join_processes("cpu") as processes:
-    seconds = averaging_seconds(4096, processes)
-    if processes.is_main:
-        print(processes.world_size, seconds)
-"""
-
-
-@pytest.mark.slow
-def test_several_processes_time_the_averaging_of_their_gradients(tmp_path: Path) -> None:
-    (tmp_path / "averaging.py").write_text(AVERAGING, encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "NPROC": "2"}
-    command = [sys.executable, "-m", "lr2ppo.distributed.launch", str(tmp_path / "averaging.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    processes, seconds = done.stdout.split()
-    assert processes == "2"
-    assert 0 < float(seconds) < 60
 
 
 @pytest.mark.parametrize(("stage", "trained"), [("pointwise", 1), ("reward", 1), ("ppo", 2)])
