@@ -30,9 +30,10 @@ Frames = Path | list[Path]
 
 @dataclass(frozen=True)
 class Result:
-    """The order of a clip's labels: by the run, by the run `start` it started from, and pairwise by its reward model.
+    """The order of a clip's labels: by the run, by the run that it started from, and pairwise by its reward model.
 
-    `preferences [n, n]`: for the first n labels of `after`, the probability that people put row before column.
+    `preferences [n, n]`: for the first n labels of `after`, the probability that people put row before column. `start`
+    is the name of the run that `before` is the order of.
     """
 
     run: str

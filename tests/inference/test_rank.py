@@ -411,7 +411,7 @@ def test_a_run_of_stage_3_that_starts_from_a_fine_tuned_ranker_is_shown_beside_s
     trained_world: TrainedWorld, tmp_path: Path
 ) -> None:
     logs = shutil.copytree(trained_world.logs, tmp_path / "logs")
-    # As the run's own, from stage 1, but for its stage.
+    # A copy of the stage 1 run in the place of a fine-tuned one.
     tuned = shutil.copytree(logs / "pointwise" / "one", logs / "finetune" / "two")
     config = (tuned / "config.yaml").read_text(encoding="utf-8").replace("stage: pointwise", "stage: finetune")
     (tuned / "config.yaml").write_text(f"{config}ranker: {logs / 'pointwise' / 'one'}\n", encoding="utf-8")
